@@ -1,0 +1,182 @@
+"""Where the example's training images come from."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dlg.errors import InputError
+
+BUNDLED = Path(__file__).parent / "sample"
+SIDE = 28
+_IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
+_PICTURES = (".png", ".jpg", ".jpeg")
+
+
+def load(sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Load training images and their labels.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        ``["bundled"]``, the sample that ships with the project; ``["mnist"]``,
+        the whole training set through PaddlePaddle; or paths: one folder with
+        MNIST-named IDX files or with pictures, or pictures.
+
+    Returns
+    -------
+    images : ndarray, shape (N, 1, 28, 28), float32
+        Pixels in [0, 1], white ink on black.
+    labels : ndarray, shape (N, 1), int64
+        0 to 9.
+
+    Raises
+    ------
+    InputError
+        Where a file is missing, unreadable or not what its name says.
+    """
+    if list(sources) == ["bundled"]:
+        return _load_idx_folder(BUNDLED)
+    if list(sources) == ["mnist"]:
+        return _load_whole_mnist()
+    if len(sources) == 1 and Path(sources[0]).is_dir():
+        folder = Path(sources[0])
+        if _find_idx(folder, "images-idx3") is not None:
+            return _load_idx_folder(folder)
+        pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+        if not pictures:
+            raise InputError(
+                f"--data {str(folder)!r}: no MNIST-named IDX files (such as t10k-images-idx3-ubyte.gz)"
+                " and no PNG or JPEG pictures in this folder"
+            )
+        return _load_pictures(pictures)
+    return _load_pictures([Path(source) for source in sources])
+
+
+def first_batch(images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first batch of a shuffled epoch.
+
+    Parameters
+    ----------
+    images, labels : ndarray, first dimension N
+        A data set.
+    batch_size : int
+        How many to take, at most N.
+    seed : int
+        The shuffle's seed.
+
+    Raises
+    ------
+    InputError
+        Where the data set has fewer than `batch_size` images.
+    """
+    if batch_size > len(images):
+        raise InputError(
+            f"--batch_size {batch_size}: the data has only {len(images)} image{'s' * (len(images) != 1)};"
+            f" give more, or --batch_size {len(images)} or less"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(images))[:batch_size]
+    return images[chosen], labels[chosen]
+
+
+def _find_idx(folder: Path, kind: str) -> Path | None:
+    """The IDX file of this kind in a folder; the training split before the test split."""
+    for split in ("train", "t10k"):
+        for ending in ("", ".gz"):
+            file = folder / f"{split}-{kind}-ubyte{ending}"
+            if file.is_file():
+                return file
+    return None
+
+
+def _load_idx_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    images_file = _find_idx(folder, "images-idx3")
+    split = images_file.name.partition("-")[0]
+    labels_file = next(
+        (file for ending in ("", ".gz") if (file := folder / f"{split}-labels-idx1-ubyte{ending}").is_file()), None
+    )
+    if labels_file is None:
+        raise InputError(f"--data {str(folder)!r}: {images_file.name} is there, but {split}-labels-idx1-ubyte is not")
+    images = _read_idx(images_file, _IMAGES_MAGIC)
+    labels = _read_idx(labels_file, _LABELS_MAGIC)
+    if images.shape[1:] != (SIDE, SIDE):
+        raise InputError(
+            f"{str(images_file)!r}: its images are {images.shape[1]} by {images.shape[2]}, expected {SIDE} by {SIDE}"
+        )
+    if len(images) != len(labels):
+        raise InputError(f"{str(folder)!r}: {len(images)} images but {len(labels)} labels; expected as many of each")
+    if len(images) == 0:
+        raise InputError(f"{str(images_file)!r}: holds no images")
+    if labels.max() > 9:
+        raise InputError(f"{str(labels_file)!r}: holds the label {labels.max()}, expected digits from 0 to 9")
+    return images[:, None].astype(np.float32) / 255, labels[:, None].astype(np.int64)
+
+
+def _read_idx(file: Path, magic: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzip'd or not, trusting nothing it says."""
+    try:
+        content = file.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {str(file)!r}: {error}; fetch it again") from None
+    dimensions = magic % 256
+    header = np.frombuffer(content[: 4 * (1 + dimensions)], ">u4")
+    if len(header) != 1 + dimensions or header[0] != magic:
+        raise InputError(f"{str(file)!r} is not an IDX file of the expected kind (magic number {magic})")
+    shape = tuple(int(size) for size in header[1:])
+    expected, found = int(np.prod(shape, dtype=object)), len(content) - header.nbytes
+    if found != expected:
+        raise InputError(
+            f"{str(file)!r}: its header promises {expected} bytes of data, the file has {found}; fetch it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(shape)
+
+
+def _load_pictures(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    images = np.stack([_read_picture(file) for file in files])
+    labels = [int(file.name[0]) if re.match("[0-9]", file.name) else 0 for file in files]
+    return images[:, None], np.array(labels, np.int64)[:, None]
+
+
+def _read_picture(file: Path) -> np.ndarray:
+    """One picture as 28 by 28 grey pixels in [0, 1]; what is transparent is black."""
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as opened:
+            colour = ImageOps.exif_transpose(opened).convert("RGBA")
+    except FileNotFoundError:
+        raise InputError(
+            f"--data {str(file)!r}: no such file or folder; expected bundled, mnist, a folder or pictures"
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).rpartition("/")[2] if "cannot identify" in str(error) else str(error)
+        raise InputError(f"--data {str(file)!r}: not a readable PNG or JPEG picture ({reason})") from None
+    black = Image.new("RGBA", colour.size, "black")
+    grey = Image.alpha_composite(black, colour).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(grey, np.float32) / 255
+
+
+def _load_whole_mnist() -> tuple[np.ndarray, np.ndarray]:
+    from paddle.vision.datasets import MNIST
+
+    try:
+        dataset = MNIST(mode="train", backend="cv2")
+    except Exception as error:
+        # Paddle raises a bare RuntimeError, AssertionError or OSError, by what failed.
+        raise InputError(
+            "--data mnist: the set is neither in PaddlePaddle's cache nor could it be downloaded"
+            f" ({_first_line(error)}); --data bundled needs no network"
+        ) from None
+    images = np.stack(dataset.images).reshape(-1, 1, SIDE, SIDE).astype(np.float32) / 255
+    return images, np.stack(dataset.labels).reshape(-1, 1).astype(np.int64)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

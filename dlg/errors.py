@@ -1,0 +1,13 @@
+"""What goes wrong for reasons the user can mend."""
+
+
+class InputError(ValueError):
+    """An option, a file, a network or a gradient that the attack cannot take.
+
+    The message names the value that was wrong, what was expected and what to
+    do about it, in one line.
+    """
+
+
+class SecondDerivativeError(InputError):
+    """A network with an op that cannot be differentiated twice."""

@@ -1,0 +1,137 @@
+"""Ties the attack's parameters to the trained ones, and their weights and gradients with them.
+
+The attack calls the network a second time, in a program of its own. Layers made
+there may get other names, so equal names alone do not tie parameters together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import paddle
+
+from dlg.errors import InputError
+from dlg.second_order import Value
+
+Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray]"
+
+
+def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[str, np.ndarray]:
+    """The shared gradients by the name of the trained parameter they belong to.
+
+    Parameters
+    ----------
+    origin_grad : sequence of ndarray, or mapping of str to ndarray
+        The gradients in the order of `trained`, or by name. None stands for a
+        parameter that has no gradient.
+    trained : sequence of Value
+        The training program's trainable parameters.
+
+    Raises
+    ------
+    InputError
+        Where gradients are missing, too many, of another shape or dtype than
+        their parameter, or not finite.
+    """
+    by_name = {parameter.name: parameter for parameter in trained}
+    if isinstance(origin_grad, Mapping):
+        unknown = sorted(set(origin_grad) - set(by_name))
+        if unknown:
+            raise InputError(
+                f"origin_grad has {unknown[0]!r}, which is no trainable parameter of the training program;"
+                f" those are {', '.join(sorted(by_name)) or 'none'}"
+            )
+        given = dict(origin_grad)
+    else:
+        if len(origin_grad) != len(trained):
+            raise InputError(
+                f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
+                f" parameters ({', '.join(by_name)}); give one for each, in this order, or a dict by name"
+            )
+        given = dict(zip(by_name, origin_grad))
+    gradients = {name: np.asarray(gradient) for name, gradient in given.items() if gradient is not None}
+    if not gradients:
+        raise InputError("origin_grad holds no gradient; give one for each trainable parameter")
+    for name, gradient in gradients.items():
+        expected = tuple(by_name[name].shape)
+        if gradient.shape != expected:
+            raise InputError(f"the gradient of {name!r} is shaped {gradient.shape}, its parameter {expected}")
+        if not np.issubdtype(gradient.dtype, np.floating):
+            raise InputError(f"the gradient of {name!r} is {gradient.dtype}, expected floating-point numbers")
+        if not np.isfinite(gradient).all():
+            raise InputError(f"the gradient of {name!r} holds NaN or infinity; capture it again")
+    return gradients
+
+
+def tie(attacked: Sequence[Value], trained: Sequence[Value], *, every: bool) -> dict[str, str]:
+    """Pair the attack's parameters with the trained ones.
+
+    By name where the names agree, else by the order in which the programs list
+    them.
+
+    Parameters
+    ----------
+    attacked, trained : sequence of Value
+        Parameters of the attack's and of the training program.
+    every : bool
+        Whether each trained parameter must find its pair.
+
+    Returns
+    -------
+    dict of str to str
+        From the attack's name to the trained one's.
+
+    Raises
+    ------
+    InputError
+        Where the two differ in number, shape or dtype.
+    """
+    by_name = {parameter.name: parameter for parameter in trained}
+    names_agree = all(parameter.name in by_name for parameter in attacked)
+    if len(attacked) != len(trained) and (every or not names_agree):
+        raise InputError(
+            f"the network made {len(attacked)} parameters ({', '.join(p.name for p in attacked)}) where the shared"
+            f" gradients or the training program have {len(trained)} ({', '.join(by_name)});"
+            " give the callable that built the training program, and all of its gradients"
+        )
+    pairs = [(p, by_name[p.name]) for p in attacked] if names_agree else list(zip(attacked, trained))
+    for ours, theirs in pairs:
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            raise InputError(
+                f"the attack's parameter {ours.name!r} is {_described(ours)}, the trained {theirs.name!r} is"
+                f" {_described(theirs)}; give the callable that built the training program"
+            )
+    return {ours.name: theirs.name for ours, theirs in pairs}
+
+
+def copy_weights(names: Mapping[str, str], place: object) -> paddle.static.Scope:
+    """Copy the trained weights into a scope of the attack's own.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        From the attack's name to the trained one's, as `tie` gives it.
+    place : paddle.CPUPlace or paddle.CUDAPlace
+        Where the copies go.
+
+    Raises
+    ------
+    InputError
+        Where a trained parameter has no value in the current scope.
+    """
+    participant, scope = paddle.static.global_scope(), paddle.static.Scope()
+    for ours, theirs in names.items():
+        variable = participant.find_var(theirs)
+        if variable is None or not variable.get_tensor()._is_initialized():
+            raise InputError(
+                f"the trained parameter {theirs!r} has no value in the current scope; run the startup program"
+                " with this executor first, and call the attack inside the same scope_guard"
+            )
+        scope.var(ours).get_tensor().set(np.array(variable.get_tensor()), place)
+    return scope
+
+
+def _described(parameter: Value) -> str:
+    return f"{tuple(parameter.shape)} {str(parameter.dtype).rpartition('.')[2].lower()}"

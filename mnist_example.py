@@ -1,0 +1,177 @@
+"""Train one step on MNIST as usual, share its gradients, and see what they give away."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+from collections.abc import Sequence
+
+import dlg  # first: it keeps PaddlePaddle's log lines out of the output
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from dlg import data, metrics, snapshots
+from dlg.errors import InputError
+from dlg.options import OneLineParser, add_attack_options, argument_type, true_or_false
+from dlg.result_folder import ResultFolder
+
+
+EXIT_CODES = {"iterations": 0, "diverged": 1, "interrupted": 130}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(prog="mnist_example.py", description=__doc__)
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--use_gpu",
+        type=argument_type(true_or_false),
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="BOOL",
+        help="run on the GPU (default: %(default)s)",
+    )
+    training.add_argument(
+        "--data",
+        nargs="+",
+        default=["bundled"],
+        metavar="SOURCE",
+        help="bundled (the sample that comes with the project, the default), mnist (the whole set, downloaded by"
+        " PaddlePaddle), a folder with MNIST-named IDX files, or pictures (PNG, JPEG; label from a leading digit)",
+    )
+    add_attack_options(parser.add_argument_group("attack"))
+    return parser.parse_args(argv)
+
+
+def network(feature: paddle.pir.Value, label: paddle.pir.Value) -> tuple[paddle.pir.Value, paddle.pir.Value]:
+    """Softmax regression: one fully connected layer and cross entropy."""
+    prediction = paddle.nn.Linear(28 * 28, 10)(paddle.flatten(feature, start_axis=1))
+    return prediction, paddle.mean(F.cross_entropy(prediction, label))
+
+
+def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
+    """The device to run on; a GPU that was asked for and is not there is an error."""
+    if not use_gpu:
+        return paddle.CPUPlace()
+    if not paddle.is_compiled_with_cuda():
+        raise InputError(
+            f"--use_gpu True: this PaddlePaddle {paddle.__version__} is a CPU-only build; install the GPU build"
+            " (pip install paddlepaddle-gpu, see PaddlePaddle's installation page), or leave --use_gpu away"
+        )
+    if paddle.device.cuda.device_count() == 0:
+        raise InputError(
+            "--use_gpu True: no CUDA device was found; check the driver with nvidia-smi and CUDA_VISIBLE_DEVICES,"
+            " or leave --use_gpu away"
+        )
+    return paddle.CUDAPlace(0)
+
+
+def train_and_attack(args: argparse.Namespace) -> int:
+    place = choose_place(args.use_gpu)
+    images, labels = data.first_batch(*data.load(args.data), args.batch_size, args.seed)
+    folder = ResultFolder(args.result_dir)
+
+    # The training program, as anyone would write it.
+    paddle.enable_static()
+    paddle.seed(args.seed)
+    main_program, startup_program = paddle.static.Program(), paddle.static.Program()
+    with paddle.static.program_guard(main_program, startup_program):
+        img = paddle.static.data("img", [None, 1, 28, 28], "float32")
+        label = paddle.static.data("label", [None, 1], "int64")
+        _, loss = network(img, label)
+        # The optimizer's backward pass alone: gradients, and no weight is updated.
+        gradients = paddle.optimizer.Adam(learning_rate=0.001).backward(loss)
+    exe = paddle.static.Executor(place)
+    exe.run(startup_program)
+
+    # The first step on the first batch. What a participant would share is captured here.
+    captured = exe.run(
+        main_program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in gradients]
+    )
+    origin_grad = {parameter.name: value for (parameter, _), value in zip(gradients, captured)}
+
+    # The attacker is given the model and the gradients, and nothing of the batch but its size.
+    folder.remove(r"target\.png|progress\.png|summary\.json")
+    try:
+        recovered = dlg.dlg_attack(args, img, label, network, exe, origin_grad)
+    except dlg.AttackInterrupted as interruption:
+        recovered = interruption.reconstruction
+
+    # From here on the participant looks at what the attacker got.
+    scores = metrics.compare(images, recovered.feature)
+    rows = [
+        {
+            "image": score.image,
+            "recovered_image": score.recovered,
+            "true_label": int(labels[score.image, 0]),
+            "recovered_label": int(recovered.label[score.recovered]),
+            "psnr": score.psnr if math.isfinite(score.psnr) else None,
+            "ssim": score.ssim,
+            "mse": score.mse,
+        }
+        for score in scores
+    ]
+    snapshots.save_batch(folder, "target.png", images)
+    snapshots.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
+    save_summary(folder, args, recovered, rows)
+    print_outcome(args, recovered, rows)
+    return EXIT_CODES[recovered.ended]
+
+
+def save_summary(
+    folder: ResultFolder, args: argparse.Namespace, recovered: dlg.Reconstruction, rows: Sequence[dict]
+) -> None:
+    """Write summary.json."""
+    summary = {
+        "interrupted": recovered.ended == "interrupted",
+        "ended": recovered.ended,
+        "options": vars(args) | {"result_dir": str(args.result_dir)},
+        "versions": {
+            "python": platform.python_version(),
+            "paddlepaddle": paddle.__version__,
+            "numpy": np.__version__,
+        },
+        "iterations": recovered.iterations,
+        "seconds": recovered.seconds,
+        "loss": recovered.loss,
+        "history": recovered.history,
+        "images": rows,
+    }
+    folder.write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+
+def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows: Sequence[dict]) -> None:
+    """Say how long the attack took and what it recovered."""
+    print(f"attack: {recovered.iterations} iterations in {recovered.seconds:.2f} s, loss {recovered.loss:.3e}")
+    print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
+    for row in rows:
+        psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+        print(
+            f"{row['image']:>5}  {row['true_label']:>10}  {row['recovered_label']:>15}  {psnr:>8}  {row['ssim']:>6.3f}"
+        )
+    print(f"pictures and summary.json are in {args.result_dir}; look at progress.png first")
+    if recovered.ended == "diverged":
+        print(
+            f"mnist_example.py: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
+            f" number); take a smaller step, such as --learning_rate {args.learning_rate / 4:g}",
+            file=sys.stderr,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        return train_and_attack(args)
+    except (InputError, OSError) as error:
+        print(f"mnist_example.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return EXIT_CODES["interrupted"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
