@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dlg.errors import InputError
 
@@ -155,8 +157,9 @@ def _read_picture(file: Path) -> np.ndarray:
             f"--data {str(file)!r}: no such file or folder; expected bundled, mnist, a folder or pictures"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).rpartition("/")[2] if "cannot identify" in str(error) else str(error)
-        raise InputError(f"--data {str(file)!r}: not a readable PNG or JPEG picture ({reason})") from None
+        # Pillow's own words for a foreign file only repeat its name.
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise InputError(f"--data {str(file)!r}: not a readable PNG or JPEG picture{reason}") from None
     black = Image.new("RGBA", colour.size, "black")
     grey = Image.alpha_composite(black, colour).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(grey, np.float32) / 255
@@ -166,7 +169,9 @@ def _load_whole_mnist() -> tuple[np.ndarray, np.ndarray]:
     from paddle.vision.datasets import MNIST
 
     try:
-        dataset = MNIST(mode="train", backend="cv2")
+        # The download talks on both streams.
+        with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
+            dataset = MNIST(mode="train", backend="cv2")
     except Exception as error:
         # Paddle raises a bare RuntimeError, AssertionError or OSError, by what failed.
         raise InputError(

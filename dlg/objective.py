@@ -14,7 +14,7 @@ from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
 from dlg.parameters import Gradients, copy_weights, named_gradients, tie
-from dlg.second_order import Value, drop_unused_values, make_differentiable
+from dlg.second_order import Value, drop_unused_values, make_differentiable, remove_dead_ops
 
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
@@ -29,9 +29,9 @@ class Objective:
         Computes the values below from what is fed.
     dummy_data : Value, (B, ...), floating
         The dummy batch; fed.
-    dummy_label : Value, (B, C), float32
+    dummy_label : Value, (B, C), floating
         The dummy labels' logits; fed.
-    label_probability : Value, (B, C), float32
+    label_probability : Value, (B, C), floating
         Their softmax.
     loss : Value, ()
         The gradient-matching loss D.
@@ -106,7 +106,7 @@ def build_objective(
         prediction, loss = _call(network, dummy_data, called_label)
         # The label's width is known only now, and what the network made must come after it.
         pir.reset_insertion_point_to_start()
-        dummy_label = paddle.static.data("dummy_label", [batch_size, prediction.shape[1]], "float32")
+        dummy_label = paddle.static.data("dummy_label", [batch_size, prediction.shape[1]], prediction.dtype)
         label_probability = F.softmax(dummy_label)
         pir.reset_insertion_point_to_end()
         if called_label.shape == label_probability.shape and called_label.dtype == label_probability.dtype:
@@ -127,13 +127,16 @@ def build_objective(
 
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         shared = {f"shared_gradient_{index}": given[name] for index, name in enumerate(names.values())}
-        shared_values = [paddle.static.data(name, gradient.shape) for name, gradient in shared.items()]
+        shared_values = [
+            paddle.static.data(name, value.shape, value.dtype) for name, value in zip(shared, dummy_gradients)
+        ]
         loss = gradient_matching_loss(dummy_gradients, shared_values, batch_size)
         data_gradient, label_gradient = paddle.static.gradients([loss], sources)
         for gradient, what in ((data_gradient, "features"), (label_gradient, "label")):
             if gradient is None:
                 raise InputError(f"the network's gradients do not depend on its {what}; there is nothing to recover")
         data_gradient, label_gradient = drop_unused_values([data_gradient, label_gradient])
+        remove_dead_ops([*sources, label_probability, loss, data_gradient, label_gradient])
 
     rest = [parameter for parameter in parameters if parameter.name not in names]
     names |= tie(rest, [p for p in trained if p.name not in given], every=False)
@@ -145,9 +148,14 @@ def build_objective(
         loss,
         data_gradient,
         label_gradient,
-        {name: np.asarray(gradient, np.float32) for name, gradient in shared.items()},
+        {name: gradient.astype(numpy_dtype(value)) for (name, gradient), value in zip(shared.items(), shared_values)},
         copy_weights(names, place),
     )
+
+
+def numpy_dtype(value: Value) -> str:
+    """The NumPy name of a value's dtype."""
+    return str(value.dtype).rpartition(".")[2]
 
 
 def _batch_shape(variable: Value, batch_size: int) -> list[int]:

@@ -11,7 +11,7 @@ import paddle
 from paddle.autograd.backward_utils import ValueDict, ValueSet
 from paddle.base.libpaddle import pir
 
-from dlg.objective import Objective
+from dlg.objective import Objective, numpy_dtype
 from dlg.second_order import Operation, Value, ops_behind
 
 # Keeps the attack's random numbers apart from others drawn with the same seed.
@@ -26,9 +26,9 @@ class DummyBatch:
     ----------
     data : ndarray, shape (B, ...)
         The dummy data.
-    label : ndarray, shape (B, C), float32
+    label : ndarray, shape (B, C)
         The dummy labels' logits.
-    label_probability : ndarray, shape (B, C), float32
+    label_probability : ndarray, shape (B, C)
         Their softmax.
     loss : float
         The gradient-matching loss here.
@@ -70,12 +70,12 @@ class GradientDescent:
             start = [paddle.static.data(source.name, source.shape, source.dtype) for source in sources]
             iterations = paddle.static.data("iterations", [], "int64")
             first, one = paddle.zeros([], "int64"), paddle.ones([], "int64")
-            rate = paddle.full([], learning_rate, "float32")
+            rates = [paddle.full([], learning_rate, source.dtype) for source in sources]
             known = _copy(_joined(constants, more_constants), ValueDict())
 
             def iterate(iteration: Value, *dummy: Value) -> list[Value]:
                 copies = _copy(step, _with(known, sources, dummy))
-                moved = [value + rate * copies[gradient] for value, gradient in zip(dummy, gradients)]
+                moved = [value + rate * copies[gradient] for value, rate, gradient in zip(dummy, rates, gradients)]
                 return [iteration + one, *moved]
 
             _, *end = paddle.static.nn.while_loop(
@@ -92,8 +92,9 @@ class GradientDescent:
         """
         objective = self._objective
         noise = np.random.default_rng((seed, _ATTACKER)).standard_normal(objective.dummy_data.shape)
-        data, label = 0.1 * noise, np.zeros(objective.dummy_label.shape)
-        return self._run(data.astype(np.float32), label.astype(np.float32), 0)
+        data = (0.1 * noise).astype(numpy_dtype(objective.dummy_data))
+        label = np.zeros(objective.dummy_label.shape, numpy_dtype(objective.dummy_label))
+        return self._run(data, label, 0)
 
     def descend(self, dummy: DummyBatch, iterations: int) -> DummyBatch:
         """Steps 3 to 5 of the attack, `iterations` times."""

@@ -68,9 +68,6 @@ def _option(default: Any, check: Callable[[Any], Any], text: str) -> Any:
     return dataclasses.field(default=default, metadata={"check": check, "help": text})
 
 
-_RESULTS = Path("./att_results")
-
-
 @dataclasses.dataclass(frozen=True)
 class AttackOptions:
     """What the attack can be told, with its defaults.
@@ -82,7 +79,7 @@ class AttackOptions:
     batch_size: int = _option(2, integer_between(1), "the batch size of normal training")
     iterations: int = _option(3000, integer_between(1), "attack iterations")
     learning_rate: float = _option(-8.5, descending_step, "the attack's step; it is added, so it is negative")
-    result_dir: Path = _option(_RESULTS, folder_path, "where results go; created if missing")
+    result_dir: Path = _option(Path("./att_results"), folder_path, "where results go; created if missing")
     seed: int = _option(0, integer_between(0, 2**32 - 1), "the same seed gives the same run")
     snapshot_every: int = _option(100, integer_between(1), "iterations between two result_NUM.png")
 

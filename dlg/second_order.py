@@ -60,27 +60,41 @@ def _softmax(op: Operation, _: ProbabilityOf) -> list[Value]:
 
 
 @_rule("cross_entropy_with_softmax_grad")
-def _cross_entropy(op: Operation, probability_of: ProbabilityOf) -> list[Value]:
-    attributes, inputs = op.attrs(), _inputs(op)
+def _cross_entropy_gradient(op: Operation, probability_of: ProbabilityOf) -> list[Value]:
+    inputs = _inputs(op)
     forward = inputs["softmax"].get_defining_op()
     prediction = forward.operand_source(0)  # logits; with use_softmax=False, probabilities
+    probability = _target(forward, probability_of)
+    if op.attrs()["use_softmax"]:
+        return [(F.softmax(prediction, axis=op.attrs()["axis"]) - probability) * inputs["loss_grad"]]
+    return [-probability / prediction * inputs["loss_grad"]]
+
+
+# For losses whose gradient depends on the cross entropy's value, a focal loss for one.
+@_rule("cross_entropy_with_softmax")
+def _cross_entropy(op: Operation, probability_of: ProbabilityOf) -> list[Value]:
+    prediction, axis = op.operand_source(0), op.attrs()["axis"]
+    probability = _target(op, probability_of)
+    logarithm = F.log_softmax(prediction, axis=axis) if op.attrs()["use_softmax"] else paddle.log(prediction)
+    return [op.result(0), -paddle.sum(probability * logarithm, axis=axis, keepdim=True)]
+
+
+def _target(cross_entropy: Operation, probability_of: ProbabilityOf) -> Value:
+    """The probability vectors that a cross entropy compares with."""
+    attributes, prediction, label = cross_entropy.attrs(), *cross_entropy.operands_source()
     if attributes["soft_label"]:
-        probability = inputs["label"]
-    elif attributes["ignore_index"] != -100:
+        return label
+    if attributes["ignore_index"] != -100:
         raise SecondDerivativeError(
-            f"cross_entropy with ignore_index={attributes['ignore_index']}{_where(forward)}: the attack recovers"
+            f"cross_entropy with ignore_index={attributes['ignore_index']}{_where(cross_entropy)}: the attack recovers"
             " every label of the batch; leave ignore_index at its default, -100"
         )
-    elif len(prediction.shape) != 2:
+    if len(prediction.shape) != 2:
         raise SecondDerivativeError(
-            f"cross_entropy of a prediction shaped {prediction.shape}{_where(forward)}: the attack takes one label"
-            " for each sample, with a prediction shaped [batch, classes]"
+            f"cross_entropy of a prediction shaped {prediction.shape}{_where(cross_entropy)}: the attack takes one"
+            " label for each sample, with a prediction shaped [batch, classes]"
         )
-    else:
-        probability = probability_of(inputs["label"])
-    if attributes["use_softmax"]:
-        return [(F.softmax(prediction, axis=attributes["axis"]) - probability) * inputs["loss_grad"]]
-    return [-probability / prediction * inputs["loss_grad"]]
+    return probability_of(label)
 
 
 @_rule("flatten_grad")
@@ -105,7 +119,8 @@ def _mean_or_sum(op: Operation, _: ProbabilityOf) -> list[Value] | None:
     axes = [axis % len(x.shape) for axis in inputs["axis"].get_defining_op().attrs()["value"]]
     axes = axes or list(range(len(x.shape)))
     if op.name() == "pd_op.mean_grad":
-        gradient = gradient / math.prod(x.shape[axis] for axis in axes)
+        # Not a Python number: PaddlePaddle's scale rounds it to float32.
+        gradient = gradient * paddle.full([], 1 / math.prod(x.shape[axis] for axis in axes), gradient.dtype)
     kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
     return [paddle.expand(paddle.reshape(gradient, kept), x.shape)]
 
@@ -161,7 +176,7 @@ def make_differentiable(
     gradients = _rewrite(gradients, RULES | SHAPE_RULES, probability_of)
     _mark_constants(label.get_defining_op().get_parent_block(), sources)
     for op in ops_behind(gradients):
-        if any(value.is_same(label) for value in op.operands_source()):
+        if _is_one_of(label, op.operands_source()):
             raise _label_error(op)
         varies = any(value.initialized() and not value.stop_gradient for value in op.results())
         if varies and not op.name().startswith(("builtin.", "pd_op.data")) and not paddle.base.core.has_vjp(op):
@@ -183,6 +198,15 @@ def drop_unused_values(results: Sequence[Value]) -> list[Value]:
     return _rewrite(results, SHAPE_RULES, no_label)
 
 
+def remove_dead_ops(results: Sequence[Value]) -> None:
+    """Remove the ops that none of these results needs; the network's own loss is one."""
+    needed = {op.id() for op in ops_behind(results)}
+    block = results[0].get_defining_op().get_parent_block()
+    for op in reversed(block.ops):
+        if op.id() not in needed:
+            block.remove_op(op)
+
+
 def ops_behind(results: Sequence[Value]) -> list[Operation]:
     """The ops that these results need, in the order of their block."""
     needed: set[int] = set()
@@ -198,8 +222,10 @@ def ops_behind(results: Sequence[Value]) -> list[Operation]:
 
 def _rewrite(results: Sequence[Value], rules: Mapping[str, Rule], probability_of: ProbabilityOf) -> list[Value]:
     results = list(results)
-    for op in ops_behind(results):
-        if op.name() not in rules:
+    # Backwards, so that an op whose results a rule no longer reads is left alone.
+    for op in reversed(ops_behind(results)):
+        unused = all(value.use_empty() and not _is_one_of(value, results) for value in op.results())
+        if unused or op.name() not in rules:
             continue
         pir.set_insertion_point(op)
         written_out = rules[op.name()](op, probability_of)
@@ -208,7 +234,8 @@ def _rewrite(results: Sequence[Value], rules: Mapping[str, Rule], probability_of
         for old, new in zip(op.results(), written_out):
             results = [new if value.is_same(old) else value for value in results]
             old.replace_all_uses_with(new)
-        op.get_parent_block().remove_op(op)
+        if all(value.use_empty() for value in op.results()):
+            op.get_parent_block().remove_op(op)
     pir.reset_insertion_point_to_end()
     return results
 
@@ -222,8 +249,11 @@ def _mark_constants(block: pir.Block, sources: Sequence[Value]) -> None:
         depends = any(value.initialized() and not value.stop_gradient for value in op.operands_source())
         for value in op.results():
             if value.initialized():
-                is_source = any(value.is_same(source) for source in sources)
-                value.stop_gradient = not (is_source or (depends and _is_real(value)))
+                value.stop_gradient = not (_is_one_of(value, sources) or (depends and _is_real(value)))
+
+
+def _is_one_of(value: Value, values: Sequence[Value]) -> bool:
+    return any(value.is_same(other) for other in values)
 
 
 def _is_real(value: Value) -> bool:
