@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from dlg import data, metrics, snapshots
+from dlg import comparison, data, metrics, snapshots
 from dlg.errors import InputError
 from dlg.options import OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.result_folder import ResultFolder
@@ -116,7 +116,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
         for score in scores
     ]
     snapshots.save_batch(folder, "target.png", images)
-    snapshots.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
+    comparison.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
     save_summary(folder, args, recovered, rows)
     print_outcome(args, recovered, rows)
     return EXIT_CODES[recovered.ended]

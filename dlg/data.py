@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -129,16 +131,16 @@ def _read_idx(file: Path, magic: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {str(file)!r}: {error}; fetch it again") from None
     dimensions = magic % 256
-    header = np.frombuffer(content[: 4 * (1 + dimensions)], ">u4")
-    if len(header) != 1 + dimensions or header[0] != magic:
+    header_bytes = 4 * (1 + dimensions)
+    if len(content) < header_bytes or int.from_bytes(content[:4], "big") != magic:
         raise InputError(f"{str(file)!r} is not an IDX file of the expected kind (magic number {magic})")
-    shape = tuple(int(size) for size in header[1:])
-    expected, found = int(np.prod(shape, dtype=object)), len(content) - header.nbytes
+    shape = struct.unpack_from(f">{dimensions}I", content, 4)
+    expected, found = math.prod(shape), len(content) - header_bytes
     if found != expected:
         raise InputError(
             f"{str(file)!r}: its header promises {expected} bytes of data, the file has {found}; fetch it again"
         )
-    return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)
 
 
 def _load_pictures(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

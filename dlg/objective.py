@@ -121,6 +121,9 @@ def build_objective(
         gradients = paddle.static.gradients([loss], trainable)
         matched = [(parameter, gradient) for parameter, gradient in zip(trainable, gradients) if gradient is not None]
         names = tie([parameter for parameter, _ in matched], [p for p in trained if p.name in given], every=True)
+        # What has no gradient, such as frozen parameters, is part of the model all the same.
+        rest = [parameter for parameter in parameters if parameter.name not in names]
+        weights = names | tie(rest, [p for p in trained if p.name not in given], every=False)
         dummy_gradients = make_differentiable(
             [gradient for _, gradient in matched], called_label, label_probability, sources
         )
@@ -138,8 +141,6 @@ def build_objective(
         data_gradient, label_gradient = drop_unused_values([data_gradient, label_gradient])
         remove_dead_ops([*sources, label_probability, loss, data_gradient, label_gradient])
 
-    rest = [parameter for parameter in parameters if parameter.name not in names]
-    names |= tie(rest, [p for p in trained if p.name not in given], every=False)
     return Objective(
         program,
         dummy_data,
@@ -149,7 +150,7 @@ def build_objective(
         data_gradient,
         label_gradient,
         {name: gradient.astype(numpy_dtype(value)) for (name, gradient), value in zip(shared.items(), shared_values)},
-        copy_weights(names, place),
+        copy_weights(weights, place),
     )
 
 

@@ -155,7 +155,7 @@ def test_each_rule_is_still_needed(rule):
     """A rule can go when PaddlePaddle differentiates the op itself."""
     images, labels = target("float32")
     program = paddle.static.Program()
-    with paddle.static.program_guard(program):
+    with paddle.static.program_guard(program, paddle.static.Program()):
         feature = paddle.static.data("img", images.shape)
         label = paddle.static.data("label", labels.shape, "int64")
         _, loss = on_probabilities(softmax_regression)(feature, label)

@@ -1,0 +1,290 @@
+"""dlg_attack: what it recovers, what it gives back, what it leaves alone and what it refuses."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from conftest import PROJECT, participant
+
+import mnist_example
+from dlg import AttackInterrupted, InputError, dlg_attack, metrics
+from dlg.objective import build_objective
+
+
+def options(tmp_path, **given):
+    return SimpleNamespace(
+        **{"batch_size": 2, "iterations": 3000, "learning_rate": -8.5, "result_dir": tmp_path} | given
+    )
+
+
+def perceptron(activation):
+    def network(feature, label):
+        hidden = activation(paddle.nn.Linear(784, 64)(paddle.flatten(feature, start_axis=1)))
+        prediction = paddle.nn.Linear(64, 10)(hidden)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
+
+
+def test_a_batch_of_one_comes_back(batch, tmp_path):
+    images, labels = batch[0][:1], batch[1][:1]
+    trained = participant(mnist_example.network, images, labels)
+    result = dlg_attack(options(tmp_path, batch_size=1), *trained.attack_arguments)
+    assert metrics.compare(images, result.feature)[0].psnr > 30
+    assert result.label.tolist() == labels[:, 0].tolist()
+
+
+def test_every_image_of_a_batch_comes_back_with_its_label(batch, tmp_path):
+    images, labels = batch
+    trained = participant(mnist_example.network, images, labels)
+    result = dlg_attack(options(tmp_path), *trained.attack_arguments)
+    for score in metrics.compare(images, result.feature):
+        assert score.psnr > 30
+        assert result.label[score.recovered] == labels[score.image, 0]
+
+
+@pytest.mark.parametrize("activation", [F.sigmoid, paddle.tanh, F.relu])
+def test_perceptrons_are_attacked_unmodified(activation, batch, tmp_path):
+    trained = participant(perceptron(activation), *batch)
+    arguments = trained.attack_arguments
+    result = dlg_attack(options(tmp_path, iterations=200, learning_rate=-1.0), *arguments)
+    losses = [loss for _, loss in result.history]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_reconstruction_says_what_it_is(batch, tmp_path):
+    result = dlg_attack(options(tmp_path, iterations=250), *participant(mnist_example.network, *batch).attack_arguments)
+    assert (result.feature.shape, result.feature.dtype) == ((2, 1, 28, 28), np.float32)
+    assert (result.label.shape, result.label.dtype) == ((2,), np.int64)
+    assert result.label_probability.shape == (2, 10)
+    assert result.label_probability.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert [iteration for iteration, _ in result.history] == [0, 100, 200, 250]
+    assert result.loss == result.history[-1][1]
+    assert (result.iterations, result.ended) == (250, "iterations")
+    assert result.seconds > 0
+
+
+def test_the_same_seed_gives_the_same_numbers(batch, tmp_path):
+    trained = participant(mnist_example.network, *batch)
+    first, again, other = (
+        dlg_attack(options(tmp_path, iterations=150, seed=seed), *trained.attack_arguments) for seed in (7, 7, 8)
+    )
+    assert (first.feature == again.feature).all()
+    assert first.history == again.history
+    assert (first.feature != other.feature).any()
+
+
+def loss_at(images, labels, objective):
+    """The gradient-matching loss of a batch, with certain labels."""
+    exe = paddle.static.Executor(paddle.CPUPlace())
+    feed = {objective.dummy_data.name: images, objective.dummy_label.name: 1000 * np.eye(10, dtype="f4")[labels[:, 0]]}
+    feed |= objective.shared_gradients
+    return float(exe.run(objective.program, feed, [objective.loss], scope=objective.scope)[0])
+
+
+def test_the_weights_attacked_are_the_current_ones(batch):
+    trained = participant(mnist_example.network, *batch)
+    stale = trained.step()
+    trained.train(steps=3)
+    losses = [
+        loss_at(*batch, build_objective(trained.network, trained.img, trained.label, 2, gradients, paddle.CPUPlace()))
+        for gradients in (trained.step(), stale)
+    ]
+    assert losses[0] < 1e-10 < 1e-3 < losses[1]
+
+
+def test_the_participant_is_left_as_it_was(batch, tmp_path):
+    trained = participant(mnist_example.network, *batch)
+    arguments = trained.attack_arguments
+    program = trained.img.block.program
+    before = trained.weights(), str(program), paddle.get_flags(["FLAGS_enable_pir_in_executor_trace_run"])
+    dlg_attack(options(tmp_path, iterations=100), *arguments)
+    after = trained.weights(), str(program), paddle.get_flags(["FLAGS_enable_pir_in_executor_trace_run"])
+    assert before[1:] == after[1:]
+    for name, weight in before[0].items():
+        assert weight.tobytes() == after[0][name].tobytes()
+
+
+def test_gradients_may_be_a_list_in_the_order_of_all_parameters(batch, tmp_path):
+    trained = participant(mnist_example.network, *batch)
+    *arguments, gradients = trained.attack_arguments
+    in_order = [gradients[parameter.name] for parameter in trained.parameters]
+    by_name, by_order = (
+        dlg_attack(options(tmp_path, iterations=50), *arguments, given) for given in (gradients, in_order)
+    )
+    assert by_name.history == by_order.history
+
+
+def test_parameters_with_names_of_their_own_and_without_are_tied(batch, tmp_path):
+    def named(feature, label):
+        layer = paddle.nn.Linear(784, 10, weight_attr=paddle.ParamAttr(name="w"), bias_attr=paddle.ParamAttr(name="b"))
+        prediction = layer(paddle.flatten(feature, start_axis=1))
+        return prediction, F.cross_entropy(prediction, label)
+
+    # Another network made before takes the names that the attack's layers would get.
+    with paddle.static.program_guard(paddle.static.Program()):
+        paddle.nn.Linear(784, 10)
+    histories = [
+        dlg_attack(options(tmp_path, iterations=50), *participant(network, *batch).attack_arguments).history
+        for network in (named, mnist_example.network)
+    ]
+    assert histories[0][0][1] > histories[0][-1][1]
+    assert histories[1][0][1] > histories[1][-1][1]
+
+
+def test_a_flat_feature_and_a_flat_label_are_taken(batch, tmp_path):
+    def network(feature, label):
+        prediction = paddle.nn.Linear(784, 10)(feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, batch[0].reshape(2, 784), batch[1][:, 0])
+    result = dlg_attack(options(tmp_path, iterations=10), *trained.attack_arguments)
+    assert result.feature.shape == (2, 784)
+    assert (tmp_path / "result_10.png").exists()
+
+
+def test_a_divergent_step_ends_the_attack_at_the_last_numbers(batch, tmp_path):
+    trained = participant(perceptron(F.relu), *batch)
+    result = dlg_attack(options(tmp_path, learning_rate=-1e12, snapshot_every=1), *trained.attack_arguments)
+    assert result.ended == "diverged"
+    assert np.isfinite(result.feature).all()
+    assert result.iterations < 3000
+    assert not (tmp_path / "result_3000.png").exists()
+
+
+def test_ctrl_c_gives_what_was_recovered_until_then(batch, tmp_path):
+    trained = participant(mnist_example.network, *batch)
+    arguments = trained.attack_arguments
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(AttackInterrupted) as caught:
+            dlg_attack(options(tmp_path, iterations=10**9), *arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    result = caught.value.reconstruction
+    assert result.ended == "interrupted"
+    assert (tmp_path / f"result_{result.iterations}.png").exists()
+
+
+BAD_GRADIENTS = {
+    "too few": (lambda g: list(g.values())[:1], "1 gradients"),
+    "a name too many": (lambda g: g | {"other": np.zeros(3)}, "'other'"),
+    "a name missing": (lambda g: dict(list(g.items())[:1]), "made 2 parameters"),
+    "shape": (lambda g: {name: value.ravel() for name, value in g.items()}, "shaped (7840,)"),
+    "integers": (lambda g: {name: value.astype(int) for name, value in g.items()}, "int64"),
+    "nan": (lambda g: {name: value * np.nan for name, value in g.items()}, "NaN"),
+    "infinity": (lambda g: {name: value + np.inf for name, value in g.items()}, "infinity"),
+    "none": (lambda g: [None, None], "holds no gradient"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_GRADIENTS)
+def test_bad_gradients_are_refused_before_a_file_is_written(which, batch, tmp_path):
+    spoil, words = BAD_GRADIENTS[which]
+    *arguments, gradients = participant(mnist_example.network, *batch).attack_arguments
+    with pytest.raises(InputError) as caught:
+        dlg_attack(options(tmp_path / "results"), *arguments, spoil(gradients))
+    assert words in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+def bad_network(change):
+    def network(feature, label):
+        prediction, loss = mnist_example.network(feature, label)
+        return change(feature, prediction, loss)
+
+    return network
+
+
+BAD_NETWORKS = {
+    "one value": (lambda x, p, loss: loss, "expected (prediction, loss)"),
+    "three values": (lambda x, p, loss: (p, p, loss), "expected (prediction, loss)"),
+    "no scalar": (lambda x, p, loss: (p, p), "scalar"),
+    "a flat prediction": (lambda x, p, loss: (p.flatten(), loss), "[batch, classes]"),
+    "the label does not matter": (lambda x, p, loss: (p, p.sum()), "do not depend on its label"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_NETWORKS)
+def test_bad_networks_are_refused_before_a_file_is_written(which, batch, tmp_path):
+    change, words = BAD_NETWORKS[which]
+    img, label, _, exe, gradients = participant(mnist_example.network, *batch).attack_arguments
+    with pytest.raises(InputError) as caught:
+        dlg_attack(options(tmp_path / "results"), img, label, bad_network(change), exe, gradients)
+    assert words in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_another_network_than_the_trained_one_is_refused(batch, tmp_path):
+    img, label, _, exe, gradients = participant(mnist_example.network, *batch).attack_arguments
+    with pytest.raises(InputError, match="parameters"):
+        dlg_attack(options(tmp_path), img, label, perceptron(F.relu), exe, gradients)
+
+
+def test_a_scope_without_weights_is_refused(batch, tmp_path):
+    arguments = participant(mnist_example.network, *batch).attack_arguments
+    with (
+        paddle.static.scope_guard(paddle.static.Scope()),
+        pytest.raises(InputError, match="no value in the current scope"),
+    ):
+        dlg_attack(options(tmp_path), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("iterations", 1.5), ("learning_rate", 8.5), ("learning_rate", float("nan")),
+     ("learning_rate", None), ("result_dir", None), ("result_dir", ""), ("seed", -1), ("snapshot_every", "x")],
+)  # fmt: skip
+def test_bad_options_are_named(name, value, batch, tmp_path):
+    arguments = participant(mnist_example.network, *batch).attack_arguments
+    with pytest.raises(InputError, match=f"^{name}: expected"):
+        dlg_attack(options(tmp_path, **{name: value}), *arguments)
+
+
+def modules_behind(module):
+    """The project's modules that a module imports, and those that they import."""
+    found, waiting = set(), [module]
+    while waiting:
+        tree = ast.parse((PROJECT / "dlg" / f"{waiting.pop()}.py").read_text())
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        new = {path.stem for path in (PROJECT / "dlg").glob("*.py") if f"dlg.{path.stem}" in names} - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_the_attack_cannot_reach_the_participants_side():
+    assert "objective" in modules_behind("dlg")
+    assert not modules_behind("dlg") & {"data", "metrics", "comparison"}
+
+
+def test_the_attack_takes_no_target():
+    assert list(inspect.signature(dlg_attack).parameters) == [
+        "args", "feature", "label", "network", "exe", "origin_grad",
+    ]  # fmt: skip
+
+
+def test_the_attack_of_the_same_gradients_does_not_change_with_the_data_at_hand(batch, tmp_path):
+    """The program and scope of a participant who holds other images give the same attack."""
+    trained = participant(mnist_example.network, *batch)
+    gradients = trained.step()
+    other = participant(mnist_example.network, 1 - batch[0], (batch[1] + 1) % 10)
+    other.step()
+    histories = [
+        dlg_attack(options(tmp_path, iterations=50), p.img, p.label, p.network, p.exe,
+                   dict(zip((q.name for q in p.parameters), (gradients[q.name] for q in trained.parameters)))).history
+        for p in (trained, other)
+    ]  # fmt: skip
+    assert histories[0] == histories[1]

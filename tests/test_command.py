@@ -1,0 +1,282 @@
+"""python mnist_example.py, run as a user runs it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import numpy as np
+import paddle
+import pytest
+from conftest import PROJECT, SHARED_MNIST
+from PIL import Image
+
+import mnist_example
+from dlg import data
+
+FILES = {"target.png", "progress.png", "summary.json"}
+
+
+def command(*options, folder):
+    return [sys.executable, str(PROJECT / "mnist_example.py"), "--result_dir", str(folder), *map(str, options)]
+
+
+def run(*options, folder, **environment):
+    return subprocess.run(
+        command(*options, folder=folder),
+        cwd=PROJECT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def pixels(file):
+    return np.asarray(Image.open(file))
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "made" / "for it"
+    return run(folder=folder), folder
+
+
+def test_the_defaults_give_the_batch_away(first_run):
+    finished, folder = first_run
+    assert finished.returncode == 0
+    images = json.loads((folder / "summary.json").read_text())["images"]
+    assert [image["image"] for image in images] == [0, 1]
+    for image in images:
+        assert image["psnr"] > 30
+        assert image["ssim"] > 0.9
+        assert image["recovered_label"] == image["true_label"]
+
+
+def test_nothing_but_its_own_lines_is_printed(first_run):
+    finished, folder = first_run
+    assert finished.stderr == ""
+    lines = finished.stdout.splitlines()
+    progress = lines[:31]
+    assert [int(re.fullmatch(r"iteration (\d+)  loss \S+  \d+ it/s", line)[1]) for line in progress] == [
+        *range(0, 3001, 100)
+    ]
+    assert re.fullmatch(r"attack: 3000 iterations in \d+\.\d\d s, loss \S+", lines[31])
+    assert lines[32].split() == ["image", "true", "label", "recovered", "label", "PSNR", "SSIM"]
+    for line, number in zip(lines[33:35], "01"):
+        assert re.fullmatch(rf" +{number} +\d +\d +\d\d\.\d dB +0\.\d\d\d", line)
+    assert lines[35:] == [f"pictures and summary.json are in {folder}; look at progress.png first"]
+
+
+def test_the_files_are_those_that_were_promised(first_run):
+    _, folder = first_run
+    assert {file.name for file in folder.iterdir()} == FILES | {f"result_{n}.png" for n in range(0, 3001, 100)}
+
+
+def test_the_pictures_are_the_batch_side_by_side(first_run):
+    _, folder = first_run
+    images, _ = data.first_batch(*data.load(["bundled"]), 2, 0)
+    target = pixels(folder / "target.png")
+    assert (target.shape, target.dtype) == ((28, 56), np.uint8)
+    assert (target == np.rint(np.hstack(images[:, 0]) * 255)).all()
+    for file in folder.glob("result_*.png"):
+        with Image.open(file) as image:
+            assert (image.size, image.mode) == ((56, 28), "L")
+
+
+def test_the_summary_is_complete(first_run):
+    _, folder = first_run
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"] is False
+    assert summary["options"] == {
+        "use_gpu": False, "data": ["bundled"], "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
+        "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
+    }  # fmt: skip
+    assert summary["versions"]["paddlepaddle"] == paddle.__version__
+    assert [iteration for iteration, _ in summary["history"]] == list(range(0, 3001, 100))
+    assert summary["loss"] == summary["history"][-1][1] < summary["history"][0][1] / 1000
+    assert summary["seconds"] > 0
+
+
+def test_a_seed_is_repeatable_and_a_shorter_run_leaves_no_stale_pictures(first_run, tmp_path):
+    _, reference = first_run
+    (tmp_path / "result_99999.png").write_bytes(b"of a longer run")
+    (tmp_path / "result_best.png").write_bytes(b"the user's own")
+    (tmp_path / "notes.txt").write_text("the user's own")
+    assert run("--iterations", 150, folder=tmp_path).returncode == 0
+    own = {"result_best.png", "notes.txt"}
+    assert {file.name for file in tmp_path.iterdir()} == FILES | own | {
+        "result_0.png",
+        "result_100.png",
+        "result_150.png",
+    }
+    assert (tmp_path / "result_best.png").read_bytes() == b"the user's own"
+    for name in ("target.png", "result_0.png", "result_100.png"):
+        assert (tmp_path / name).read_bytes() == (reference / name).read_bytes()
+
+
+def test_another_seed_is_another_run(first_run, tmp_path):
+    _, reference = first_run
+    assert run("--iterations", 1, "--seed", 1, folder=tmp_path).returncode == 0
+    for name in ("target.png", "result_0.png"):
+        assert (tmp_path / name).read_bytes() != (reference / name).read_bytes()
+
+
+def test_snapshots_come_as_often_as_asked_for(tmp_path):
+    assert run("--iterations", 10, "--snapshot_every", 4, folder=tmp_path).returncode == 0
+    assert {file.name for file in tmp_path.glob("result_*")} == {f"result_{n}.png" for n in (0, 4, 8, 10)}
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    with subprocess.Popen(command("--iterations", 500, folder=tmp_path), stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(master, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(master)
+    assert process.returncode == 0
+    assert b"500/500" in shown
+    assert b"iteration 100" not in shown
+
+
+def test_ctrl_c_keeps_what_there_is(tmp_path):
+    process = subprocess.Popen(
+        command("--iterations", 10**9, folder=tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "result_300.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["interrupted"] is True
+    assert (tmp_path / f"result_{summary['iterations']}.png").exists()
+    assert (tmp_path / "result_0.png").exists()
+    assert (tmp_path / "progress.png").exists()
+    assert not list(tmp_path.glob(".*"))
+    assert "true label" in output
+
+
+def test_a_divergent_attack_says_so(tmp_path):
+    finished = run("--learning_rate", "-1e38", "--iterations", 200, "--snapshot_every", 1, folder=tmp_path)
+    assert finished.returncode == 1
+    assert "diverged" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["ended"] == "diverged"
+
+
+@pytest.mark.parametrize("number", ["-1e-3", "-.5", "-2"])
+def test_a_negative_step_is_read_however_it_is_written(number):
+    assert mnist_example.parse_args(["--learning_rate", number]).learning_rate == float(number)
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [([], False), (["--use_gpu"], True)]
+    + [(["--use_gpu", word], True) for word in ("True", "true", "1", "yes")]
+    + [(["--use_gpu", word], False) for word in ("False", "false", "0", "no")],
+)
+def test_use_gpu_means_what_it_says(words, meaning):
+    assert mnist_example.parse_args(words).use_gpu is meaning
+
+
+def test_the_original_options_keep_their_defaults():
+    args = mnist_example.parse_args([])
+    assert (args.use_gpu, args.batch_size, args.iterations, args.learning_rate) == (False, 2, 3000, -8.5)
+    assert str(args.result_dir) == "att_results"
+
+
+BAD_OPTIONS = {
+    "--use_gpu maybe": "expected True, False, 1, 0, yes or no, got 'maybe'",
+    "--batch_size 0": "expected an integer of at least 1, got '0'",
+    "--batch_size 1.5": "expected an integer of at least 1, got '1.5'",
+    "--batch_size 1001": "the data has only 1000 images",
+    "--iterations 0": "expected an integer of at least 1, got '0'",
+    "--iterations many": "expected an integer of at least 1, got 'many'",
+    "--learning_rate 8.5": "the step is added to the dummy data",
+    "--learning_rate 0": "expected a negative number, got '0'",
+    "--learning_rate nan": "expected a negative number, got 'nan'",
+    "--learning_rate -inf": "expected a negative number, got '-inf'",
+    "--learning_rate -nan": "expected a negative number, got '-nan'",
+    "--seed -1": "expected an integer from 0",
+    "--snapshot_every 0": "expected an integer of at least 1, got '0'",
+    "--momentum 0.9": "unrecognized arguments: --momentum",
+    "--data nowhere": "no such file or folder",
+    "--data dlg": "no MNIST-named IDX files",
+    "--data README.md": "not a readable PNG or JPEG picture",
+    "--data mnist": "--data bundled needs no network",
+}
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_bad_options_are_one_line_and_exit_code_2(options, tmp_path):
+    # Paddle's cache is under the home folder; this proxy answers nothing.
+    no_network = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    finished = run(*options.split(), folder=tmp_path / "results", HOME=str(tmp_path), **no_network)
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert BAD_OPTIONS[options] in finished.stderr
+    assert re.fullmatch(r"mnist_example\.py: error: [^\n]+\n", finished.stderr)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_unwritable_result_folder_is_one_line_and_exit_code_2(place, tmp_path):
+    (tmp_path / "file").write_text("the user's own")
+    finished = run(folder=tmp_path / place)
+    assert finished.returncode == 2
+    assert re.fullmatch(r"mnist_example\.py: error: cannot write results into [^\n]+--result_dir\n", finished.stderr)
+    assert (tmp_path / "file").read_text() == "the user's own"
+
+
+@pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="a build with CUDA")
+def test_a_gpu_asked_of_a_cpu_build_is_refused(tmp_path):
+    finished = run("--use_gpu", folder=tmp_path / "results")
+    assert finished.returncode == 2
+    assert "CPU-only build" in finished.stderr
+    assert "paddlepaddle-gpu" in finished.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_one_that_is_there_is_used(monkeypatch):
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 0)
+    with pytest.raises(mnist_example.InputError, match="no CUDA device"):
+        mnist_example.choose_place(True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(paddle, "CUDAPlace", lambda number: f"GPU {number}")
+    assert mnist_example.choose_place(True) == "GPU 0"
+    assert isinstance(mnist_example.choose_place(False), paddle.CPUPlace)
+
+
+@pytest.mark.skipif(not SHARED_MNIST.is_dir(), reason="no MNIST slice beside the project")
+@pytest.mark.parametrize("seed", [0, 2])
+def test_other_digits_are_given_away_as_well(seed, tmp_path):
+    assert run("--data", SHARED_MNIST, "--seed", seed, folder=tmp_path).returncode == 0
+    for image in json.loads((tmp_path / "summary.json").read_text())["images"]:
+        assert image["psnr"] > 27
+        assert image["recovered_label"] == image["true_label"]
+
+
+def test_ones_own_picture_is_given_away(tmp_path):
+    # A grey gradient, wider than high, so that conversion shows.
+    Image.fromarray(np.tile(np.arange(0, 250, 5, dtype=np.uint8), (40, 1))).save(tmp_path / "7_photo.png")
+    assert run("--data", tmp_path / "7_photo.png", "--batch_size", 1, folder=tmp_path / "r").returncode == 0
+    (image,) = json.loads((tmp_path / "r" / "summary.json").read_text())["images"]
+    assert (image["true_label"], image["recovered_label"]) == (7, 7)
+    assert image["psnr"] > 30
