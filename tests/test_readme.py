@@ -32,14 +32,15 @@ def test_the_help_has_every_option():
 
 def test_the_example_for_ones_own_network_runs(tmp_path):
     example = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
-    assert len([line for line in example.splitlines() if line]) <= 20
+    assert len([line for line in example.splitlines() if line]) == 15
     data = (
         "import numpy as np\nmy_images = np.random.rand(1, 1, 28, 28).astype('float32')\nmy_labels = np.array([[3]])\n"
     )
+    example += "print(result.label.shape, result.feature.shape)"
     example = example.replace("3000", "20").replace('"att_results"', repr(str(tmp_path)))
     finished = subprocess.run([sys.executable, "-c", data + example], cwd=PROJECT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert "(1, 1, 28, 28)" in finished.stdout
+    assert "(1,) (1, 1, 28, 28)" in finished.stdout
     assert (tmp_path / "result_20.png").exists()
 
 
