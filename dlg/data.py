@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import re
+import string
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -45,6 +46,8 @@ def load(sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     InputError
         Where a file is missing, unreadable or not what its name says.
     """
+    if "" in sources:
+        raise InputError("--data '': expected bundled, mnist, a folder or pictures")
     if list(sources) == ["bundled"]:
         return _load_idx_folder(BUNDLED)
     if list(sources) == ["mnist"]:
@@ -83,15 +86,15 @@ def first_batch(images: np.ndarray, labels: np.ndarray, batch_size: int, seed: i
     if batch_size > len(images):
         raise InputError(
             f"--batch_size {batch_size}: the data has only {len(images)} image{'s' * (len(images) != 1)};"
-            f" give more, or --batch_size {len(images)} or less"
+            f" give more, or a --batch_size of at most {len(images)}"
         )
     chosen = np.random.default_rng(seed).permutation(len(images))[:batch_size]
     return images[chosen], labels[chosen]
 
 
-def _find_idx(folder: Path, kind: str) -> Path | None:
+def _find_idx(folder: Path, kind: str, splits: Sequence[str] = ("train", "t10k")) -> Path | None:
     """The IDX file of this kind in a folder; the training split before the test split."""
-    for split in ("train", "t10k"):
+    for split in splits:
         for ending in ("", ".gz"):
             file = folder / f"{split}-{kind}-ubyte{ending}"
             if file.is_file():
@@ -102,9 +105,7 @@ def _find_idx(folder: Path, kind: str) -> Path | None:
 def _load_idx_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     images_file = _find_idx(folder, "images-idx3")
     split = images_file.name.partition("-")[0]
-    labels_file = next(
-        (file for ending in ("", ".gz") if (file := folder / f"{split}-labels-idx1-ubyte{ending}").is_file()), None
-    )
+    labels_file = _find_idx(folder, "labels-idx1", (split,))
     if labels_file is None:
         raise InputError(f"--data {str(folder)!r}: {images_file.name} is there, but {split}-labels-idx1-ubyte is not")
     images = _read_idx(images_file, _IMAGES_MAGIC)
@@ -123,13 +124,13 @@ def _load_idx_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_idx(file: Path, magic: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzip'd or not, trusting nothing it says."""
+    """Read an IDX file of unsigned bytes, gzip'd or not, whose header may be wrong."""
     try:
         content = file.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {str(file)!r}: {error}; fetch it again") from None
+        raise InputError(f"cannot read {str(file)!r}: {error}") from None
     dimensions = magic % 256
     header_bytes = 4 * (1 + dimensions)
     if len(content) < header_bytes or int.from_bytes(content[:4], "big") != magic:
@@ -145,20 +146,29 @@ def _read_idx(file: Path, magic: int) -> np.ndarray:
 
 def _load_pictures(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     images = np.stack([_read_picture(file) for file in files])
-    labels = [int(file.name[0]) if re.match("[0-9]", file.name) else 0 for file in files]
+    labels = [int(file.name[0]) if file.name[0] in string.digits else 0 for file in files]
     return images[:, None], np.array(labels, np.int64)[:, None]
 
 
 def _read_picture(file: Path) -> np.ndarray:
     """One picture as 28 by 28 grey pixels in [0, 1]; what is transparent is black."""
     try:
-        with Image.open(file, formats=("PNG", "JPEG")) as opened:
-            colour = ImageOps.exif_transpose(opened).convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=("PNG", "JPEG")) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode.startswith("I"):  # 16 bits, which convert() clips
+                    picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+                colour = picture.convert("RGBA")
     except FileNotFoundError:
         raise InputError(
-            f"--data {str(file)!r}: no such file or folder; expected bundled, mnist, a folder or pictures"
+            f"--data {str(file)!r}: no such file or folder; expected bundled or mnist alone, one folder, or pictures"
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except IsADirectoryError:
+        raise InputError(
+            f"--data {str(file)!r}: a folder must be the only source; give it alone, or pictures"
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own words for a foreign file only repeat its name.
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise InputError(f"--data {str(file)!r}: not a readable PNG or JPEG picture{reason}") from None

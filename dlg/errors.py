@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class SecondDerivativeError(InputError):
     """A network with an op that cannot be differentiated twice."""
+
+
+class LabelError(SecondDerivativeError):
+    """A network that reads its label in a way that a probability vector cannot stand in for."""

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from dlg.snapshots import picture_shape
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageScore:
@@ -66,8 +68,6 @@ def compare(target: np.ndarray, recovered: np.ndarray) -> list[ImageScore]:
 
 def _ssim(target: np.ndarray, recovered: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
-
-    from dlg.snapshots import picture_shape
 
     shape = picture_shape(target.shape)
     if shape is None or min(shape[-2:]) < 7:

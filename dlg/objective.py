@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -13,8 +14,18 @@ import paddle.nn.functional as F
 from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
+from dlg.gradient_rules import Value
 from dlg.parameters import Gradients, copy_weights, named_gradients, tie
-from dlg.second_order import Value, drop_unused_values, make_differentiable, remove_dead_ops
+from dlg.second_order import (
+    drop_unused_values,
+    is_real,
+    make_deterministic,
+    make_differentiable,
+    refuse_label_readers,
+    remove_dead_ops,
+    replace_label,
+    rewrite_network,
+)
 
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
@@ -27,31 +38,53 @@ class Objective:
     ----------
     program : paddle.static.Program
         Computes the values below from what is fed.
-    dummy_data : Value, (B, ...), floating
-        The dummy batch; fed.
-    dummy_label : Value, (B, C), floating
-        The dummy labels' logits; fed.
-    label_probability : Value, (B, C), floating
-        Their softmax.
+    dummies : list of Value
+        What the attack may change, fed: the dummy data, (B, ...), and, unless
+        the labels are fixed, the dummy labels' logits, (B, C).
+    gradients : list of Value
+        D's gradients with respect to `dummies`.
     loss : Value, ()
         The gradient-matching loss D.
-    data_gradient, label_gradient : Value
-        D's gradients with respect to `dummy_data` and `dummy_label`.
-    shared_gradients : dict of str to ndarray
-        The gradients to match, under the names by which they are fed.
+    label_probability : Value, (B, C)
+        The probability vectors that stand for the label.
+    dummy_gradients : dict of str to Value
+        The dummy batch's gradients, by the attack's names of the parameters.
+    parameters : list of str
+        The attack's names of all parameters, in the order of their program.
+    constants : dict of str to ndarray
+        What else is fed: the shared gradients, and the labels if they are fixed.
     scope : paddle.static.Scope
         The attack's own copy of the weights.
+    notes : list of str
+        What the attack takes for granted about this network.
     """
 
     program: paddle.static.Program
-    dummy_data: Value
-    dummy_label: Value
-    label_probability: Value
+    dummies: list[Value]
+    gradients: list[Value]
     loss: Value
-    data_gradient: Value
-    label_gradient: Value
-    shared_gradients: dict[str, np.ndarray]
+    label_probability: Value
+    dummy_gradients: dict[str, Value]
+    parameters: list[str]
+    constants: dict[str, np.ndarray]
     scope: paddle.static.Scope
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkCall:
+    """The network, called in a program of the attack's: what with, what it gave, and the parameters it made."""
+
+    data: Value
+    label: Value
+    prediction: Value
+    loss: Value
+    parameters: list[Value]
+
+    @property
+    def trainable(self) -> list[Value]:
+        """The parameters that may have gradients."""
+        return [parameter for parameter in self.parameters if parameter.trainable]
 
 
 def gradient_matching_loss(
@@ -70,7 +103,15 @@ def gradient_matching_loss(
 
 
 def build_objective(
-    network: Network, feature: Value, label: Value, batch_size: int, origin_grad: Gradients, place: object
+    network: Network,
+    feature: Value,
+    label: Value,
+    batch_size: int,
+    origin_grad: Gradients,
+    place: object,
+    *,
+    fixed_label: np.ndarray | None = None,
+    dtype: str | None = None,
 ) -> Objective:
     """Build the attack's program for a network and the gradients it shared.
 
@@ -80,18 +121,27 @@ def build_objective(
         What built the training program.
     feature, label : Value
         The training program's ``paddle.static.data`` variables. They lend
-        their names, shapes and dtypes; nothing is read through them.
+        their shapes and dtypes; nothing is read through them.
     batch_size : int
         B, the number of samples behind the gradients.
     origin_grad : sequence or mapping
         The shared gradients, see `dlg.parameters.named_gradients`.
     place : paddle.CPUPlace or paddle.CUDAPlace
         Where the attack runs.
+    fixed_label : ndarray, shape (B,), int64, optional
+        Labels to take for granted. Without them the label is optimised along
+        with the data.
+    dtype : str, optional
+        The floating-point type to build the program in; by default the
+        network's own.
 
     Raises
     ------
     InputError
         Where network, gradients and shapes do not fit together.
+    LabelError
+        Where the label is to be optimised, and the network reads it in a way
+        that a probability vector cannot stand in for.
     SecondDerivativeError
         Where the network cannot be differentiated twice.
     """
@@ -99,59 +149,111 @@ def build_objective(
     given = named_gradients(origin_grad, [parameter for parameter in trained if parameter.trainable])
 
     program = paddle.static.Program()
-    with paddle.static.program_guard(program, paddle.static.Program()), paddle.utils.unique_name.guard():
+    with in_program(program, dtype):
         # Step 2: the dummy data and the dummy label.
-        dummy_data = paddle.static.data(feature.name, _batch_shape(feature, batch_size), feature.dtype)
-        called_label = paddle.static.data(label.name, _batch_shape(label, batch_size), label.dtype)
-        prediction, loss = _call(network, dummy_data, called_label)
-        # The label's width is known only now, and what the network made must come after it.
-        pir.reset_insertion_point_to_start()
-        dummy_label = paddle.static.data("dummy_label", [batch_size, prediction.shape[1]], prediction.dtype)
-        label_probability = F.softmax(dummy_label)
-        pir.reset_insertion_point_to_end()
-        if called_label.shape == label_probability.shape and called_label.dtype == label_probability.dtype:
-            called_label.replace_all_uses_with(label_probability)
-        sources = [dummy_data, dummy_label]
-        for source in sources:
-            source.stop_gradient = False
+        call = call_network(network, feature, label, batch_size, dtype)
+        if fixed_label is None:
+            dummy_label, probability = _optimised_label(call)
+            dummies, constants = [call.data, dummy_label], {}
+        else:
+            probability, constants = _fixed_label(call, fixed_label)
+            dummies = [call.data]
+        for dummy in dummies:
+            dummy.stop_gradient = False
+        probability_of = replace_label(call.label, probability)
+        network_loss, notes = make_deterministic(call.loss)
+        network_loss = rewrite_network(network_loss, probability_of)
 
         # Step 3: the dummy batch's gradients, ∇W'.
-        parameters = program.global_block().all_parameters()
-        trainable = [parameter for parameter in parameters if parameter.trainable]
-        gradients = paddle.static.gradients([loss], trainable)
-        matched = [(parameter, gradient) for parameter, gradient in zip(trainable, gradients) if gradient is not None]
-        names = tie([parameter for parameter, _ in matched], [p for p in trained if p.name in given], every=True)
-        # What has no gradient, such as frozen parameters, is part of the model all the same.
-        rest = [parameter for parameter in parameters if parameter.name not in names]
-        weights = names | tie(rest, [p for p in trained if p.name not in given], every=False)
-        dummy_gradients = make_differentiable(
-            [gradient for _, gradient in matched], called_label, label_probability, sources
+        gradients = paddle.static.gradients([network_loss], call.trainable)
+        matched = [(p, gradient) for p, gradient in zip(call.trainable, gradients) if gradient is not None]
+        names = tie(
+            [p for p, _ in matched], [p for p in trained if p.name in given], exactly=True, same_dtype=dtype is None
         )
+        # What has no gradient, such as buffers and frozen parameters, is part of the model all the same.
+        others = [p for p in call.parameters if p.name not in names]
+        remaining = [p for p in trained if p.name not in given]
+        # Where the tied names differ, equal ones among the rest would be chance.
+        names_agree = all(ours == theirs for ours, theirs in names.items())
+        weights = names | tie(others, remaining, exactly=not names_agree, same_dtype=dtype is None)
+        dummy_gradients = make_differentiable([g for _, g in matched], probability_of, dummies)
+        if fixed_label is None:
+            refuse_label_readers(dummy_gradients, call.label)
 
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
-        shared = {f"shared_gradient_{index}": given[name] for index, name in enumerate(names.values())}
-        shared_values = [
-            paddle.static.data(name, value.shape, value.dtype) for name, value in zip(shared, dummy_gradients)
-        ]
-        loss = gradient_matching_loss(dummy_gradients, shared_values, batch_size)
-        data_gradient, label_gradient = paddle.static.gradients([loss], sources)
-        for gradient, what in ((data_gradient, "features"), (label_gradient, "label")):
+        shared = []
+        for (parameter, _), gradient in zip(matched, dummy_gradients):
+            name = f"shared_gradient_{len(shared)}"
+            shared.append(paddle.static.data(name, gradient.shape, gradient.dtype))
+            constants[name] = given[names[parameter.name]].astype(numpy_dtype(gradient))
+        parameters = [parameter.name for parameter in call.parameters]
+        loss = gradient_matching_loss(dummy_gradients, shared, batch_size)
+        loss_gradients = paddle.static.gradients([loss], dummies)
+        for gradient, what in zip(loss_gradients, ("features", "label")):
             if gradient is None:
                 raise InputError(f"the network's gradients do not depend on its {what}; there is nothing to recover")
-        data_gradient, label_gradient = drop_unused_values([data_gradient, label_gradient])
-        remove_dead_ops([*sources, label_probability, loss, data_gradient, label_gradient])
+        loss, *results = drop_unused_values([loss, *loss_gradients, *dummy_gradients])
+        loss_gradients, dummy_gradients = results[: len(dummies)], results[len(dummies) :]
+        remove_dead_ops([*dummies, probability, loss, *loss_gradients])
 
+    by_parameter = dict(zip(names, dummy_gradients))
+    scope = copy_weights(weights, paddle.static.global_scope(), place, dtype)
     return Objective(
-        program,
-        dummy_data,
-        dummy_label,
-        label_probability,
-        loss,
-        data_gradient,
-        label_gradient,
-        {name: gradient.astype(numpy_dtype(value)) for (name, gradient), value in zip(shared.items(), shared_values)},
-        copy_weights(weights, place),
+        program, dummies, loss_gradients, loss, probability, by_parameter, parameters, constants, scope, notes
     )
+
+
+@contextlib.contextmanager
+def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iterator[None]:
+    """Build into a program of the attack's own, where generated names start anew."""
+    before = paddle.get_default_dtype()
+    with paddle.static.program_guard(program, paddle.static.Program()), paddle.utils.unique_name.guard():
+        paddle.set_default_dtype(dtype or before)
+        try:
+            yield
+        finally:
+            paddle.set_default_dtype(before)
+
+
+def call_network(
+    network: Network, feature: Value, label: Value, batch_size: int, dtype: str | None = None
+) -> NetworkCall:
+    """Call the user's network on variables like the training program's, and check what it gives.
+
+    Raises
+    ------
+    InputError
+        Where the variables do not fit the batch, or the network does not give
+        (prediction, loss) with a prediction shaped (B, C) and a scalar loss.
+    """
+    inputs = []
+    for variable, name in ((feature, "dummy_data"), (label, "label")):
+        first, *rest = variable.shape
+        if first not in (-1, batch_size):
+            raise InputError(f"batch_size is {batch_size}, but {variable.name!r} is declared for batches of {first}")
+        if any(size < 0 for size in rest):
+            raise InputError(
+                f"{variable.name!r} is shaped {variable.shape}; the attack needs every size but the first to be known"
+            )
+        wanted = dtype if dtype and is_real(variable) else variable.dtype
+        inputs.append(paddle.static.data(name, [batch_size, *rest], wanted))
+    returned = network(*inputs)
+    if not (isinstance(returned, (tuple, list)) and len(returned) == 2 and all(isinstance(v, Value) for v in returned)):
+        raise InputError(f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables")
+    prediction, loss = returned
+    if math.prod(loss.shape) != 1:
+        raise InputError(f"the network's loss is shaped {loss.shape}, expected a scalar; take its mean")
+    if len(prediction.shape) != 2 or prediction.shape[0] not in (-1, batch_size) or prediction.shape[1] < 2:
+        raise InputError(
+            f"the network's prediction is shaped {prediction.shape}, expected [{batch_size}, classes] with two classes"
+            " or more"
+        )
+    if is_real(inputs[1]) and inputs[1].shape != prediction.shape:
+        raise InputError(
+            f"{label.name!r} is {label.dtype} and shaped {inputs[1].shape}, the prediction {prediction.shape};"
+            " a label that is no integer must be a probability for each class"
+        )
+    return NetworkCall(*inputs, prediction, loss, inputs[0].block.all_parameters())
 
 
 def numpy_dtype(value: Value) -> str:
@@ -159,25 +261,24 @@ def numpy_dtype(value: Value) -> str:
     return str(value.dtype).rpartition(".")[2]
 
 
-def _batch_shape(variable: Value, batch_size: int) -> list[int]:
-    first, *rest = variable.shape
-    if first not in (-1, batch_size):
-        raise InputError(f"batch_size is {batch_size}, but {variable.name!r} is declared for batches of {first}")
-    if any(size < 0 for size in rest):
-        raise InputError(
-            f"{variable.name!r} is shaped {variable.shape}; the attack needs every size but the first to be known"
-        )
-    return [batch_size, *rest]
+def _optimised_label(call: NetworkCall) -> tuple[Value, Value]:
+    """The dummy labels' logits, and their probability vectors."""
+    # The label's width is known only after the call, and what the network made must come after the label.
+    pir.reset_insertion_point_to_start()
+    dummy_label = paddle.static.data("dummy_label", call.prediction.shape, call.prediction.dtype)
+    probability = F.softmax(dummy_label)
+    pir.reset_insertion_point_to_end()
+    if is_real(call.label):
+        call.label.replace_all_uses_with(probability)
+    return dummy_label, probability
 
 
-def _call(network: Network, feature: Value, label: Value) -> tuple[Value, Value]:
-    """Call the user's network and check what it gives."""
-    returned = network(feature, label)
-    if not (isinstance(returned, (tuple, list)) and len(returned) == 2 and all(isinstance(v, Value) for v in returned)):
-        raise InputError(f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables")
-    prediction, loss = returned
-    if math.prod(loss.shape) != 1:
-        raise InputError(f"the network's loss is shaped {loss.shape}, expected a scalar; take its mean")
-    if len(prediction.shape) != 2:
-        raise InputError(f"the network's prediction is shaped {prediction.shape}, expected [batch, classes]")
-    return prediction, loss
+def _fixed_label(call: NetworkCall, labels: np.ndarray) -> tuple[Value, dict[str, np.ndarray]]:
+    """The probability vectors of labels that are known, and how they are fed."""
+    if is_real(call.label):
+        return call.label, {call.label.name: np.eye(call.prediction.shape[1], dtype=numpy_dtype(call.label))[labels]}
+    pir.set_insertion_point_after(call.label.get_defining_op())
+    classes = paddle.arange(call.prediction.shape[1], dtype=call.label.dtype)
+    probability = paddle.cast(paddle.reshape(call.label, [-1, 1]) == classes, call.prediction.dtype)
+    pir.reset_insertion_point_to_end()
+    return probability, {call.label.name: labels.reshape(call.label.shape).astype(numpy_dtype(call.label))}

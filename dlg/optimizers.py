@@ -11,8 +11,9 @@ import paddle
 from paddle.autograd.backward_utils import ValueDict, ValueSet
 from paddle.base.libpaddle import pir
 
+from dlg.gradient_rules import Operation, Value
 from dlg.objective import Objective, numpy_dtype
-from dlg.second_order import Operation, Value, ops_behind
+from dlg.second_order import ops_behind
 
 # Keeps the attack's random numbers apart from others drawn with the same seed.
 _ATTACKER = 1
@@ -24,18 +25,16 @@ class DummyBatch:
 
     Attributes
     ----------
-    data : ndarray, shape (B, ...)
-        The dummy data.
-    label : ndarray, shape (B, C)
-        The dummy labels' logits.
+    values : list of ndarray
+        What is optimised: the dummy data, (B, ...), and, unless the labels are
+        fixed, the dummy labels' logits, (B, C).
     label_probability : ndarray, shape (B, C)
-        Their softmax.
+        The labels' probability vectors.
     loss : float
         The gradient-matching loss here.
     """
 
-    data: np.ndarray
-    label: np.ndarray
+    values: list[np.ndarray]
     label_probability: np.ndarray
     loss: float
 
@@ -61,27 +60,25 @@ class GradientDescent:
         self._objective = objective
         self._executor = paddle.static.Executor(place)
         self._program = paddle.static.Program()
-        sources = [objective.dummy_data, objective.dummy_label]
-        gradients = [objective.data_gradient, objective.label_gradient]
-        results = [objective.label_probability, objective.loss]
-        constants, step = _split(ops_behind(gradients), sources)
-        more_constants, evaluation = _split(ops_behind(results), sources)
+        dummies, results = objective.dummies, [objective.label_probability, objective.loss]
+        constants, step = _split(ops_behind(objective.gradients), dummies)
+        more_constants, evaluation = _split(ops_behind(results), dummies)
         with paddle.static.program_guard(self._program):
-            start = [paddle.static.data(source.name, source.shape, source.dtype) for source in sources]
+            start = [paddle.static.data(dummy.name, dummy.shape, dummy.dtype) for dummy in dummies]
             iterations = paddle.static.data("iterations", [], "int64")
             first, one = paddle.zeros([], "int64"), paddle.ones([], "int64")
-            rates = [paddle.full([], learning_rate, source.dtype) for source in sources]
+            rates = [paddle.full([], learning_rate, dummy.dtype) for dummy in dummies]
             known = _copy(_joined(constants, more_constants), ValueDict())
 
-            def iterate(iteration: Value, *dummy: Value) -> list[Value]:
-                copies = _copy(step, _with(known, sources, dummy))
-                moved = [value + rate * copies[gradient] for value, rate, gradient in zip(dummy, rates, gradients)]
-                return [iteration + one, *moved]
+            def iterate(iteration: Value, *values: Value) -> list[Value]:
+                copies = _copy(step, _with(known, dummies, values))
+                steps = [rate * copies[gradient] for rate, gradient in zip(rates, objective.gradients)]
+                return [iteration + one, *(value + step for value, step in zip(values, steps))]
 
             _, *end = paddle.static.nn.while_loop(
                 lambda iteration, *_: iteration < iterations, iterate, [first, *start]
             )
-            copies = _copy(evaluation, _with(known, sources, end))
+            copies = _copy(evaluation, _with(known, dummies, end))
             self._results = [*end, *(copies[result] for result in results)]
 
     def start(self, seed: int) -> DummyBatch:
@@ -90,29 +87,24 @@ class GradientDescent:
         The N(0, 1) of Zhu et al. (2019) saturates the softmax of a network
         without normalisation, and the descent does not leave that plateau.
         """
-        objective = self._objective
-        noise = np.random.default_rng((seed, _ATTACKER)).standard_normal(objective.dummy_data.shape)
-        data = (0.1 * noise).astype(numpy_dtype(objective.dummy_data))
-        label = np.zeros(objective.dummy_label.shape, numpy_dtype(objective.dummy_label))
-        return self._run(data, label, 0)
+        data, *label = self._objective.dummies
+        noise = np.random.default_rng((seed, _ATTACKER)).standard_normal(data.shape)
+        values = [(0.1 * noise).astype(numpy_dtype(data)), *(np.zeros(v.shape, numpy_dtype(v)) for v in label)]
+        return self._run(values, 0)
 
     def descend(self, dummy: DummyBatch, iterations: int) -> DummyBatch:
         """Steps 3 to 5 of the attack, `iterations` times."""
-        return self._run(dummy.data, dummy.label, iterations)
+        return self._run(dummy.values, iterations)
 
-    def _run(self, data: np.ndarray, label: np.ndarray, iterations: int) -> DummyBatch:
+    def _run(self, values: list[np.ndarray], iterations: int) -> DummyBatch:
         objective = self._objective
-        feed = {
-            objective.dummy_data.name: data,
-            objective.dummy_label.name: label,
-            "iterations": np.array(iterations),
-            **objective.shared_gradients,
-        }
+        feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)}
+        feed |= objective.constants | {"iterations": np.array(iterations, "int64")}
         with _traced_execution():
-            data, label, probability, loss = self._executor.run(
+            *values, probability, loss = self._executor.run(
                 self._program, feed=feed, fetch_list=self._results, scope=objective.scope
             )
-        return DummyBatch(data, label, probability, float(loss))
+        return DummyBatch(values, probability, float(loss))
 
 
 @contextlib.contextmanager

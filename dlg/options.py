@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import operator
 import os
 import re
 from collections.abc import Callable
@@ -20,8 +21,8 @@ def integer_between(low: int, high: int | None = None) -> Callable[[Any], int]:
 
     def check(value: Any) -> int:
         try:
-            number = int(value) if isinstance(value, str) else value.__index__()
-        except (ValueError, AttributeError):
+            number = int(value) if isinstance(value, str) else operator.index(value)
+        except (TypeError, ValueError):
             number = None
         if number is None or number < low or (high is not None and number > high):
             raise ValueError(f"expected {expected}, got {value!r}")
@@ -34,7 +35,7 @@ def descending_step(value: Any) -> float:
     """A learning rate that descends when the step is added: negative and finite."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not -math.inf < number < 0:
         raise ValueError(
@@ -47,7 +48,7 @@ def descending_step(value: Any) -> float:
 def folder_path(value: Any) -> Path:
     """A path that can name a folder."""
     try:
-        text = os.fspath(value)
+        text = os.fsdecode(value)
     except TypeError:
         text = ""
     if not text or "\0" in text:
@@ -130,7 +131,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # argparse takes "-1e-3" and "-inf" for options otherwise, and a step is negative.
+        # A step is negative, and argparse takes "-1e-3" and "-inf" for options; it has no public way to say so.
         self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:

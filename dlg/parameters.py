@@ -6,16 +6,16 @@ there may get other names, so equal names alone do not tie parameters together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import paddle
 
 from dlg.errors import InputError
-from dlg.second_order import Value
+from dlg.gradient_rules import Value
 
-Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray]"
+Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None]"
 
 
 def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[str, np.ndarray]:
@@ -44,7 +44,10 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
                 f" those are {', '.join(sorted(by_name)) or 'none'}"
             )
         given = dict(origin_grad)
+    elif isinstance(origin_grad, str) or not isinstance(origin_grad, Iterable):
+        raise InputError(f"origin_grad is {origin_grad!r}, expected a list of arrays or a dict of them by name")
     else:
+        origin_grad = list(origin_grad)
         if len(origin_grad) != len(trained):
             raise InputError(
                 f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
@@ -65,18 +68,23 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
     return gradients
 
 
-def tie(attacked: Sequence[Value], trained: Sequence[Value], *, every: bool) -> dict[str, str]:
+def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, same_dtype: bool) -> dict[str, str]:
     """Pair the attack's parameters with the trained ones.
 
-    By name where the names agree, else by the order in which the programs list
-    them.
+    By the order in which their programs list them, which is that in which one
+    callable makes them. Names are no evidence by themselves, since generated
+    ones start anew in the attack's program; they decide only where the training
+    program has more parameters than the network.
 
     Parameters
     ----------
     attacked, trained : sequence of Value
         Parameters of the attack's and of the training program.
-    every : bool
-        Whether each trained parameter must find its pair.
+    exactly : bool
+        Whether there must be as many of one as of the other.
+    same_dtype : bool
+        Whether the dtypes must agree; not where the attack's program has one of
+        its own.
 
     Returns
     -------
@@ -88,17 +96,19 @@ def tie(attacked: Sequence[Value], trained: Sequence[Value], *, every: bool) -> 
     InputError
         Where the two differ in number, shape or dtype.
     """
-    by_name = {parameter.name: parameter for parameter in trained}
-    names_agree = all(parameter.name in by_name for parameter in attacked)
-    if len(attacked) != len(trained) and (every or not names_agree):
-        raise InputError(
-            f"the network made {len(attacked)} parameters ({', '.join(p.name for p in attacked)}) where the shared"
-            f" gradients or the training program have {len(trained)} ({', '.join(by_name)});"
-            " give the callable that built the training program, and all of its gradients"
-        )
-    pairs = [(p, by_name[p.name]) for p in attacked] if names_agree else list(zip(attacked, trained))
+    if len(attacked) == len(trained):
+        pairs = list(zip(attacked, trained))
+    else:
+        by_name = {parameter.name: parameter for parameter in trained}
+        if exactly or not all(parameter.name in by_name for parameter in attacked):
+            raise InputError(
+                f"the network made {len(attacked)} parameters ({', '.join(p.name for p in attacked)}) where the shared"
+                f" gradients or the training program have {len(trained)} ({', '.join(by_name)}); give the callable that"
+                " built the training program and all of its gradients, or name its parameters with paddle.ParamAttr"
+            )
+        pairs = [(parameter, by_name[parameter.name]) for parameter in attacked]
     for ours, theirs in pairs:
-        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+        if ours.shape != theirs.shape or (same_dtype and ours.dtype != theirs.dtype):
             raise InputError(
                 f"the attack's parameter {ours.name!r} is {_described(ours)}, the trained {theirs.name!r} is"
                 f" {_described(theirs)}; give the callable that built the training program"
@@ -106,30 +116,40 @@ def tie(attacked: Sequence[Value], trained: Sequence[Value], *, every: bool) -> 
     return {ours.name: theirs.name for ours, theirs in pairs}
 
 
-def copy_weights(names: Mapping[str, str], place: object) -> paddle.static.Scope:
-    """Copy the trained weights into a scope of the attack's own.
+def copy_weights(
+    names: Mapping[str, str], source: paddle.static.Scope, place: object, dtype: str | None = None
+) -> paddle.static.Scope:
+    """Copy weights, and nothing else, into a scope of the attack's own.
 
     Parameters
     ----------
     names : mapping of str to str
         From the attack's name to the trained one's, as `tie` gives it.
+    source : paddle.static.Scope
+        Where the trained weights are. It may hold more, the participant's last
+        batch for one; only the names asked for are read.
     place : paddle.CPUPlace or paddle.CUDAPlace
         Where the copies go.
+    dtype : str, optional
+        The floating-point type of the copies; by default the weights' own.
 
     Raises
     ------
     InputError
         Where a trained parameter has no value in the current scope.
     """
-    participant, scope = paddle.static.global_scope(), paddle.static.Scope()
+    scope = paddle.static.Scope()
     for ours, theirs in names.items():
-        variable = participant.find_var(theirs)
+        variable = source.find_var(theirs)
         if variable is None or not variable.get_tensor()._is_initialized():
             raise InputError(
                 f"the trained parameter {theirs!r} has no value in the current scope; run the startup program"
                 " with this executor first, and call the attack inside the same scope_guard"
             )
-        scope.var(ours).get_tensor().set(np.array(variable.get_tensor()), place)
+        weight = np.array(variable.get_tensor())
+        if dtype and np.issubdtype(weight.dtype, np.floating):
+            weight = weight.astype(dtype)
+        scope.var(ours).get_tensor().set(weight, place)
     return scope
 
 

@@ -31,8 +31,7 @@ class ResultFolder:
             self.remove(r"\.writable")
         except OSError as error:
             raise InputError(
-                f"cannot write results into {str(path)!r}: {error.strerror or error};"
-                " give another folder with --result_dir"
+                f"cannot write results into {str(path)!r}: {error.strerror or error}; give another result_dir"
             ) from None
 
     def write(self, name: str, content: bytes) -> None:
@@ -48,5 +47,5 @@ class ResultFolder:
     def remove(self, pattern: str) -> None:
         """Remove the files whose whole name matches a regular expression."""
         for file in self.path.iterdir():
-            if re.fullmatch(pattern, file.name):
+            if re.fullmatch(pattern, file.name) and file.is_file():
                 file.unlink()

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dlg.result_folder import ResultFolder
 
-SNAPSHOTS = r"result_\d+\.png"
+# The names this project gives, and no others: result_007.png is somebody else's.
+SNAPSHOTS = r"result_(0|[1-9][0-9]*)\.png"
 
 
 def picture_shape(feature_shape: Sequence[int]) -> tuple[int, ...] | None:

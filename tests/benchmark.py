@@ -70,8 +70,8 @@ def attack_iterations(batch_size: int) -> tuple[Iterate, int, dict]:
         nonlocal dummy
         dummy = descent.descend(dummy, iterations)
 
-    ops = len(ops_behind([objective.data_gradient, objective.label_gradient]))
-    return iterate, ops, {"weights": weights, "shared": shared, "start": dummy.data}
+    ops = len(ops_behind(objective.gradients))
+    return iterate, ops, {"weights": weights, "shared": shared, "start": dummy.values[0]}
 
 
 def torch_iterations(given: dict) -> Iterate:

@@ -84,8 +84,9 @@ def test_the_same_seed_gives_the_same_numbers(batch, tmp_path):
 def loss_at(images, labels, objective):
     """The gradient-matching loss of a batch, with certain labels."""
     exe = paddle.static.Executor(paddle.CPUPlace())
-    feed = {objective.dummy_data.name: images, objective.dummy_label.name: 1000 * np.eye(10, dtype="f4")[labels[:, 0]]}
-    feed |= objective.shared_gradients
+    values = images, 1000 * np.eye(10, dtype="f4")[labels[:, 0]]
+    feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)}
+    feed |= objective.constants
     return float(exe.run(objective.program, feed, [objective.loss], scope=objective.scope)[0])
 
 

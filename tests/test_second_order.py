@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 import pytest
 from conftest import participant
 
-from dlg import second_order
+from dlg import gradient_rules, second_order
 from dlg.errors import SecondDerivativeError
 from dlg.objective import build_objective
 
@@ -84,13 +84,11 @@ def derivatives(network, images, labels):
     trained = participant(network, images, labels)
     objective = build_objective(network, trained.img, trained.label, BATCH, trained.step(), paddle.CPUPlace())
     exe = paddle.static.Executor(paddle.CPUPlace())
-    values = [objective.loss, objective.data_gradient, objective.label_gradient]
+    values = [objective.loss, *objective.gradients]
 
     def evaluate(point):
-        feed = {objective.dummy_data.name: point[0], objective.dummy_label.name: point[1]}
-        return exe.run(
-            objective.program, feed=feed | objective.shared_gradients, fetch_list=values, scope=objective.scope
-        )
+        feed = {dummy.name: value for dummy, value in zip(objective.dummies, point)}
+        return exe.run(objective.program, feed=feed | objective.constants, fetch_list=values, scope=objective.scope)
 
     distribution = labels if labels.shape[1] == CLASSES else np.eye(CLASSES)[labels[:, 0]]
     loss_at_truth = float(evaluate([images, 1000 * distribution])[0])
@@ -143,14 +141,14 @@ def test_a_one_hot_label_agrees_with_finite_differences(double_precision):
 
 
 def test_a_wrong_rule_is_not_zero_at_the_truth(double_precision, monkeypatch):
-    right = second_order.RULES["pd_op.softmax_grad"]
+    right = gradient_rules.GRADIENT_RULES["pd_op.softmax_grad"]
     wrong = {"pd_op.softmax_grad": lambda op, label: [1.1 * right(op, label)[0]]}
-    monkeypatch.setattr(second_order, "RULES", second_order.RULES | wrong)
+    monkeypatch.setattr(second_order, "GRADIENT_RULES", gradient_rules.GRADIENT_RULES | wrong)
     loss_at_truth, _ = derivatives(on_probabilities(softmax_regression), *target())
     assert loss_at_truth > 1e-4
 
 
-@pytest.mark.parametrize("rule", sorted(name for name in second_order.RULES if name.endswith("_grad")))
+@pytest.mark.parametrize("rule", sorted(name for name in gradient_rules.GRADIENT_RULES if name.endswith("_grad")))
 def test_each_rule_is_still_needed(rule):
     """A rule can go when PaddlePaddle differentiates the op itself."""
     images, labels = target("float32")

@@ -1,0 +1,80 @@
+"""Labels read off the gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+from dlg.errors import LabelError
+from dlg.gradient_rules import Value
+from dlg.objective import Network, call_network, in_program
+from dlg.parameters import Gradients, named_gradients
+
+
+def infer_labels(bias_gradient: np.ndarray, batch_size: int) -> np.ndarray:
+    """Read the labels of a batch off the gradient of its last layer's bias.
+
+    With softmax and cross entropy, averaged over the batch, the gradient for
+    class c is the mean over the samples of (probability of c − [label is c]).
+    It is negative only for classes that are in the batch: for a batch of one
+    that is the label (Zhao, Mopuri and Bilen 2020, iDLG, section 3). In larger
+    batches each sample of a class takes about 1/B off, and the most negative
+    one is counted until the batch is full (Wainakh et al. 2021, LLG, section
+    4), with the mean probability of every class taken as 1/C.
+
+    Parameters
+    ----------
+    bias_gradient : ndarray, shape (C,), floating
+        The gradient of the bias.
+    batch_size : int
+        B, the number of samples.
+
+    Returns
+    -------
+    ndarray, shape (B,), int64
+        The labels, in ascending order.
+    """
+    remaining = np.asarray(bias_gradient, np.float64).copy()
+    labels = []
+    for _ in range(batch_size):
+        labels.append(int(remaining.argmin()))
+        remaining[labels[-1]] += 1 / batch_size
+    return np.array(sorted(labels), np.int64)
+
+
+def labels_from_gradients(
+    network: Network, feature: Value, label: Value, batch_size: int, origin_grad: Gradients
+) -> np.ndarray:
+    """Find the network's last bias and read the labels off its gradient.
+
+    The parameters are those of `dlg.objective.build_objective`.
+
+    Returns
+    -------
+    ndarray, shape (B,), int64
+        See `infer_labels`.
+
+    Raises
+    ------
+    LabelError
+        Where the prediction is not a sum with a bias.
+    """
+    trained = [p for p in feature.block.program.global_block().all_parameters() if p.trainable]
+    given = named_gradients(origin_grad, trained)
+    with in_program(paddle.static.Program()):
+        call = call_network(network, feature, label, batch_size)
+        op = call.prediction.get_defining_op()
+        while op is not None and op.name() in ("pd_op.softmax", "pd_op.log_softmax"):
+            op = op.operand_source(0).get_defining_op()
+        if op is not None and op.name() == "pd_op.add":
+            names = [parameter.name for parameter in call.trainable]
+            for operand in op.operands_source():
+                owner = operand.get_defining_op()
+                if owner is not None and owner.name() == "builtin.parameter" and operand.name in names:
+                    # The programs list their parameters in one order; see dlg.parameters.tie.
+                    with_gradient = [parameter.name for parameter in trained if parameter.name in given]
+                    return infer_labels(given[with_gradient[names.index(operand.name)]], batch_size)
+    raise LabelError(
+        "the labels cannot be read off the gradients either, for the prediction is not the sum of something and a"
+        " bias; let cross_entropy, nll_loss or one_hot read the label, or give the last layer a bias"
+    )

@@ -1,0 +1,66 @@
+"""The example's training networks, each written as one does with PaddlePaddle.
+
+Each takes a feature shaped (B, C, H, W) and an integer label, and gives the
+prediction, (B, 10) logits, and the loss.
+"""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+CLASSES = 10
+Value = paddle.pir.Value
+
+
+def softmax(feature: Value, label: Value) -> tuple[Value, Value]:
+    """Softmax regression: one fully connected layer."""
+    flat = paddle.flatten(feature, start_axis=1)
+    prediction = nn.Linear(flat.shape[1], CLASSES)(flat)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def mlp(feature: Value, label: Value) -> tuple[Value, Value]:
+    """A multilayer perceptron, 256 and 128 rectified units wide."""
+    hidden = paddle.flatten(feature, start_axis=1)
+    for width in (256, 128):
+        hidden = F.relu(nn.Linear(hidden.shape[1], width)(hidden))
+    prediction = nn.Linear(hidden.shape[1], CLASSES)(hidden)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def lenet(feature: Value, label: Value) -> tuple[Value, Value]:
+    """The LeNet of Zhu et al. (2019): three convolutions with sigmoids, weights uniform in [-0.5, 0.5]."""
+    uniform = nn.initializer.Uniform(-0.5, 0.5)
+    hidden = feature
+    for stride in (2, 2, 1):
+        convolution = nn.Conv2D(
+            hidden.shape[1], 12, 5, stride=stride, padding=2, weight_attr=uniform, bias_attr=uniform
+        )
+        hidden = F.sigmoid(convolution(hidden))
+    flat = paddle.flatten(hidden, start_axis=1)
+    prediction = nn.Linear(flat.shape[1], CLASSES, weight_attr=uniform, bias_attr=uniform)(flat)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def resnet18(feature: Value, label: Value) -> tuple[Value, Value]:
+    """PaddlePaddle's ResNet-18, in training mode; a grey image goes in as all three colours."""
+    colour = paddle.concat([feature] * 3, axis=1) if feature.shape[1] == 1 else feature
+    prediction = paddle.vision.models.resnet18(num_classes=CLASSES)(colour)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def vit(feature: Value, label: Value) -> tuple[Value, Value]:
+    """A small vision transformer: 16 patches, two encoder layers of four heads, the mean as the image's code."""
+    width, patch = 64, feature.shape[2] // 4
+    patches = nn.Conv2D(feature.shape[1], width, patch, stride=patch)(feature)
+    tokens = paddle.transpose(paddle.flatten(patches, start_axis=2), [0, 2, 1])
+    tokens = tokens + paddle.create_parameter([1, tokens.shape[1], width], paddle.get_default_dtype())
+    layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu")
+    encoded = nn.TransformerEncoder(layer, 2)(tokens)
+    prediction = nn.Linear(width, CLASSES)(nn.LayerNorm(width)(paddle.mean(encoded, axis=1)))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+NETWORKS = {network.__name__: network for network in (softmax, mlp, lenet, resnet18, vit)}

@@ -1,0 +1,163 @@
+"""Proves a network's derivatives before they are used.
+
+PaddlePaddle can give a wrong second derivative without an error, and a rule of
+ours could be wrong. So each network is checked, in float64: the gradients that
+the attack's program computes are those PaddlePaddle computes for the unchanged
+network, and the derivatives of the gradient-matching loss agree with finite
+differences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+from dlg.errors import InputError, SecondDerivativeError
+from dlg.gradient_rules import Value, short_name
+from dlg.objective import Network, NetworkCall, Objective, build_objective, call_network, in_program, numpy_dtype
+from dlg.parameters import Gradients, copy_weights
+from dlg.second_order import is_real, make_deterministic, ops_behind
+
+# How far the two may differ, relative to their size. What is wrong is wrong by far more.
+_TOLERANCE = {"float64": 1e-2, "float32": 5e-2}
+# Sizes of a finite difference's step, relative to the point's. The smaller, the fewer kinks
+# (relu, max) lie between its ends; the larger, the less it suffers from rounding.
+_STEPS = {"float64": (1e-7, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-6, 1e-5), "float32": (1e-3, 1e-2, 1e-4)}
+
+
+def verify(
+    network: Network,
+    feature: Value,
+    label: Value,
+    batch_size: int,
+    origin_grad: Gradients,
+    place: object,
+    fixed_label: np.ndarray | None = None,
+) -> None:
+    """Check the attack's derivatives for this network at a random point.
+
+    The parameters are those of `dlg.objective.build_objective`. A network that
+    cannot be built in float64 is checked in float32, more coarsely.
+
+    Raises
+    ------
+    SecondDerivativeError
+        Where a gradient or a derivative is wrong, with both numbers and the ops
+        that were written out; or where the network is random.
+    """
+    arguments = (network, feature, label, batch_size, origin_grad, place)
+    dtype = "float64"
+    try:
+        objective = build_objective(*arguments, fixed_label=fixed_label, dtype=dtype)
+    except InputError:
+        raise
+    except Exception:
+        # Whatever PaddlePaddle raises for a network that insists on float32 in one of its ops.
+        dtype = "float32"
+        objective = build_objective(*arguments, fixed_label=fixed_label)
+    check = _Check(objective, place, dtype)
+    check.compare_gradients(*_network_gradients(network, feature, label, batch_size, objective, place, dtype))
+    check.compare_derivatives()
+
+
+class _Check:
+    """Evaluations of an objective at a random point."""
+
+    def __init__(self, objective: Objective, place: object, dtype: str) -> None:
+        self._objective = objective
+        self._executor = paddle.static.Executor(place)
+        self._dtype = dtype
+        rng = np.random.default_rng(0)
+        self._point = [rng.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
+        self._labels = rng.integers(0, objective.label_probability.shape[1], objective.label_probability.shape[0])
+        self._random = rng
+
+    def _evaluate(self, values: list[np.ndarray], fetched: list[Value]) -> list[np.ndarray]:
+        objective = self._objective
+        feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)} | objective.constants
+        return self._executor.run(objective.program, feed=feed, fetch_list=fetched, scope=objective.scope)
+
+    def compare_gradients(
+        self,
+        program: paddle.static.Program,
+        call: NetworkCall,
+        gradients: dict[str, Value],
+        scope: paddle.static.Scope,
+    ) -> None:
+        """The gradients of the rewritten program against the network's own, with certain labels."""
+        objective, point = self._objective, self._point[:1]
+        if len(objective.dummies) == 1:
+            labels = objective.constants[call.label.name]
+        else:
+            certain = np.eye(objective.label_probability.shape[1], dtype=self._dtype)[self._labels]
+            point = [*point, 1000 * certain]
+            labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
+        feed = {call.data.name: point[0], call.label.name: labels.astype(numpy_dtype(call.label))}
+        theirs = self._executor.run(program, feed, list(gradients.values()), scope=scope)
+        ours = self._evaluate(point, [objective.dummy_gradients[name] for name in gradients])
+        scale = max(np.abs(gradient).max() for gradient in theirs)
+        for name, our, their in zip(gradients, ours, theirs):
+            difference = np.abs(our - their).max()
+            if not difference <= _TOLERANCE[self._dtype] * scale:
+                raise SecondDerivativeError(
+                    f"the gradient of {name!r} is not the network's own: {difference:.3e} off at a scale of"
+                    f" {scale:.3e}; suspicious: {self._suspects()}"
+                )
+
+    def compare_derivatives(self) -> None:
+        """The derivatives of the gradient-matching loss against central differences."""
+        objective = self._objective
+        loss, *gradients = self._evaluate(self._point, [objective.loss, *objective.gradients])
+        again = float(self._evaluate(self._point, [objective.loss])[0])
+        if again != float(loss):
+            raise SecondDerivativeError(
+                f"the network is random: the same input gave the gradient-matching losses {float(loss):.6e} and"
+                f" {again:.6e}; take the random op out, or fix it to one value"
+            )
+        for which, (what, gradient) in enumerate(zip(("data", "label"), gradients)):
+            # Along the gradient nothing is small; across it, what is missing from the gradient shows.
+            norm = np.linalg.norm(gradient)
+            across = self._random.standard_normal(gradient.shape)
+            direction = gradient / (norm or 1) + across / np.linalg.norm(across)
+            analytic = float(np.sum(gradient * direction))
+            closest = np.inf
+            for step in _STEPS[self._dtype]:
+                numeric = self._difference(which, direction, step)
+                closest = min(closest, numeric, key=lambda value, analytic=analytic: abs(value - analytic))
+                if abs(closest - analytic) <= _TOLERANCE[self._dtype] * abs(analytic):
+                    break
+            else:
+                raise SecondDerivativeError(
+                    f"the derivative of the gradient-matching loss with respect to the {what} is {analytic:.6e}, its"
+                    f" finite difference {closest:.6e}; suspicious: {self._suspects()}"
+                )
+
+    def _difference(self, which: int, direction: np.ndarray, relative_step: float) -> float:
+        step = relative_step * np.linalg.norm(self._point[which])
+        losses = []
+        for sign in (1, -1):
+            values = list(self._point)
+            values[which] = values[which] + (sign * step * direction).astype(self._dtype)
+            losses.append(float(self._evaluate(values, [self._objective.loss])[0]))
+        return (losses[0] - losses[1]) / (2 * step)
+
+    def _suspects(self) -> str:
+        ops = {short_name(op) for op in ops_behind(self._objective.gradients) if "grad" in op.name()}
+        return ", ".join(sorted(ops))
+
+
+def _network_gradients(
+    network: Network, feature: Value, label: Value, batch_size: int, objective: Objective, place: object, dtype: str
+) -> tuple[paddle.static.Program, NetworkCall, dict[str, Value], paddle.static.Scope]:
+    """The network's own gradients by the objective's names, nothing written out but dropout, and its weights."""
+    program = paddle.static.Program()
+    with in_program(program, dtype):
+        call = call_network(network, feature, label, batch_size, dtype)
+        loss, _ = make_deterministic(call.loss)
+        gradients = paddle.static.gradients([loss], call.parameters)
+    by_name = {
+        name: gradient for name, gradient in zip(objective.parameters, gradients) if name in objective.dummy_gradients
+    }
+    # The second call's generated names may be others than the first's.
+    names = {parameter.name: name for parameter, name in zip(call.parameters, objective.parameters)}
+    return program, call, by_name, copy_weights(names, objective.scope, place)
