@@ -6,20 +6,28 @@ import argparse
 import json
 import math
 import platform
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-import dlg  # first: it keeps PaddlePaddle's log lines out of the output
+if __name__ == "__main__":
+    # Until there is something to keep, Ctrl-C just ends it: the imports take a second.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import dlg  # before paddle: it keeps PaddlePaddle's log lines out of the output
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
 from dlg import comparison, data, metrics, snapshots
 from dlg.errors import InputError
+from dlg.networks import NETWORKS
 from dlg.options import OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.result_folder import ResultFolder
 
 
+# An attack that leaves more of the loss than this has not found the batch.
+_FAILED = 0.05
 EXIT_CODES = {"iterations": 0, "diverged": 1, "interrupted": 130}
 
 
@@ -41,16 +49,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=["bundled"],
         metavar="SOURCE",
         help="bundled (the sample that comes with the project, the default), mnist (the whole set, downloaded by"
-        " PaddlePaddle), a folder with MNIST-named IDX files, or pictures (PNG, JPEG; label from a leading digit)",
+        " PaddlePaddle), a folder with MNIST-named IDX files, or pictures or a folder of them (PNG, JPEG; label from a"
+        " leading digit)",
+    )
+    training.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default="softmax",
+        help="which of dlg/networks.py is trained (default: %(default)s)",
     )
     add_attack_options(parser.add_argument_group("attack"))
     return parser.parse_args(argv)
-
-
-def network(feature: paddle.pir.Value, label: paddle.pir.Value) -> tuple[paddle.pir.Value, paddle.pir.Value]:
-    """Softmax regression: one fully connected layer and cross entropy."""
-    prediction = paddle.nn.Linear(28 * 28, 10)(paddle.flatten(feature, start_axis=1))
-    return prediction, paddle.mean(F.cross_entropy(prediction, label))
 
 
 def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
@@ -78,6 +87,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
     # The training program, as anyone would write it.
     paddle.enable_static()
     paddle.seed(args.seed)
+    network = NETWORKS[args.network]
     main_program, startup_program = paddle.static.Program(), paddle.static.Program()
     with paddle.static.program_guard(main_program, startup_program):
         img = paddle.static.data("img", [None, 1, 28, 28], "float32")
@@ -96,10 +106,13 @@ def train_and_attack(args: argparse.Namespace) -> int:
 
     # The attacker is given the model and the gradients, and nothing of the batch but its size.
     folder.remove(r"target\.png|progress\.png|summary\.json")
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         recovered = dlg.dlg_attack(args, img, label, network, exe, origin_grad)
     except dlg.AttackInterrupted as interruption:
         recovered = interruption.reconstruction
+        # What was recovered is written whole, whoever presses Ctrl-C again.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     # From here on the participant looks at what the attacker got.
     scores = metrics.compare(images, recovered.feature)
@@ -110,14 +123,15 @@ def train_and_attack(args: argparse.Namespace) -> int:
             "true_label": int(labels[score.image, 0]),
             "recovered_label": int(recovered.label[score.recovered]),
             "psnr": score.psnr if math.isfinite(score.psnr) else None,
-            "ssim": score.ssim,
+            "ssim": score.ssim if math.isfinite(score.ssim) else None,
             "mse": score.mse,
         }
         for score in scores
     ]
+    save_summary(folder, args, recovered, rows)
     snapshots.save_batch(folder, "target.png", images)
     comparison.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
-    save_summary(folder, args, recovered, rows)
+    signal.signal(signal.SIGINT, ctrl_c)
     print_outcome(args, recovered, rows)
     return EXIT_CODES[recovered.ended]
 
@@ -146,7 +160,9 @@ def save_summary(
 
 def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows: Sequence[dict]) -> None:
     """Say how long the attack took and what it recovered."""
-    print(f"attack: {recovered.iterations} iterations in {recovered.seconds:.2f} s, loss {recovered.loss:.3e}")
+    interrupted = ", interrupted" if recovered.ended == "interrupted" else ""
+    done = f"{recovered.iterations} iterations in {recovered.seconds:.2f} s{interrupted}"
+    print(f"attack: {done}, loss {recovered.loss:.3e}")
     print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
     for row in rows:
         psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
@@ -157,8 +173,13 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
     if recovered.ended == "diverged":
         print(
             f"mnist_example.py: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
-            f" number); take a smaller step, such as --learning_rate {args.learning_rate / 4:g}",
+            f" number); take a smaller step, such as --learning_rate {max(args.learning_rate / 4, -8.5):g}",
             file=sys.stderr,
+        )
+    elif recovered.loss > _FAILED * recovered.history[0][1]:
+        print(
+            f"the loss fell from {recovered.history[0][1]:.1e} to {recovered.loss:.1e} only: the attack failed, which"
+            " does not mean that the gradients are safe; try more --iterations and another --learning_rate"
         )
 
 
@@ -166,6 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         return train_and_attack(args)
+    except BrokenPipeError:
+        # The reader of the output went away; the results are there all the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (InputError, OSError) as error:
         print(f"mnist_example.py: error: {error}", file=sys.stderr)
         return 2

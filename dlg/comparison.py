@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +11,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dlg.metrics import ImageScore
 from dlg.result_folder import ResultFolder
-from dlg.snapshots import pictures, save_picture
+from dlg.snapshots import SNAPSHOTS, pictures, save_picture
 
 # Sizes in pixels.
 _MARGIN = 24
+_GAP = 14
 _LINE = 20
+_LARGE, _SMALL = 112, 56  # about the size of an image, on the left and in the grid
+_CAPTION = 130  # the width of what stands under an image on the left
+_NUMBER = 60  # the width of an iteration's number
+
 _INK, _PAPER, _GUIDE = "#1a1a1a", "#ffffff", "#6b6b6b"
 _MOST_IMAGES = 8
 _MOST_SNAPSHOTS = 35
@@ -46,65 +52,101 @@ def save_progress(
         return
     shown = min(len(true), _MOST_IMAGES)
     height, width = true.shape[1:3]
-    zoom = max(1, 112 // max(height, width))
-    small = max(1, zoom // 2)
-    font, heading = ImageFont.load_default(14), ImageFont.load_default(17)
-
-    # Left: one row per true image, with its reconstruction beside it.
-    cell = max(zoom * width, 128)
-    rows = zoom * height + 2 * _LINE + 12
-    left_width = 2 * cell + 12
-    left_height = 2 * _LINE + shown * rows
-
-    # Right: the snapshots in reading order, the last one always among them.
-    snapshots = _read_snapshots(folder, shown, height, width)
-    strip_width, strip_height = small * width * shown, small * height
-    columns = max(1, min(round(math.sqrt(len(snapshots) * 1.6 * strip_height / strip_width)) or 1, len(snapshots)))
-    lines = math.ceil(len(snapshots) / columns)
-    grid_x = _MARGIN + left_width + 2 * _MARGIN
-    step_x, step_y = max(strip_width, 60) + 14, strip_height + _LINE + 8
-    canvas = Image.new(
-        "RGB",
-        (grid_x + columns * step_x + _MARGIN, 2 * _MARGIN + max(left_height, 2 * _LINE + lines * step_y)),
-        _PAPER,
-    )
-    draw = ImageDraw.Draw(canvas)
-
-    more = f" (first {shown} of {len(true)})" if shown < len(true) else ""
-    draw.text((_MARGIN, _MARGIN), "target", _INK, heading)
-    draw.text((_MARGIN + cell + 12, _MARGIN), "recovered" + more, _INK, heading)
-    for row in range(shown):
-        top = _MARGIN + 2 * _LINE + row * rows
-        match = scores[row].recovered
-        for column, (image, caption) in enumerate(
-            (
-                (true[row], f"label {true_label[row]}"),
-                (final[match], f"label {recovered_label[match]}\n{scores[row].psnr:.1f} dB"),
-            )
-        ):
-            x = _MARGIN + column * (cell + 12)
-            canvas.paste(_enlarged(image, zoom), (x, top))
-            draw.multiline_text((x, top + zoom * height + 4), caption, _INK, font, spacing=3)
-
-    draw.text((grid_x, _MARGIN), "the attack, by iteration", _INK, heading)
-    for place, (number, strip) in enumerate(snapshots):
-        line, column = divmod(place, columns)
-        x, y = grid_x + column * step_x, _MARGIN + 2 * _LINE + line * step_y
-        canvas.paste(_enlarged(strip, small), (x, y))
-        draw.text((x, y + strip_height + 2), str(number), _GUIDE, font)
+    matches = [
+        (
+            (true[score.image], f"label {true_label[score.image]}"),
+            (final[score.recovered], f"label {recovered_label[score.recovered]}\n{_decibels(score.psnr)}"),
+        )
+        for score in scores[:shown]
+    ]
+    count = f" (first {shown} of {len(true)})" if shown < len(true) else ""
+    left = _matches_sheet(matches, count)
+    right = _snapshots_sheet(_read_snapshots(folder, shown, height, width), shown)
+    size = (left.width + right.width + 4 * _MARGIN, max(left.height, right.height) + 2 * _MARGIN)
+    canvas = Image.new("RGB", size, _PAPER)
+    canvas.paste(left, (_MARGIN, _MARGIN))
+    canvas.paste(right, (left.width + 3 * _MARGIN, _MARGIN))
     save_picture(folder, "progress.png", canvas)
+
+
+def _matches_sheet(matches: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]], count: str) -> Image.Image:
+    """A row for each true image and the recovered one that belongs to it, with captions."""
+    first = matches[0][0][0]
+    zoom = max(1, _LARGE // max(first.shape[:2]))
+    step_x = max(zoom * first.shape[1], _CAPTION) + _GAP
+    step_y = zoom * first.shape[0] + 2 * _LINE + _GAP
+    headings = ("target", f"recovered{count}")
+    sheet = _sheet(step_x + max(step_x, _text_width(headings[1])), 2 * _LINE + len(matches) * step_y)
+    draw = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        draw.text((column * step_x, 0), heading, _INK, _heading_font())
+        for row, match in enumerate(matches):
+            pixels, caption = match[column]
+            x, y = 1 + column * step_x, 2 * _LINE + row * step_y
+            _paste(sheet, pixels, zoom, (x, y))
+            below = (x, y + zoom * pixels.shape[0] + 4)
+            draw.multiline_text(below, caption, _INK, _caption_font(), spacing=3)
+    return sheet
+
+
+def _snapshots_sheet(strips: Sequence[tuple[int, np.ndarray]], shown: int) -> Image.Image:
+    """The snapshots in reading order, each with its iteration."""
+    height, width = strips[0][1].shape[:2]
+    zoom = max(1, _SMALL * shown // width)
+    step_x, step_y = max(zoom * width, _NUMBER) + _GAP, zoom * height + _LINE + _GAP
+    # About as wide as high, with rows as full as can be.
+    columns = min(len(strips), max(1, round(math.sqrt(len(strips) * 1.3 * step_y / step_x))))
+    columns = math.ceil(len(strips) / math.ceil(len(strips) / columns))
+    heading = "the attack, by iteration (in the attacker's order)"
+    sheet = _sheet(max(columns * step_x, _text_width(heading)), 2 * _LINE + math.ceil(len(strips) / columns) * step_y)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((0, 0), heading, _INK, _heading_font())
+    for place, (number, strip) in enumerate(strips):
+        line, column = divmod(place, columns)
+        x, y = 1 + column * step_x, 2 * _LINE + line * step_y
+        _paste(sheet, strip, zoom, (x, y))
+        draw.text((x, y + zoom * height + 2), str(number), _GUIDE, _caption_font())
+    return sheet
+
+
+def _sheet(width: float, height: float) -> Image.Image:
+    return Image.new("RGB", (math.ceil(width) + 1, math.ceil(height)), _PAPER)
+
+
+def _paste(sheet: Image.Image, pixels: np.ndarray, zoom: int, place: tuple[int, int]) -> None:
+    """Put an image there, each pixel a square, framed so that a white one can be told from the page."""
+    image = Image.fromarray(pixels)
+    x, y = place
+    right, bottom = x + image.width * zoom, y + image.height * zoom
+    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, right, bottom), outline=_GUIDE)
+    sheet.paste(image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST), place)
+
+
+def _heading_font() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(17)
+
+
+def _caption_font() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(14)
+
+
+def _text_width(heading: str) -> float:
+    return _heading_font().getlength(heading)
+
+
+def _decibels(psnr: float) -> str:
+    return f"{psnr:.1f} dB" if math.isfinite(psnr) else "equal"
 
 
 def _read_snapshots(folder: ResultFolder, shown: int, height: int, width: int) -> list[tuple[int, np.ndarray]]:
     """The run's result_NUM.png by number, thinned evenly where they are many."""
-    files = {int(file.stem.partition("_")[2]): file for file in folder.path.glob("result_[0-9]*.png")}
-    numbers = sorted(files)
+    names = (re.fullmatch(SNAPSHOTS, file.name) for file in folder.path.iterdir())
+    numbers = sorted(int(name[1]) for name in names if name)
     if len(numbers) > _MOST_SNAPSHOTS:
         kept = np.linspace(0, len(numbers) - 1, _MOST_SNAPSHOTS).round().astype(int)
         numbers = [numbers[index] for index in kept]
-    return [(number, np.asarray(Image.open(files[number]))[:height, : width * shown]) for number in numbers]
-
-
-def _enlarged(pixels: np.ndarray, zoom: int) -> Image.Image:
-    image = Image.fromarray(pixels)
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    strips = []
+    for number in numbers:
+        with Image.open(folder.path / f"result_{number}.png") as image:
+            strips.append((number, np.asarray(image)[:height, : width * shown]))
+    return strips

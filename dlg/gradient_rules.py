@@ -230,6 +230,47 @@ def _power(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
     return [gradient * exponent * paddle.pow(base, exponent - _like(exponent, 1)), None]
 
 
+# Arithmetic.
+
+
+@_rule("add_grad", "subtract_grad")
+def _sum(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    """PaddlePaddle's own second derivative is wrong for a frozen term of a sum and for a broadcast minuend."""
+    inputs = _inputs(op)
+    gradient, needed = inputs["out_grad"], [result.initialized() for result in op.results()]
+    second = -gradient if needed[1] and op.name() == "pd_op.subtract_grad" else gradient
+    return [
+        _summed_to(term, inputs[name].shape) if wanted else None
+        for name, term, wanted in zip("xy", (gradient, second), needed)
+    ]
+
+
+@_rule("bmm_grad")
+def _batched_product(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    inputs = _inputs(op)
+    x, y, gradient = inputs["x"], inputs["y"], inputs["out_grad"]
+    return [paddle.matmul(gradient, y, transpose_y=True), paddle.matmul(x, gradient, transpose_x=True)]
+
+
+@_rule("where_grad")
+def _where(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    inputs = _inputs(op)
+    condition, gradient = inputs["condition"], inputs["out_grad"]
+    chosen = paddle.cast(condition, gradient.dtype)
+    return [
+        _summed_to(gradient * mask, inputs[name].shape)
+        for name, mask in (("x", chosen), ("y", _like(gradient, 1) - chosen))
+    ]
+
+
+def _summed_to(gradient: Value, shape: Sequence[int]) -> Value:
+    """Undo a broadcast."""
+    missing = len(gradient.shape) - len(shape)
+    axes = [*range(missing), *(axis + missing for axis, size in enumerate(shape) if size == 1)]
+    axes = [axis for axis in axes if gradient.shape[axis] != 1 or axis < missing]
+    return paddle.reshape(paddle.sum(gradient, axes), shape) if axes else gradient
+
+
 # Layers.
 
 

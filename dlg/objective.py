@@ -29,6 +29,9 @@ from dlg.second_order import (
 
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
+# How the shared gradients are named where they are fed.
+SHARED = "shared_gradient_"
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -183,7 +186,7 @@ def build_objective(
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         shared = []
         for (parameter, _), gradient in zip(matched, dummy_gradients):
-            name = f"shared_gradient_{len(shared)}"
+            name = f"{SHARED}{len(shared)}"
             shared.append(paddle.static.data(name, gradient.shape, gradient.dtype))
             constants[name] = given[names[parameter.name]].astype(numpy_dtype(gradient))
         parameters = [parameter.name for parameter in call.parameters]
@@ -242,10 +245,10 @@ def call_network(
         raise InputError(f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables")
     prediction, loss = returned
     if math.prod(loss.shape) != 1:
-        raise InputError(f"the network's loss is shaped {loss.shape}, expected a scalar; take its mean")
+        raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
     if len(prediction.shape) != 2 or prediction.shape[0] not in (-1, batch_size) or prediction.shape[1] < 2:
         raise InputError(
-            f"the network's prediction is shaped {prediction.shape}, expected [{batch_size}, classes] with two classes"
+            f"the prediction is shaped {list(prediction.shape)}, expected [{batch_size}, classes] with two classes"
             " or more"
         )
     if is_real(inputs[1]) and inputs[1].shape != prediction.shape:

@@ -14,7 +14,16 @@ import paddle
 
 from dlg.errors import InputError, SecondDerivativeError
 from dlg.gradient_rules import Value, short_name
-from dlg.objective import Network, NetworkCall, Objective, build_objective, call_network, in_program, numpy_dtype
+from dlg.objective import (
+    SHARED,
+    Network,
+    NetworkCall,
+    Objective,
+    build_objective,
+    call_network,
+    in_program,
+    numpy_dtype,
+)
 from dlg.parameters import Gradients, copy_weights
 from dlg.second_order import is_real, make_deterministic, ops_behind
 
@@ -71,10 +80,14 @@ class _Check:
         self._point = [rng.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
         self._labels = rng.integers(0, objective.label_probability.shape[1], objective.label_probability.shape[0])
         self._random = rng
+        # Matched against zero, whatever was shared, the loss has an ordinary size.
+        self._constants = {
+            name: value * 0 if name.startswith(SHARED) else value for name, value in objective.constants.items()
+        }
 
     def _evaluate(self, values: list[np.ndarray], fetched: list[Value]) -> list[np.ndarray]:
         objective = self._objective
-        feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)} | objective.constants
+        feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)} | self._constants
         return self._executor.run(objective.program, feed=feed, fetch_list=fetched, scope=objective.scope)
 
     def compare_gradients(

@@ -37,7 +37,7 @@ import paddle
 from PIL import Image
 
 import mnist_example
-from dlg import data
+from dlg import data, networks
 from dlg.objective import build_objective
 from dlg.optimizers import GradientDescent
 from dlg.second_order import ops_behind
@@ -56,13 +56,13 @@ def attack_iterations(batch_size: int) -> tuple[Iterate, int, dict]:
     with paddle.static.program_guard(program, startup):
         img = paddle.static.data("img", [None, 1, 28, 28], "float32")
         label = paddle.static.data("label", [None, 1], "int64")
-        pairs = paddle.static.append_backward(mnist_example.network(img, label)[1])
+        pairs = paddle.static.append_backward(networks.softmax(img, label)[1])
     executor = paddle.static.Executor(place)
     executor.run(startup)
     shared = executor.run(program, feed={"img": images, "label": labels}, fetch_list=[g for _, g in pairs])
     weights = {p.name: np.array(paddle.static.global_scope().find_var(p.name).get_tensor()) for p, _ in pairs}
     shared = {parameter.name: gradient for (parameter, _), gradient in zip(pairs, shared)}
-    objective = build_objective(mnist_example.network, img, label, batch_size, shared, place)
+    objective = build_objective(networks.softmax, img, label, batch_size, shared, place)
     descent = GradientDescent(objective, LEARNING_RATE, place)
     dummy = descent.start(0)
 

@@ -12,10 +12,12 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from conftest import PROJECT, participant
+from PIL import Image
 
-import mnist_example
-from dlg import AttackInterrupted, InputError, dlg_attack, metrics
+from dlg import AttackInterrupted, InputError, dlg_attack, metrics, networks, snapshots
 from dlg.objective import build_objective
+from dlg.optimizers import GradientDescent
+from dlg.verification import verify
 
 
 def options(tmp_path, **given):
@@ -35,7 +37,7 @@ def perceptron(activation):
 
 def test_a_batch_of_one_comes_back(batch, tmp_path):
     images, labels = batch[0][:1], batch[1][:1]
-    trained = participant(mnist_example.network, images, labels)
+    trained = participant(networks.softmax, images, labels)
     result = dlg_attack(options(tmp_path, batch_size=1), *trained.attack_arguments)
     assert metrics.compare(images, result.feature)[0].psnr > 30
     assert result.label.tolist() == labels[:, 0].tolist()
@@ -43,24 +45,32 @@ def test_a_batch_of_one_comes_back(batch, tmp_path):
 
 def test_every_image_of_a_batch_comes_back_with_its_label(batch, tmp_path):
     images, labels = batch
-    trained = participant(mnist_example.network, images, labels)
+    trained = participant(networks.softmax, images, labels)
     result = dlg_attack(options(tmp_path), *trained.attack_arguments)
     for score in metrics.compare(images, result.feature):
         assert score.psnr > 30
         assert result.label[score.recovered] == labels[score.image, 0]
 
 
-@pytest.mark.parametrize("activation", [F.sigmoid, paddle.tanh, F.relu])
+@pytest.mark.parametrize("activation", [paddle.tanh, F.relu])
 def test_perceptrons_are_attacked_unmodified(activation, batch, tmp_path):
-    trained = participant(perceptron(activation), *batch)
-    arguments = trained.attack_arguments
-    result = dlg_attack(options(tmp_path, iterations=200, learning_rate=-1.0), *arguments)
-    losses = [loss for _, loss in result.history]
-    assert losses[-1] < 0.9 * losses[0]
+    images, labels = batch[0][:1], batch[1][:1]
+    trained = participant(perceptron(activation), images, labels)
+    result = dlg_attack(options(tmp_path, batch_size=1, learning_rate=-50), *trained.attack_arguments)
+    assert metrics.compare(images, result.feature)[0].psnr > 30
+    assert result.label.tolist() == labels[:, 0].tolist()
+
+
+def test_colour_and_another_shape_come_back(tmp_path):
+    images = np.random.default_rng(0).random((1, 3, 8, 6), np.float32)
+    labels = np.array([[4]])
+    trained = participant(networks.softmax, images, labels)
+    result = dlg_attack(options(tmp_path, batch_size=1), *trained.attack_arguments)
+    assert metrics.compare(images, result.feature)[0].psnr > 30
 
 
 def test_the_reconstruction_says_what_it_is(batch, tmp_path):
-    result = dlg_attack(options(tmp_path, iterations=250), *participant(mnist_example.network, *batch).attack_arguments)
+    result = dlg_attack(options(tmp_path, iterations=250), *participant(networks.softmax, *batch).attack_arguments)
     assert (result.feature.shape, result.feature.dtype) == ((2, 1, 28, 28), np.float32)
     assert (result.label.shape, result.label.dtype) == ((2,), np.int64)
     assert result.label_probability.shape == (2, 10)
@@ -72,7 +82,7 @@ def test_the_reconstruction_says_what_it_is(batch, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_numbers(batch, tmp_path):
-    trained = participant(mnist_example.network, *batch)
+    trained = participant(networks.softmax, *batch)
     first, again, other = (
         dlg_attack(options(tmp_path, iterations=150, seed=seed), *trained.attack_arguments) for seed in (7, 7, 8)
     )
@@ -91,7 +101,7 @@ def loss_at(images, labels, objective):
 
 
 def test_the_weights_attacked_are_the_current_ones(batch):
-    trained = participant(mnist_example.network, *batch)
+    trained = participant(networks.softmax, *batch)
     stale = trained.step()
     trained.train(steps=3)
     losses = [
@@ -102,7 +112,7 @@ def test_the_weights_attacked_are_the_current_ones(batch):
 
 
 def test_the_participant_is_left_as_it_was(batch, tmp_path):
-    trained = participant(mnist_example.network, *batch)
+    trained = participant(networks.softmax, *batch)
     arguments = trained.attack_arguments
     program = trained.img.block.program
     before = trained.weights(), str(program), paddle.get_flags(["FLAGS_enable_pir_in_executor_trace_run"])
@@ -114,7 +124,7 @@ def test_the_participant_is_left_as_it_was(batch, tmp_path):
 
 
 def test_gradients_may_be_a_list_in_the_order_of_all_parameters(batch, tmp_path):
-    trained = participant(mnist_example.network, *batch)
+    trained = participant(networks.softmax, *batch)
     *arguments, gradients = trained.attack_arguments
     in_order = [gradients[parameter.name] for parameter in trained.parameters]
     by_name, by_order = (
@@ -134,7 +144,7 @@ def test_parameters_with_names_of_their_own_and_without_are_tied(batch, tmp_path
         paddle.nn.Linear(784, 10)
     histories = [
         dlg_attack(options(tmp_path, iterations=50), *participant(network, *batch).attack_arguments).history
-        for network in (named, mnist_example.network)
+        for network in (named, networks.softmax)
     ]
     assert histories[0][0][1] > histories[0][-1][1]
     assert histories[1][0][1] > histories[1][-1][1]
@@ -160,20 +170,41 @@ def test_a_divergent_step_ends_the_attack_at_the_last_numbers(batch, tmp_path):
     assert not (tmp_path / "result_3000.png").exists()
 
 
-def test_ctrl_c_gives_what_was_recovered_until_then(batch, tmp_path):
-    trained = participant(mnist_example.network, *batch)
-    arguments = trained.attack_arguments
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        with pytest.raises(AttackInterrupted) as caught:
-            dlg_attack(options(tmp_path, iterations=10**9), *arguments)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+def test_ctrl_c_gives_what_was_recovered_until_then(batch, tmp_path, monkeypatch):
+    arguments = participant(networks.softmax, *batch).attack_arguments
+    descend = GradientDescent.descend
+    runs = []
+
+    def interrupted(self, dummy, iterations):
+        runs.append(iterations)
+        if len(runs) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return descend(self, dummy, iterations)
+
+    monkeypatch.setattr(GradientDescent, "descend", interrupted)
+    monkeypatch.setattr("dlg.dlg._SECONDS_PER_RUN", 0)
+    with pytest.raises(AttackInterrupted) as caught:
+        dlg_attack(options(tmp_path), *arguments)
     result = caught.value.reconstruction
-    assert result.ended == "interrupted"
-    assert (tmp_path / f"result_{result.iterations}.png").exists()
+    assert (result.ended, result.iterations) == ("interrupted", 3)
+    assert [iteration for iteration, _ in result.history] == [0, 3]
+    written = np.asarray(Image.open(tmp_path / "result_3.png"))
+    assert (written == np.hstack(snapshots.pictures(result.feature))).all()
+
+
+def test_ctrl_c_while_the_programs_are_built_is_heard_afterwards(batch, tmp_path, monkeypatch):
+    arguments = participant(networks.softmax, *batch).attack_arguments
+    built = []
+
+    def interrupted(feature, label):
+        signal.raise_signal(signal.SIGINT)
+        built.append(networks.softmax(feature, label))
+        return built[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        dlg_attack(options(tmp_path / "results"), *arguments[:2], interrupted, *arguments[3:])
+    assert built
+    assert not (tmp_path / "results").exists()
 
 
 BAD_GRADIENTS = {
@@ -191,7 +222,7 @@ BAD_GRADIENTS = {
 @pytest.mark.parametrize("which", BAD_GRADIENTS)
 def test_bad_gradients_are_refused_before_a_file_is_written(which, batch, tmp_path):
     spoil, words = BAD_GRADIENTS[which]
-    *arguments, gradients = participant(mnist_example.network, *batch).attack_arguments
+    *arguments, gradients = participant(networks.softmax, *batch).attack_arguments
     with pytest.raises(InputError) as caught:
         dlg_attack(options(tmp_path / "results"), *arguments, spoil(gradients))
     assert words in str(caught.value)
@@ -200,7 +231,7 @@ def test_bad_gradients_are_refused_before_a_file_is_written(which, batch, tmp_pa
 
 def bad_network(change):
     def network(feature, label):
-        prediction, loss = mnist_example.network(feature, label)
+        prediction, loss = networks.softmax(feature, label)
         return change(feature, prediction, loss)
 
     return network
@@ -210,7 +241,7 @@ BAD_NETWORKS = {
     "one value": (lambda x, p, loss: loss, "expected (prediction, loss)"),
     "three values": (lambda x, p, loss: (p, p, loss), "expected (prediction, loss)"),
     "no scalar": (lambda x, p, loss: (p, p), "scalar"),
-    "a flat prediction": (lambda x, p, loss: (p.flatten(), loss), "[batch, classes]"),
+    "a flat prediction": (lambda x, p, loss: (p.flatten(), loss), "classes] with two classes or more"),
     "the label does not matter": (lambda x, p, loss: (p, p.sum()), "do not depend on its label"),
 }
 
@@ -218,7 +249,7 @@ BAD_NETWORKS = {
 @pytest.mark.parametrize("which", BAD_NETWORKS)
 def test_bad_networks_are_refused_before_a_file_is_written(which, batch, tmp_path):
     change, words = BAD_NETWORKS[which]
-    img, label, _, exe, gradients = participant(mnist_example.network, *batch).attack_arguments
+    img, label, _, exe, gradients = participant(networks.softmax, *batch).attack_arguments
     with pytest.raises(InputError) as caught:
         dlg_attack(options(tmp_path / "results"), img, label, bad_network(change), exe, gradients)
     assert words in str(caught.value)
@@ -226,13 +257,13 @@ def test_bad_networks_are_refused_before_a_file_is_written(which, batch, tmp_pat
 
 
 def test_another_network_than_the_trained_one_is_refused(batch, tmp_path):
-    img, label, _, exe, gradients = participant(mnist_example.network, *batch).attack_arguments
+    img, label, _, exe, gradients = participant(networks.softmax, *batch).attack_arguments
     with pytest.raises(InputError, match="parameters"):
         dlg_attack(options(tmp_path), img, label, perceptron(F.relu), exe, gradients)
 
 
 def test_a_scope_without_weights_is_refused(batch, tmp_path):
-    arguments = participant(mnist_example.network, *batch).attack_arguments
+    arguments = participant(networks.softmax, *batch).attack_arguments
     with (
         paddle.static.scope_guard(paddle.static.Scope()),
         pytest.raises(InputError, match="no value in the current scope"),
@@ -246,7 +277,7 @@ def test_a_scope_without_weights_is_refused(batch, tmp_path):
      ("learning_rate", None), ("result_dir", None), ("result_dir", ""), ("seed", -1), ("snapshot_every", "x")],
 )  # fmt: skip
 def test_bad_options_are_named(name, value, batch, tmp_path):
-    arguments = participant(mnist_example.network, *batch).attack_arguments
+    arguments = participant(networks.softmax, *batch).attack_arguments
     with pytest.raises(InputError, match=f"^{name}: expected"):
         dlg_attack(options(tmp_path, **{name: value}), *arguments)
 
@@ -277,15 +308,103 @@ def test_the_attack_takes_no_target():
     ]  # fmt: skip
 
 
-def test_the_attack_of_the_same_gradients_does_not_change_with_the_data_at_hand(batch, tmp_path):
-    """The program and scope of a participant who holds other images give the same attack."""
-    trained = participant(mnist_example.network, *batch)
-    gradients = trained.step()
-    other = participant(mnist_example.network, 1 - batch[0], (batch[1] + 1) % 10)
-    other.step()
-    histories = [
-        dlg_attack(options(tmp_path, iterations=50), p.img, p.label, p.network, p.exe,
-                   dict(zip((q.name for q in p.parameters), (gradients[q.name] for q in trained.parameters)))).history
-        for p in (trained, other)
-    ]  # fmt: skip
+def test_nothing_but_the_weights_is_read_of_the_participants_scope(batch, tmp_path):
+    """After a step the scope holds the batch itself, under the feature's name."""
+    trained = participant(networks.softmax, *batch)
+    *arguments, gradients = trained.attack_arguments
+    weights = trained.weights()
+    assert (np.array(paddle.static.global_scope().find_var("img").get_tensor()) == batch[0]).all()
+    histories = [dlg_attack(options(tmp_path, iterations=50), *arguments, gradients).history]
+    with paddle.static.scope_guard(paddle.static.Scope()):
+        for name, weight in weights.items():
+            paddle.static.global_scope().var(name).get_tensor().set(weight, paddle.CPUPlace())
+        histories.append(dlg_attack(options(tmp_path, iterations=50), *arguments, gradients).history)
     assert histories[0] == histories[1]
+
+
+def test_parameters_of_one_shape_are_not_mistaken_for_each_other(batch):
+    def network(feature, label):
+        hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, start_axis=1))
+        for _ in range(3):
+            hidden = paddle.tanh(paddle.nn.Linear(10, 10)(hidden))
+        return hidden, F.cross_entropy(hidden, label)
+
+    # Generated names differ from those in the attack's program.
+    with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
+        paddle.nn.Linear(10, 10)
+    trained = participant(network, *batch)
+    objective = build_objective(network, trained.img, trained.label, 2, trained.step(), paddle.CPUPlace())
+    assert loss_at(*batch, objective) < 1e-10
+
+
+def test_shared_and_frozen_parameters_and_buffers_are_part_of_the_model(batch):
+    def network(feature, label):
+        frozen = paddle.nn.Linear(784, 16, weight_attr=paddle.ParamAttr(trainable=False))
+        shared = paddle.nn.Linear(16, 16)
+        norm = paddle.nn.BatchNorm1D(16)
+        hidden = paddle.tanh(frozen(paddle.flatten(feature, start_axis=1)))
+        hidden = norm(shared(paddle.tanh(shared(hidden))))
+        prediction = paddle.nn.Linear(16, 10)(hidden)
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, *batch)
+    gradients = trained.step()
+    assert len(gradients) < len(trained.parameters)
+    scope = paddle.static.global_scope()
+    before = {p.name: np.array(scope.find_var(p.name).get_tensor()).tobytes() for p in trained.parameters}
+    verify(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
+    objective = build_objective(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
+    assert loss_at(*batch, objective) < 1e-8
+    assert before == {p.name: np.array(scope.find_var(p.name).get_tensor()).tobytes() for p in trained.parameters}
+
+
+def test_a_frozen_layer_elsewhere_in_the_program_is_not_taken_by_its_name(batch):
+    """The attack's generated names start anew, so that another layer may have the wanted one's."""
+
+    def network(feature, label):
+        frozen = paddle.nn.Linear(784, 10, weight_attr=paddle.ParamAttr(trainable=False))
+        prediction = paddle.nn.Linear(10, 10)(frozen(paddle.flatten(feature, start_axis=1)))
+        return prediction, F.cross_entropy(prediction, label)
+
+    def with_another_first(feature, label):
+        paddle.nn.Linear(784, 10, weight_attr=paddle.ParamAttr(trainable=False))
+        return network(feature, label)
+
+    trained = participant(with_another_first, *batch)
+    gradients = {name: value for name, value in trained.step().items() if value is not None}
+    with pytest.raises(InputError, match="ParamAttr"):
+        build_objective(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
+
+
+BAD_ARGUMENTS = {
+    "feature": (0, np.zeros(3), "feature is a ndarray"),
+    "network": (2, None, "network is None"),
+    "exe": (3, None, "exe is a NoneType"),
+    "gradients": (4, None, "origin_grad is None"),
+    "huge gradients": (
+        4,
+        lambda g: {name: value * 0 + np.float32(1e30) for name, value in g.items()},
+        "random start is",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", BAD_ARGUMENTS)
+def test_arguments_that_are_none_of_the_kind_are_refused(which, batch, tmp_path):
+    place, value, words = BAD_ARGUMENTS[which]
+    arguments = list(participant(networks.softmax, *batch).attack_arguments)
+    arguments[place] = value(arguments[place]) if callable(value) else value
+    with pytest.raises(InputError) as caught:
+        dlg_attack(options(tmp_path / "results"), *arguments)
+    assert words in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_float_label_that_is_no_probability_is_refused(batch, tmp_path):
+    def network(feature, label):
+        prediction = paddle.nn.Linear(784, 1)(paddle.flatten(feature, start_axis=1))
+        return prediction, F.mse_loss(prediction, label)
+
+    arguments = participant(network, batch[0], np.array([[0.1], [0.7]], np.float32)).attack_arguments
+    with pytest.raises(InputError, match="two classes or more"):
+        dlg_attack(options(tmp_path), *arguments)

@@ -98,7 +98,8 @@ def test_the_summary_is_complete(first_run):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["interrupted"] is False
     assert summary["options"] == {
-        "use_gpu": False, "data": ["bundled"], "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
+        "use_gpu": False, "data": ["bundled"], "network": "softmax",
+        "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
         "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
     }  # fmt: skip
     assert summary["versions"]["paddlepaddle"] == paddle.__version__
@@ -216,6 +217,7 @@ BAD_OPTIONS = {
     "--seed -1": "expected an integer from 0",
     "--snapshot_every 0": "expected an integer of at least 1, got '0'",
     "--momentum 0.9": "unrecognized arguments: --momentum",
+    "--network alexnet": "invalid choice: 'alexnet'",
     "--data nowhere": "no such file or folder",
     "--data dlg": "no MNIST-named IDX files",
     "--data README.md": "not a readable PNG or JPEG picture",
@@ -240,7 +242,7 @@ def test_an_unwritable_result_folder_is_one_line_and_exit_code_2(place, tmp_path
     (tmp_path / "file").write_text("the user's own")
     finished = run(folder=tmp_path / place)
     assert finished.returncode == 2
-    assert re.fullmatch(r"mnist_example\.py: error: cannot write results into [^\n]+--result_dir\n", finished.stderr)
+    assert re.fullmatch(r"mnist_example\.py: error: cannot write results into [^\n]+result_dir\n", finished.stderr)
     assert (tmp_path / "file").read_text() == "the user's own"
 
 
