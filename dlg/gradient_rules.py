@@ -189,7 +189,7 @@ def _gelu(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
     return [(cumulative + x * density) * _inputs(op)["out_grad"]]
 
 
-@_rule("silu_grad")
+@_rule("silu_grad", "swish_grad")
 def _silu(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
     x, gradient = _inputs(op)["x"], _inputs(op)["out_grad"]
     sigmoid = F.sigmoid(x)

@@ -55,15 +55,27 @@ def verify(
         that were written out; or where the network is random.
     """
     arguments = (network, feature, label, batch_size, origin_grad, place)
-    dtype = "float64"
     try:
-        objective = build_objective(*arguments, fixed_label=fixed_label, dtype=dtype)
+        _verify(arguments, fixed_label, "float64")
     except InputError:
         raise
     except Exception:
-        # Whatever PaddlePaddle raises for a network that insists on float32 in one of its ops.
-        dtype = "float32"
-        objective = build_objective(*arguments, fixed_label=fixed_label)
+        # Whatever PaddlePaddle raises for a network with an op that insists on float32.
+        try:
+            _verify(arguments, fixed_label, "float32")
+        except InputError:
+            raise
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise SecondDerivativeError(
+                f"PaddlePaddle {paddle.__version__} cannot run the attack's program for this network:"
+                f" {next((line for line in lines if 'Error' in line), lines[-1] if lines else type(error).__name__)}"
+            ) from error
+
+
+def _verify(arguments: tuple, fixed_label: np.ndarray | None, dtype: str) -> None:
+    network, feature, label, batch_size, _, place = arguments
+    objective = build_objective(*arguments, fixed_label=fixed_label, dtype=dtype)
     check = _Check(objective, place, dtype)
     check.compare_gradients(*_network_gradients(network, feature, label, batch_size, objective, place, dtype))
     check.compare_derivatives()
