@@ -40,6 +40,10 @@ GRADIENT_RULES: dict[str, Rule] = {}
 SHAPE_RULES: dict[str, Rule] = {}
 
 
+# The most numbers that the patches of a convolution may hold to be kept.
+_SMALL = 2**20
+
+
 def _rule(*names: str, table: dict[str, Rule] = GRADIENT_RULES) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         table.update(dict.fromkeys((f"pd_op.{name}" for name in names), function))
@@ -86,6 +90,28 @@ def _depthwise_convolution(op: Operation, _: ProbabilityOf) -> Sequence[Value | 
     """The same as a grouped convolution, which PaddlePaddle can differentiate twice."""
     names = ("strides", "paddings", "padding_algorithm", "dilations", "groups", "data_format")
     return [paddle._C_ops.conv2d(*op.operands_source(), *(op.attrs()[name] for name in names))]
+
+
+@_rule("conv2d", table=FORWARD_RULES)
+def _convolution(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
+    """A small convolution as a product with the image's patches, which its gradients then share."""
+    (x, weight), attributes = op.operands_source(), op.attrs()
+    out = op.result(0)
+    ordinary = attributes["groups"] == 1 and attributes["data_format"] == "NCHW"
+    if not ordinary or attributes["padding_algorithm"] != "EXPLICIT" or not _has_fixed_shape(out):
+        return None
+    if math.prod(weight.shape[1:]) * math.prod(out.shape[2:]) * out.shape[0] > _SMALL:
+        return None
+    patches = F.unfold(x, weight.shape[2:], attributes["strides"], attributes["paddings"], attributes["dilations"])
+    product = paddle.matmul(paddle.reshape(weight, [weight.shape[0], -1]), patches)
+    return [paddle.reshape(product, out.shape)]
+
+
+@_rule("unfold_grad")
+def _unfold(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    inputs, attributes = _inputs(op), op.attrs()
+    names = ("kernel_sizes", "strides", "paddings", "dilations")
+    return [F.fold(inputs["out_grad"], inputs["x"].shape[2:], *(attributes[name] for name in names))]
 
 
 # Losses.

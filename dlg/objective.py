@@ -15,7 +15,7 @@ from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
 from dlg.gradient_rules import Value
-from dlg.parameters import Gradients, copy_weights, named_gradients, tie
+from dlg.parameters import Gradients, adopt_parameters, copy_weights, named_gradients, tie
 from dlg.second_order import (
     drop_unused_values,
     is_real,
@@ -241,6 +241,7 @@ def call_network(
         wanted = dtype if dtype and is_real(variable) else variable.dtype
         inputs.append(paddle.static.data(name, [batch_size, *rest], wanted))
     returned = network(*inputs)
+    adopt_parameters(inputs[0].block)
     if not (isinstance(returned, (tuple, list)) and len(returned) == 2 and all(isinstance(v, Value) for v in returned)):
         raise InputError(f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables")
     prediction, loss = returned

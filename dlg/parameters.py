@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import paddle
+from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
 from dlg.gradient_rules import Value
@@ -71,10 +72,10 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
 def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, same_dtype: bool) -> dict[str, str]:
     """Pair the attack's parameters with the trained ones.
 
-    By the order in which their programs list them, which is that in which one
-    callable makes them. Names are no evidence by themselves, since generated
-    ones start anew in the attack's program; they decide only where the training
-    program has more parameters than the network.
+    By name where all names agree, else by the order in which their programs list
+    them, which is that in which one callable makes them. Some equal names are no
+    evidence, since generated ones start anew in the attack's program; they
+    decide only where the training program has more parameters than the network.
 
     Parameters
     ----------
@@ -96,11 +97,11 @@ def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, s
     InputError
         Where the two differ in number, shape or dtype.
     """
-    if len(attacked) == len(trained):
+    by_name = {parameter.name: parameter for parameter in trained}
+    if len(attacked) == len(trained) and {parameter.name for parameter in attacked} != set(by_name):
         pairs = list(zip(attacked, trained))
     else:
-        by_name = {parameter.name: parameter for parameter in trained}
-        if exactly or not all(parameter.name in by_name for parameter in attacked):
+        if len(attacked) != len(trained) and (exactly or not all(p.name in by_name for p in attacked)):
             raise InputError(
                 f"the network made {len(attacked)} parameters ({', '.join(p.name for p in attacked)}) where the shared"
                 f" gradients or the training program have {len(trained)} ({', '.join(by_name)}); give the callable that"
@@ -114,6 +115,30 @@ def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, s
                 f" {_described(theirs)}; give the callable that built the training program"
             )
     return {ours.name: theirs.name for ours, theirs in pairs}
+
+
+def adopt_parameters(block: pir.Block) -> None:
+    """Give a block its own parameters for those of another program that its ops read.
+
+    A layer made outside the callable keeps the parameters of the program it was
+    made in; the attack's own get the same names, and so the same weights.
+    """
+    own = {op.id() for op in block.ops}
+    adopted: dict[str, Value] = {}
+    for op in block.ops:
+        for index, operand in enumerate(op.operands_source()):
+            maker = operand.get_defining_op()
+            if maker is None or maker.id() in own:
+                continue
+            if maker.name() != "builtin.parameter":
+                raise InputError(
+                    f"the network reads {maker.name().removeprefix('pd_op.')} of another program; compute everything"
+                    " but parameters from the feature and the label inside the callable"
+                )
+            if operand.name not in adopted:
+                attributes = paddle.ParamAttr(name=operand.name, trainable=bool(operand.trainable))
+                adopted[operand.name] = paddle.create_parameter(operand.shape, operand.dtype, attr=attributes)
+            op.operand(index).set_source(adopted[operand.name])
 
 
 def copy_weights(

@@ -1,14 +1,18 @@
-"""How fast the attack is, and how well it does over many seeds.
+"""How fast the attack is, how well it does over many seeds, and which networks it takes.
 
     python tests/benchmark.py speed [--against torch]
     python tests/benchmark.py effect [--data PATH]
+    python tests/benchmark.py networks
 
-`speed` times an iteration of the attack on softmax regression, and the command
+`speed` times an iteration of the attack on several networks, and the command
 from its start to its first snapshot. With --against torch (pip install torch,
-a CPU build will do) the same model and step run in PyTorch eager, in turn with
-the attack's, and the ratio is of times taken next to each other.
+a CPU build will do) the same networks and steps run in PyTorch eager, in turn
+with the attack's, and the ratio is of times taken next to each other.
 
 `effect` runs the command with its defaults for many seeds.
+
+`networks` verifies the derivatives of each network, and attacks it by plain
+descent for a while.
 """
 
 from __future__ import annotations
@@ -34,69 +38,32 @@ sys.path.insert(0, str(PROJECT))
 import dlg  # noqa: F401  before paddle, whose log lines it keeps away
 import numpy as np
 import paddle
+import paddle.nn.functional as F
+from conftest import participant
+from paddle.vision import models
 from PIL import Image
 
 import mnist_example
-from dlg import data, networks
-from dlg.objective import build_objective
+from dlg import data, metrics, networks
+from dlg.objective import Objective, build_objective
 from dlg.optimizers import GradientDescent
-from dlg.second_order import ops_behind
+from dlg.verification import verify
 
-LEARNING_RATE = -8.5
 Iterate = Callable[[int], None]
 
 
-def attack_iterations(batch_size: int) -> tuple[Iterate, int, dict]:
-    """The attack on softmax regression: a function that runs it on, its ops, and what it was given."""
-    images, labels = data.first_batch(*data.load(["bundled"]), batch_size, 0)
-    paddle.enable_static()
-    paddle.seed(0)
-    place = paddle.CPUPlace()
-    program, startup = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(program, startup):
-        img = paddle.static.data("img", [None, 1, 28, 28], "float32")
-        label = paddle.static.data("label", [None, 1], "int64")
-        pairs = paddle.static.append_backward(networks.softmax(img, label)[1])
-    executor = paddle.static.Executor(place)
-    executor.run(startup)
-    shared = executor.run(program, feed={"img": images, "label": labels}, fetch_list=[g for _, g in pairs])
-    weights = {p.name: np.array(paddle.static.global_scope().find_var(p.name).get_tensor()) for p, _ in pairs}
-    shared = {parameter.name: gradient for (parameter, _), gradient in zip(pairs, shared)}
-    objective = build_objective(networks.softmax, img, label, batch_size, shared, place)
-    descent = GradientDescent(objective, LEARNING_RATE, place)
-    dummy = descent.start(0)
-
-    def iterate(iterations: int) -> None:
-        nonlocal dummy
-        dummy = descent.descend(dummy, iterations)
-
-    ops = len(ops_behind(objective.gradients))
-    return iterate, ops, {"weights": weights, "shared": shared, "start": dummy.values[0]}
+@contextlib.contextmanager
+def fresh_scope():
+    with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
+        yield
 
 
-def torch_iterations(given: dict) -> Iterate:
-    """The same model, start and step in PyTorch eager."""
-    import torch
-
-    weight, bias = sorted((torch.tensor(w) for w in given["weights"].values()), key=lambda w: -w.ndim)
-    shared = sorted((torch.tensor(g) for g in given["shared"].values()), key=lambda g: -g.ndim)
-    dummy_data = torch.tensor(given["start"])
-    dummy_label = torch.zeros(len(dummy_data), 10)
-    for tensor in (weight, bias, dummy_data, dummy_label):
-        tensor.requires_grad_(True)
-
-    def iterate(iterations: int) -> None:
-        for _ in range(iterations):
-            logits = dummy_data.flatten(1) @ weight + bias
-            loss = torch.nn.functional.cross_entropy(logits, torch.softmax(dummy_label, dim=1))
-            gradients = torch.autograd.grad(loss, [weight, bias], create_graph=True)
-            distance = sum(((g - s) ** 2).mean() for g, s in zip(gradients, shared)) * len(dummy_data) ** 2
-            data_step, label_step = torch.autograd.grad(distance, [dummy_data, dummy_label])
-            with torch.no_grad():
-                dummy_data.add_(data_step, alpha=LEARNING_RATE)
-                dummy_label.add_(label_step, alpha=LEARNING_RATE)
-
-    return iterate
+def digits(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The bundled digits in any size and number of colours."""
+    images, labels = data.first_batch(*data.load(["bundled"]), shape[0], seed)
+    border = (shape[2] - 28) // 2
+    images = np.pad(images, ((0, 0), (0, 0), (border, border), (border, border)))
+    return np.repeat(images, shape[1], axis=1), labels
 
 
 def milliseconds(iterate: Iterate, iterations: int) -> float:
@@ -105,23 +72,57 @@ def milliseconds(iterate: Iterate, iterations: int) -> float:
     return (time.perf_counter() - started) / iterations * 1e3
 
 
-def speed(against: str | None) -> None:
-    print(f"{'batch':>5}  {'ops':>4}  {'ms/iteration':>12}" + (f"  {'torch ms':>8}  {'ratio':>5}" if against else ""))
-    for batch_size in (1, 2, 8):
-        ours, ops, given = attack_iterations(batch_size)
-        theirs = torch_iterations(given) if against else None
-        pairs = []
-        for _ in range(8):
-            pairs.append((milliseconds(ours, 500), milliseconds(theirs, 500) if theirs else float("nan")))
-        pairs = pairs[1:]  # the first is warm-up
-        row = f"{batch_size:>5}  {ops:>4}  {statistics.median(p[0] for p in pairs):>12.3f}"
-        if theirs:
-            row += (
-                f"  {statistics.median(p[1] for p in pairs):>8.3f}  {statistics.median(a / b for a, b in pairs):>5.2f}"
-            )
-        print(row, flush=True)
+# Network, batch sizes, image, iterations at once, learning rate.
+TIMED = [
+    ("softmax", (1, 2, 8), (1, 28, 28), 500, -8.5),
+    ("lenet", (1, 8), (1, 28, 28), 100, -1.0),
+    ("resnet18", (2,), (3, 32, 32), 5, -1e-6),
+]
 
-    seconds = []
+
+def speed(against: str | None) -> None:
+    time_command()
+    if against:
+        import torch_networks  # only here: PyTorch need not be installed
+    print(f"{'network':>9}  {'batch':>5}  {'ops':>5}  {'ms/iteration':>12}" + "  torch ms  ratio" * bool(against))
+    for name, batch_sizes, image, iterations, learning_rate in TIMED:
+        for batch_size in batch_sizes:
+            images, labels = digits((batch_size, *image))
+            with fresh_scope():
+                network = networks.NETWORKS[name]
+                trained = participant(network, images, labels)
+                objective = build_objective(
+                    network, trained.img, trained.label, batch_size, trained.step(), paddle.CPUPlace()
+                )
+                ours = descending(GradientDescent(objective, learning_rate, paddle.CPUPlace()))
+                theirs = torch_networks.descending(name, images, labels, learning_rate) if against else None
+                pairs = []
+                for _ in range(8):
+                    pairs.append((milliseconds(ours, iterations), milliseconds(theirs, iterations) if theirs else 1))
+            pairs = pairs[1:]  # the first is warm-up
+            row = f"{name:>9}  {batch_size:>5}  {ops(objective):>5}  {statistics.median(a for a, _ in pairs):>12.2f}"
+            if theirs:
+                theirs_ms = statistics.median(b for _, b in pairs)
+                row += f"  {theirs_ms:>8.2f}  {statistics.median(a / b for a, b in pairs):>5.2f}"
+            print(row, flush=True)
+
+
+def descending(descent: GradientDescent) -> Iterate:
+    dummy = descent.start(0)
+
+    def iterate(iterations: int) -> None:
+        nonlocal dummy
+        dummy = descent.descend(dummy, iterations)
+
+    return iterate
+
+
+def ops(objective: Objective) -> int:
+    return len(objective.program.global_block().ops)
+
+
+def time_command() -> None:
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
         for run in range(5):
             results = Path(folder) / str(run)
@@ -131,49 +132,111 @@ def speed(against: str | None) -> None:
                 while not (results / "result_0.png").exists() and process.poll() is None:
                     time.sleep(0.005)
                 first = time.perf_counter() - started
-            seconds.append((first, time.perf_counter() - started))
-    print(f"command: first snapshot after {statistics.median(s[0] for s in seconds):.1f} s,")
-    print(f"         all done after {statistics.median(s[1] for s in seconds):.1f} s,")
+            summary = json.loads((results / "summary.json").read_text())
+            runs.append((first, summary["seconds"], time.perf_counter() - started))
+    first, attack, whole = (statistics.median(times) for times in zip(*runs))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"         at most {peak:.0f} MiB of memory (medians of 5 runs, defaults)")
+    print(f"the command: first snapshot after {first:.1f} s, the attack {attack:.1f} s, everything {whole:.1f} s")
+    print(f"             (medians of 5 runs), at most {peak:.0f} MiB of memory")
 
 
 def effect(sources: list[str], seeds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for batch_size, early, late in ((1, None, 30), (2, 20, 27)):
-            reached, misses = 0, []
-            for seed in range(seeds):
+    for batch_size, early, late in ((1, None, 30), (2, 20, 27)):
+        reached, misses = 0, []
+        for seed in range(seeds):
+            with tempfile.TemporaryDirectory() as folder:
                 options = ["--seed", seed, "--batch_size", batch_size, "--result_dir", folder, "--data", *sources]
                 with contextlib.redirect_stdout(io.StringIO()):
-                    mnist_example.main([str(option) for option in options])
+                    code = mnist_example.main([str(option) for option in options])
+                if code != 0:
+                    sys.exit(code)
                 images = json.loads((Path(folder) / "summary.json").read_text())["images"]
-                at_1700 = psnr_at(Path(folder), 1700, images)
-                good = all(
-                    image["psnr"] >= late and image["true_label"] == image["recovered_label"] for image in images
-                )
-                good = good and (early is None or min(at_1700) >= early)
-                reached += good
-                if not good:
-                    labels = " and ".join(str(image["true_label"]) for image in images)
-                    misses.append(
-                        f"  seed {seed}: labels {labels}, {min(at_1700):.1f} dB at 1700,"
-                        f" {min(image['psnr'] for image in images):.1f} dB at 3000"
-                    )
-            wanted = f">= {early} dB at 1700 and " if early else ""
-            print(f"batch {batch_size}: {reached} of {seeds} seeds with each label right, {wanted}>= {late} dB at 3000")
-            print("\n".join(misses) + "\n" * bool(misses), end="", flush=True)
+                at_1700, at_3000 = (lowest_psnr(Path(folder), iteration, images) for iteration in (1700, 3000))
+            labels_right = all(image["true_label"] == image["recovered_label"] for image in images)
+            good = labels_right and at_3000 >= late and (early is None or at_1700 >= early)
+            reached += good
+            if not good:
+                labels = " and ".join(str(image["true_label"]) for image in images)
+                misses.append(f"  seed {seed}: labels {labels}, {at_1700:.1f} dB at 1700, {at_3000:.1f} dB at 3000\n")
+        wanted = f">= {early} dB at 1700 and " if early else ""
+        print(f"batch {batch_size}: {reached} of {seeds} seeds with each label right, {wanted}>= {late} dB at 3000")
+        print("".join(misses), end="", flush=True)
 
 
-def psnr_at(folder: Path, iteration: int, images: list[dict]) -> list[float]:
-    """PSNR of a snapshot's pictures, matched as the final ones were."""
+def lowest_psnr(folder: Path, iteration: int, images: list[dict]) -> float:
+    """The lowest PSNR among a snapshot's pictures, matched as the final ones were."""
     target, snapshot = (
         np.asarray(Image.open(folder / f"{name}.png"), float).reshape(28, -1, 28).swapaxes(0, 1) / 255
         for name in ("target", f"result_{iteration}")
     )
-    return [
-        float(-10 * np.log10(np.mean((target[image["image"]] - snapshot[image["recovered_image"]]) ** 2)))
-        for image in images
-    ]
+    errors = [np.mean((target[image["image"]] - snapshot[image["recovered_image"]]) ** 2) for image in images]
+    return float(-10 * np.log10(max(*errors, 1e-12)))
+
+
+def perceptron(activation: Callable) -> Callable:
+    def network(feature, label):
+        hidden = activation(paddle.nn.Linear(784, 64)(paddle.flatten(feature, start_axis=1)))
+        prediction = paddle.nn.Linear(64, 10)(hidden)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
+
+
+def vision(model: Callable) -> Callable:
+    def network(feature, label):
+        prediction = model(num_classes=10)(feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
+
+
+# What, network, (batch, colours, height, width), iterations, learning rate.
+VERIFIED = [
+    ("softmax regression", networks.softmax, (1, 1, 28, 28), 3000, -8.5),
+    ("perceptron, sigmoid", perceptron(F.sigmoid), (1, 1, 28, 28), 3000, -50),
+    ("perceptron, tanh", perceptron(paddle.tanh), (1, 1, 28, 28), 3000, -50),
+    ("perceptron, relu", perceptron(F.relu), (1, 1, 28, 28), 3000, -50),
+    ("perceptron, gelu", perceptron(F.gelu), (1, 1, 28, 28), 3000, -50),
+    ("perceptron, silu", perceptron(F.silu), (1, 1, 28, 28), 3000, -50),
+    ("mlp (784-256-128-10, relu)", networks.mlp, (1, 1, 28, 28), 3000, -200),
+    ("lenet of Zhu et al.", networks.lenet, (1, 1, 28, 28), 3000, -8.5),
+    ("lenet of Zhu et al.", networks.lenet, (1, 3, 32, 32), 3000, -8.5),
+    ("vit", networks.vit, (1, 1, 28, 28), 300, -0.1),
+    ("vit", networks.vit, (1, 3, 32, 32), 300, -0.1),
+    ("paddle.vision LeNet", vision(models.LeNet), (2, 1, 28, 28), 1000, -10),
+    ("paddle.vision resnet18", vision(models.resnet18), (2, 3, 32, 32), 30, -1e-4),
+    ("paddle.vision mobilenet_v3_small", vision(models.mobilenet_v3_small), (2, 3, 32, 32), 30, -1e-4),
+    ("paddle.vision mobilenet_v2", vision(models.mobilenet_v2), (2, 3, 32, 32), 30, -1e-4),
+    ("paddle.vision vgg11", vision(models.vgg11), (1, 3, 32, 32), 3, -1e-4),
+]
+
+
+def verified_networks() -> None:
+    print("| network | input | ops | build | verify | per iteration | plain descent |")
+    print("|---|---|---|---|---|---|---|")
+    for what, network, shape, iterations, learning_rate in VERIFIED:
+        images, labels = digits(shape)
+        with fresh_scope():
+            trained = participant(network, images, labels)
+            arguments = network, trained.img, trained.label, shape[0], trained.step(), paddle.CPUPlace()
+            started = time.perf_counter()
+            verify(*arguments)
+            verified = time.perf_counter()
+            objective = build_objective(*arguments)
+            built = time.perf_counter()
+            descent = GradientDescent(objective, learning_rate, paddle.CPUPlace())
+            start = descent.start(0)
+            running = time.perf_counter()
+            end = descent.descend(start, iterations)
+            per_iteration = (time.perf_counter() - running) / iterations * 1e3
+        psnr = min(score.psnr for score in metrics.compare(images, np.nan_to_num(end.values[0])))
+        image = "×".join(str(size) for size in shape)
+        print(
+            f"| {what} | {image} | {ops(objective)} | {built - verified:.2f} s | {verified - started:.1f} s"
+            f" | {per_iteration:.1f} ms | {iterations} × {learning_rate:g}: D {start.loss:.0e} → {end.loss:.0e},"
+            f" {psnr:.0f} dB |",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -183,12 +246,16 @@ def main() -> None:
     effect_options = commands.add_parser("effect")
     effect_options.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE")
     effect_options.add_argument("--seeds", type=int, default=20)
+    commands.add_parser("networks")
     args = parser.parse_args()
-    print(f"PaddlePaddle {paddle.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
+    paddle.enable_static()
+    print(f"PaddlePaddle {paddle.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores\n")
     if args.command == "speed":
         speed(args.against)
-    else:
+    elif args.command == "effect":
         effect(args.data, args.seeds)
+    else:
+        verified_networks()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT, participant
 from PIL import Image
 
-from dlg import AttackInterrupted, InputError, dlg_attack, metrics, networks, snapshots
+from dlg import AttackInterrupted, InputError, data, dlg_attack, metrics, networks, snapshots
 from dlg.objective import build_objective
 from dlg.optimizers import GradientDescent
 from dlg.verification import verify
@@ -374,6 +374,44 @@ def test_a_frozen_layer_elsewhere_in_the_program_is_not_taken_by_its_name(batch)
     gradients = {name: value for name, value in trained.step().items() if value is not None}
     with pytest.raises(InputError, match="ParamAttr"):
         build_objective(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
+
+
+@pytest.mark.parametrize("which", ["linear", "more"])
+def test_layers_made_outside_the_callable_keep_their_weights(which, batch):
+    made = []
+
+    def network(feature, label):
+        if not made:
+            layers = [paddle.nn.Linear(784, 10)]
+            if which == "more":
+                layers = [
+                    paddle.nn.Linear(784, 10),
+                    paddle.nn.BatchNorm1D(10),
+                    paddle.nn.Sigmoid(),
+                    paddle.nn.Linear(10, 10),
+                ]
+            made.append(paddle.nn.Sequential(paddle.nn.Flatten(), *layers))
+        prediction = made[0](feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    images, labels = data.first_batch(*data.load(["bundled"]), 4, 0)
+    trained = participant(network, images, labels)
+    arguments = network, trained.img, trained.label, 4, trained.step(), paddle.CPUPlace()
+    verify(*arguments)
+    assert loss_at(images, labels, build_objective(*arguments)) < 1e-8
+
+
+def test_a_value_of_another_program_is_refused(batch):
+    trained = participant(networks.softmax, *batch)
+    with paddle.static.program_guard(trained.img.block.program, paddle.static.Program()):
+        elsewhere = paddle.flatten(trained.img, start_axis=1).mean()
+
+    def network(feature, label):
+        prediction, loss = networks.softmax(feature, label)
+        return prediction, loss + elsewhere
+
+    with pytest.raises(InputError, match="of another program"):
+        build_objective(network, trained.img, trained.label, 2, trained.step(), paddle.CPUPlace())
 
 
 BAD_ARGUMENTS = {
