@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import os
+import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,6 @@ from dlg.errors import InputError
 from dlg.networks import NETWORKS
 from dlg.options import OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.result_folder import ResultFolder
-
 
 # An attack that leaves more of the loss than this has not found the batch.
 _FAILED = 0.05
@@ -111,8 +110,8 @@ def train_and_attack(args: argparse.Namespace) -> int:
         recovered = dlg.dlg_attack(args, img, label, network, exe, origin_grad)
     except dlg.AttackInterrupted as interruption:
         recovered = interruption.reconstruction
-        # What was recovered is written whole, whoever presses Ctrl-C again.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What was recovered is written whole, whoever presses Ctrl-C again.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     # From here on the participant looks at what the attacker got.
     scores = metrics.compare(images, recovered.feature)
@@ -123,7 +122,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
             "true_label": int(labels[score.image, 0]),
             "recovered_label": int(recovered.label[score.recovered]),
             "psnr": score.psnr if math.isfinite(score.psnr) else None,
-            "ssim": score.ssim if math.isfinite(score.ssim) else None,
+            "ssim": score.ssim,
             "mse": score.mse,
         }
         for score in scores

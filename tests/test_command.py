@@ -112,9 +112,11 @@ def test_a_seed_is_repeatable_and_a_shorter_run_leaves_no_stale_pictures(first_r
     _, reference = first_run
     (tmp_path / "result_99999.png").write_bytes(b"of a longer run")
     (tmp_path / "result_best.png").write_bytes(b"the user's own")
+    (tmp_path / "result_007.png").write_bytes(b"the user's own")
+    (tmp_path / "result_1 (copy).png").write_bytes(b"the user's own")
     (tmp_path / "notes.txt").write_text("the user's own")
     assert run("--iterations", 150, folder=tmp_path).returncode == 0
-    own = {"result_best.png", "notes.txt"}
+    own = {"result_best.png", "result_007.png", "result_1 (copy).png", "notes.txt"}
     assert {file.name for file in tmp_path.iterdir()} == FILES | own | {
         "result_0.png",
         "result_100.png",
@@ -166,6 +168,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     assert (process.returncode, errors) == (130, "")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["interrupted"] is True
+    assert ", interrupted, loss" in output
     assert (tmp_path / f"result_{summary['iterations']}.png").exists()
     assert (tmp_path / "result_0.png").exists()
     assert (tmp_path / "progress.png").exists()
@@ -264,6 +267,13 @@ def test_a_gpu_that_is_not_there_is_refused_and_one_that_is_there_is_used(monkey
     monkeypatch.setattr(paddle, "CUDAPlace", lambda number: f"GPU {number}")
     assert mnist_example.choose_place(True) == "GPU 0"
     assert isinstance(mnist_example.choose_place(False), paddle.CPUPlace)
+
+
+@pytest.mark.parametrize("network", ["mlp", "lenet", "vit", "resnet18"])
+def test_other_networks_are_attacked(network, tmp_path):
+    finished = run("--network", network, "--iterations", 2, "--learning_rate", "-1e-3", folder=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "does not mean that the gradients are safe" in finished.stdout
 
 
 @pytest.mark.skipif(not SHARED_MNIST.is_dir(), reason="no MNIST slice beside the project")

@@ -81,6 +81,21 @@ def test_pictures_become_grey_squares_with_the_label_of_their_name(tmp_path):
     assert (in_folder[0] == images).all()
 
 
+def test_sixteen_bit_pictures_keep_their_greys(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 28).astype(np.uint16), (28, 1))
+    Image.fromarray(ramp).save(tmp_path / "3.png")
+    images, _ = data.load([str(tmp_path / "3.png")])
+    assert images[0, 0] == pytest.approx(ramp / 65535, abs=0.01)
+
+
+@pytest.mark.parametrize("sources", [[""], ["bundled", "mnist"], ["folder", "1.png"]])
+def test_sources_that_do_not_go_together_are_refused(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="--data"):
+        data.load(sources)
+
+
 def test_the_whole_set_comes_through_paddle(digits, monkeypatch):
     class Cached:
         def __init__(self, mode, backend):
