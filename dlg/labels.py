@@ -8,7 +8,7 @@ import paddle
 from dlg.errors import LabelError
 from dlg.gradient_rules import Value
 from dlg.objective import Network, call_network, in_program
-from dlg.parameters import Gradients, named_gradients
+from dlg.parameters import Gradients, named_gradients, tie
 
 
 def infer_labels(bias_gradient: np.ndarray, batch_size: int) -> np.ndarray:
@@ -67,13 +67,11 @@ def labels_from_gradients(
         while op is not None and op.name() in ("pd_op.softmax", "pd_op.log_softmax"):
             op = op.operand_source(0).get_defining_op()
         if op is not None and op.name() == "pd_op.add":
-            names = [parameter.name for parameter in call.trainable]
+            names = tie(call.trainable, trained, exactly=False, same_dtype=True)
             for operand in op.operands_source():
                 owner = operand.get_defining_op()
-                if owner is not None and owner.name() == "builtin.parameter" and operand.name in names:
-                    # The programs list their parameters in one order; see dlg.parameters.tie.
-                    with_gradient = [parameter.name for parameter in trained if parameter.name in given]
-                    return infer_labels(given[with_gradient[names.index(operand.name)]], batch_size)
+                if owner is not None and owner.name() == "builtin.parameter" and names.get(operand.name) in given:
+                    return infer_labels(given[names[operand.name]], batch_size)
     raise LabelError(
         "the labels cannot be read off the gradients either, for the prediction is not the sum of something and a"
         " bias; let cross_entropy, nll_loss or one_hot read the label, or give the last layer a bias"

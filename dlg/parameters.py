@@ -6,7 +6,7 @@ there may get other names, so equal names alone do not tie parameters together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -45,10 +45,9 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
                 f" those are {', '.join(sorted(by_name)) or 'none'}"
             )
         given = dict(origin_grad)
-    elif isinstance(origin_grad, str) or not isinstance(origin_grad, Iterable):
+    elif isinstance(origin_grad, str) or not isinstance(origin_grad, Sequence):
         raise InputError(f"origin_grad is {origin_grad!r}, expected a list of arrays or a dict of them by name")
     else:
-        origin_grad = list(origin_grad)
         if len(origin_grad) != len(trained):
             raise InputError(
                 f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"

@@ -419,6 +419,7 @@ BAD_ARGUMENTS = {
     "network": (2, None, "network is None"),
     "exe": (3, None, "exe is a NoneType"),
     "gradients": (4, None, "origin_grad is None"),
+    "an iterator": (4, lambda g: iter(g.values()), "expected a list of arrays or a dict"),
     "huge gradients": (
         4,
         lambda g: {name: value * 0 + np.float32(1e30) for name, value in g.items()},
