@@ -75,8 +75,9 @@ def _dropout(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
     x, attributes = _inputs(op)["x"], op.attrs()
     if attributes["is_test"]:
         return None
-    kept = 1.0 if attributes["mode"] == "upscale_in_train" else 1 - _number(_inputs(op)["p"])
-    return [x * _like(x, kept), None]
+    if attributes["mode"] == "upscale_in_train":
+        return [x, None]
+    return [x * _like(x, 1 - _number(_inputs(op)["p"])), None]
 
 
 @_rule("one_hot", table=FORWARD_RULES)

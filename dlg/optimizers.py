@@ -61,14 +61,15 @@ class GradientDescent:
         self._executor = paddle.static.Executor(place)
         self._program = paddle.static.Program()
         dummies, results = objective.dummies, [objective.label_probability, objective.loss]
-        constants, step = _split(ops_behind(objective.gradients), dummies)
-        more_constants, evaluation = _split(ops_behind(results), dummies)
+        constants, _ = _split(ops_behind([*objective.gradients, *results]), dummies)
+        _, step = _split(ops_behind(objective.gradients), dummies)
+        _, evaluation = _split(ops_behind(results), dummies)
         with paddle.static.program_guard(self._program):
             start = [paddle.static.data(dummy.name, dummy.shape, dummy.dtype) for dummy in dummies]
             iterations = paddle.static.data("iterations", [], "int64")
             first, one = paddle.zeros([], "int64"), paddle.ones([], "int64")
             rates = [paddle.full([], learning_rate, dummy.dtype) for dummy in dummies]
-            known = _copy(_joined(constants, more_constants), ValueDict())
+            known = _copy(constants, ValueDict())
 
             def iterate(iteration: Value, *values: Value) -> list[Value]:
                 copies = _copy(step, _with(known, dummies, values))
@@ -133,11 +134,6 @@ def _split(ops: Sequence[Operation], sources: Sequence[Value]) -> tuple[list[Ope
         else:
             constant.append(op)
     return constant, dependent
-
-
-def _joined(ops: Sequence[Operation], more: Sequence[Operation]) -> list[Operation]:
-    seen = {op.id() for op in ops}
-    return [*ops, *(op for op in more if op.id() not in seen)]
 
 
 def _with(known: ValueDict, old: Sequence[Value], new: Sequence[Value]) -> ValueDict:
