@@ -19,11 +19,12 @@ from tqdm import tqdm
 from dlg.errors import InputError, LabelError
 from dlg.gradient_rules import Value
 from dlg.labels import labels_from_gradients
-from dlg.objective import Network, Objective, build_objective
+from dlg.objective import Objective, build_objective
 from dlg.optimizers import DummyBatch, GradientDescent
 from dlg.options import AttackOptions
 from dlg.parameters import Gradients
 from dlg.result_folder import ResultFolder
+from dlg.shared_step import Network, SharedStep
 from dlg.snapshots import SNAPSHOTS, save_batch
 from dlg.verification import verify
 
@@ -129,7 +130,7 @@ def dlg_attack(
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
     with _interrupts_deferred():
-        objective = _proven_objective(network, feature, label, options.batch_size, origin_grad, exe.place)
+        objective = _proven_objective(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place))
         descent = GradientDescent(objective, options.learning_rate, exe.place)
         last = descent.start(options.seed)
     if not math.isfinite(last.loss):
@@ -193,19 +194,16 @@ def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
         raise InputError(f"exe is a {type(exe).__name__}, expected the training's paddle.static.Executor")
 
 
-def _proven_objective(
-    network: Network, feature: Value, label: Value, batch_size: int, origin_grad: Gradients, place: object
-) -> Objective:
+def _proven_objective(step: SharedStep) -> Objective:
     """The objective of a network whose derivatives were checked."""
-    arguments = (network, feature, label, batch_size, origin_grad, place)
     fixed_label = None
     try:
-        objective = build_objective(*arguments)
+        objective = build_objective(step)
     except LabelError as error:
-        fixed_label = labels_from_gradients(network, feature, label, batch_size, origin_grad)
-        objective = build_objective(*arguments, fixed_label=fixed_label)
+        fixed_label = labels_from_gradients(step)
+        objective = build_objective(step, fixed_label=fixed_label)
         objective.notes.append(f"{error}; the labels are read off the gradients instead, and not optimised")
-    verify(*arguments, fixed_label)
+    verify(step, fixed_label)
     return objective
 
 

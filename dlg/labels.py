@@ -6,9 +6,8 @@ import numpy as np
 import paddle
 
 from dlg.errors import LabelError
-from dlg.gradient_rules import Value
-from dlg.objective import Network, call_network, in_program
-from dlg.parameters import Gradients, named_gradients, tie
+from dlg.parameters import tie
+from dlg.shared_step import SharedStep, in_program
 
 
 def infer_labels(bias_gradient: np.ndarray, batch_size: int) -> np.ndarray:
@@ -42,12 +41,8 @@ def infer_labels(bias_gradient: np.ndarray, batch_size: int) -> np.ndarray:
     return np.array(sorted(labels), np.int64)
 
 
-def labels_from_gradients(
-    network: Network, feature: Value, label: Value, batch_size: int, origin_grad: Gradients
-) -> np.ndarray:
+def labels_from_gradients(step: SharedStep) -> np.ndarray:
     """Find the network's last bias and read the labels off its gradient.
-
-    The parameters are those of `dlg.objective.build_objective`.
 
     Returns
     -------
@@ -59,19 +54,21 @@ def labels_from_gradients(
     LabelError
         Where the prediction is not a sum with a bias.
     """
-    trained = [p for p in feature.block.program.global_block().all_parameters() if p.trainable]
-    given = named_gradients(origin_grad, trained)
     with in_program(paddle.static.Program()):
-        call = call_network(network, feature, label, batch_size)
+        call = step.call()
         op = call.prediction.get_defining_op()
         while op is not None and op.name() in ("pd_op.softmax", "pd_op.log_softmax"):
             op = op.operand_source(0).get_defining_op()
         if op is not None and op.name() == "pd_op.add":
-            names = tie(call.trainable, trained, exactly=False, same_dtype=True)
+            names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
             for operand in op.operands_source():
                 owner = operand.get_defining_op()
-                if owner is not None and owner.name() == "builtin.parameter" and names.get(operand.name) in given:
-                    return infer_labels(given[names[operand.name]], batch_size)
+                if (
+                    owner is not None
+                    and owner.name() == "builtin.parameter"
+                    and names.get(operand.name) in step.gradients
+                ):
+                    return infer_labels(step.gradients[names[operand.name]], step.batch_size)
     raise LabelError(
         "the labels cannot be read off the gradients either, for the prediction is not the sum of something and a"
         " bias; let cross_entropy, nll_loss or one_hot read the label, or give the last layer a bias"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -15,7 +12,7 @@ from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
 from dlg.gradient_rules import Value
-from dlg.parameters import Gradients, adopt_parameters, copy_weights, named_gradients, tie
+from dlg.parameters import copy_weights, tie
 from dlg.second_order import (
     drop_unused_values,
     is_real,
@@ -26,8 +23,7 @@ from dlg.second_order import (
     replace_label,
     rewrite_network,
 )
-
-Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
+from dlg.shared_step import NetworkCall, SharedStep, in_program, numpy_dtype
 
 # How the shared gradients are named where they are fed.
 SHARED = "shared_gradient_"
@@ -74,22 +70,6 @@ class Objective:
     notes: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkCall:
-    """The network, called in a program of the attack's: what with, what it gave, and the parameters it made."""
-
-    data: Value
-    label: Value
-    prediction: Value
-    loss: Value
-    parameters: list[Value]
-
-    @property
-    def trainable(self) -> list[Value]:
-        """The parameters that may have gradients."""
-        return [parameter for parameter in self.parameters if parameter.trainable]
-
-
 def gradient_matching_loss(
     dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value], batch_size: int
 ) -> Value:
@@ -105,32 +85,13 @@ def gradient_matching_loss(
     return paddle.add_n(differences) * float(batch_size**2)
 
 
-def build_objective(
-    network: Network,
-    feature: Value,
-    label: Value,
-    batch_size: int,
-    origin_grad: Gradients,
-    place: object,
-    *,
-    fixed_label: np.ndarray | None = None,
-    dtype: str | None = None,
-) -> Objective:
-    """Build the attack's program for a network and the gradients it shared.
+def build_objective(step: SharedStep, *, fixed_label: np.ndarray | None = None, dtype: str | None = None) -> Objective:
+    """Build the attack's program for a step that was shared.
 
     Parameters
     ----------
-    network : callable (feature, label) -> (prediction, loss)
-        What built the training program.
-    feature, label : Value
-        The training program's ``paddle.static.data`` variables. They lend
-        their shapes and dtypes; nothing is read through them.
-    batch_size : int
-        B, the number of samples behind the gradients.
-    origin_grad : sequence or mapping
-        The shared gradients, see `dlg.parameters.named_gradients`.
-    place : paddle.CPUPlace or paddle.CUDAPlace
-        Where the attack runs.
+    step : SharedStep
+        The network and its gradients.
     fixed_label : ndarray, shape (B,), int64, optional
         Labels to take for granted. Without them the label is optimised along
         with the data.
@@ -148,13 +109,12 @@ def build_objective(
     SecondDerivativeError
         Where the network cannot be differentiated twice.
     """
-    trained = feature.block.program.global_block().all_parameters()
-    given = named_gradients(origin_grad, [parameter for parameter in trained if parameter.trainable])
+    trained, given = step.trained, step.gradients
 
     program = paddle.static.Program()
     with in_program(program, dtype):
         # Step 2: the dummy data and the dummy label.
-        call = call_network(network, feature, label, batch_size, dtype)
+        call = step.call(dtype)
         if fixed_label is None:
             dummy_label, probability = _optimised_label(call)
             dummies, constants = [call.data, dummy_label], {}
@@ -190,7 +150,7 @@ def build_objective(
             shared.append(paddle.static.data(name, gradient.shape, gradient.dtype))
             constants[name] = given[names[parameter.name]].astype(numpy_dtype(gradient))
         parameters = [parameter.name for parameter in call.parameters]
-        loss = gradient_matching_loss(dummy_gradients, shared, batch_size)
+        loss = gradient_matching_loss(dummy_gradients, shared, step.batch_size)
         loss_gradients = paddle.static.gradients([loss], dummies)
         for gradient, what in zip(loss_gradients, ("features", "label")):
             if gradient is None:
@@ -200,69 +160,10 @@ def build_objective(
         remove_dead_ops([*dummies, probability, loss, *loss_gradients])
 
     by_parameter = dict(zip(names, dummy_gradients))
-    scope = copy_weights(weights, paddle.static.global_scope(), place, dtype)
+    scope = copy_weights(weights, paddle.static.global_scope(), step.place, dtype)
     return Objective(
         program, dummies, loss_gradients, loss, probability, by_parameter, parameters, constants, scope, notes
     )
-
-
-@contextlib.contextmanager
-def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iterator[None]:
-    """Build into a program of the attack's own, where generated names start anew."""
-    before = paddle.get_default_dtype()
-    with paddle.static.program_guard(program, paddle.static.Program()), paddle.utils.unique_name.guard():
-        paddle.set_default_dtype(dtype or before)
-        try:
-            yield
-        finally:
-            paddle.set_default_dtype(before)
-
-
-def call_network(
-    network: Network, feature: Value, label: Value, batch_size: int, dtype: str | None = None
-) -> NetworkCall:
-    """Call the user's network on variables like the training program's, and check what it gives.
-
-    Raises
-    ------
-    InputError
-        Where the variables do not fit the batch, or the network does not give
-        (prediction, loss) with a prediction shaped (B, C) and a scalar loss.
-    """
-    inputs = []
-    for variable, name in ((feature, "dummy_data"), (label, "label")):
-        first, *rest = variable.shape
-        if first not in (-1, batch_size):
-            raise InputError(f"batch_size is {batch_size}, but {variable.name!r} is declared for batches of {first}")
-        if any(size < 0 for size in rest):
-            raise InputError(
-                f"{variable.name!r} is shaped {variable.shape}; the attack needs every size but the first to be known"
-            )
-        wanted = dtype if dtype and is_real(variable) else variable.dtype
-        inputs.append(paddle.static.data(name, [batch_size, *rest], wanted))
-    returned = network(*inputs)
-    adopt_parameters(inputs[0].block)
-    if not (isinstance(returned, (tuple, list)) and len(returned) == 2 and all(isinstance(v, Value) for v in returned)):
-        raise InputError(f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables")
-    prediction, loss = returned
-    if math.prod(loss.shape) != 1:
-        raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
-    if len(prediction.shape) != 2 or prediction.shape[0] not in (-1, batch_size) or prediction.shape[1] < 2:
-        raise InputError(
-            f"the prediction is shaped {list(prediction.shape)}, expected [{batch_size}, classes] with two classes"
-            " or more"
-        )
-    if is_real(inputs[1]) and inputs[1].shape != prediction.shape:
-        raise InputError(
-            f"{label.name!r} is {label.dtype} and shaped {inputs[1].shape}, the prediction {prediction.shape};"
-            " a label that is no integer must be a probability for each class"
-        )
-    return NetworkCall(*inputs, prediction, loss, inputs[0].block.all_parameters())
-
-
-def numpy_dtype(value: Value) -> str:
-    """The NumPy name of a value's dtype."""
-    return str(value.dtype).rpartition(".")[2]
 
 
 def _optimised_label(call: NetworkCall) -> tuple[Value, Value]:

@@ -12,8 +12,9 @@ from paddle.autograd.backward_utils import ValueDict, ValueSet
 from paddle.base.libpaddle import pir
 
 from dlg.gradient_rules import Operation, Value
-from dlg.objective import Objective, numpy_dtype
+from dlg.objective import Objective
 from dlg.second_order import ops_behind
+from dlg.shared_step import numpy_dtype
 
 # Keeps the attack's random numbers apart from others drawn with the same seed.
 _ATTACKER = 1

@@ -14,18 +14,10 @@ import paddle
 
 from dlg.errors import InputError, SecondDerivativeError
 from dlg.gradient_rules import Value, short_name
-from dlg.objective import (
-    SHARED,
-    Network,
-    NetworkCall,
-    Objective,
-    build_objective,
-    call_network,
-    in_program,
-    numpy_dtype,
-)
-from dlg.parameters import Gradients, copy_weights
+from dlg.objective import SHARED, Objective, build_objective
+from dlg.parameters import copy_weights
 from dlg.second_order import is_real, make_deterministic, ops_behind
+from dlg.shared_step import NetworkCall, SharedStep, in_program, numpy_dtype
 
 # How far two gradients may differ, relative to their own size and to the largest of them: some
 # are zero but for rounding, such as that of a bias before a batch norm.
@@ -40,19 +32,17 @@ _STEPS = {
 }
 
 
-def verify(
-    network: Network,
-    feature: Value,
-    label: Value,
-    batch_size: int,
-    origin_grad: Gradients,
-    place: object,
-    fixed_label: np.ndarray | None = None,
-) -> None:
+def verify(step: SharedStep, fixed_label: np.ndarray | None = None) -> None:
     """Check the attack's derivatives for this network at a random point.
 
-    The parameters are those of `dlg.objective.build_objective`. A network that
-    cannot be built in float64 is checked in float32, more coarsely.
+    A network that cannot be built in float64 is checked in float32, more coarsely.
+
+    Parameters
+    ----------
+    step : SharedStep
+        The network and its gradients.
+    fixed_label : ndarray, shape (B,), int64, optional
+        See `dlg.objective.build_objective`.
 
     Raises
     ------
@@ -60,10 +50,9 @@ def verify(
         Where a gradient or a derivative is wrong, with both numbers and the ops
         that were written out; or where the network is random.
     """
-    arguments = (network, feature, label, batch_size, origin_grad, place)
     for dtype in ("float64", "float32"):
         try:
-            return _verify(arguments, fixed_label, dtype)
+            return _verify(step, fixed_label, dtype)
         except InputError:
             raise
         except Exception as error:
@@ -76,11 +65,10 @@ def verify(
     ) from failure
 
 
-def _verify(arguments: tuple, fixed_label: np.ndarray | None, dtype: str) -> None:
-    network, feature, label, batch_size, _, place = arguments
-    objective = build_objective(*arguments, fixed_label=fixed_label, dtype=dtype)
-    check = _Check(objective, place, dtype)
-    check.compare_gradients(*_network_gradients(network, feature, label, batch_size, objective, place, dtype))
+def _verify(step: SharedStep, fixed_label: np.ndarray | None, dtype: str) -> None:
+    objective = build_objective(step, fixed_label=fixed_label, dtype=dtype)
+    check = _Check(objective, step.place, dtype)
+    check.compare_gradients(*_network_gradients(step, objective, dtype))
     check.compare_derivatives()
 
 
@@ -176,12 +164,12 @@ class _Check:
 
 
 def _network_gradients(
-    network: Network, feature: Value, label: Value, batch_size: int, objective: Objective, place: object, dtype: str
+    step: SharedStep, objective: Objective, dtype: str
 ) -> tuple[paddle.static.Program, NetworkCall, dict[str, Value], paddle.static.Scope]:
     """The network's own gradients by the objective's names, nothing written out but dropout, and its weights."""
     program = paddle.static.Program()
     with in_program(program, dtype):
-        call = call_network(network, feature, label, batch_size, dtype)
+        call = step.call(dtype)
         loss, _ = make_deterministic(call.loss)
         gradients = paddle.static.gradients([loss], call.parameters)
     by_name = {
@@ -189,4 +177,4 @@ def _network_gradients(
     }
     # The second call's generated names may be others than the first's.
     names = {parameter.name: name for parameter, name in zip(call.parameters, objective.parameters)}
-    return program, call, by_name, copy_weights(names, objective.scope, place)
+    return program, call, by_name, copy_weights(names, objective.scope, step.place)

@@ -91,9 +91,7 @@ def speed(against: str | None) -> None:
             with fresh_scope():
                 network = networks.NETWORKS[name]
                 trained = participant(network, images, labels)
-                objective = build_objective(
-                    network, trained.img, trained.label, batch_size, trained.step(), paddle.CPUPlace()
-                )
+                objective = build_objective(trained.shared_step())
                 ours = descending(GradientDescent(objective, learning_rate, paddle.CPUPlace()))
                 theirs = torch_networks.descending(name, images, labels, learning_rate) if against else None
                 pairs = []
@@ -218,11 +216,11 @@ def verified_networks() -> None:
         images, labels = digits(shape)
         with fresh_scope():
             trained = participant(network, images, labels)
-            arguments = network, trained.img, trained.label, shape[0], trained.step(), paddle.CPUPlace()
+            step = trained.shared_step()
             started = time.perf_counter()
-            verify(*arguments)
+            verify(step)
             verified = time.perf_counter()
-            objective = build_objective(*arguments)
+            objective = build_objective(step)
             built = time.perf_counter()
             descent = GradientDescent(objective, learning_rate, paddle.CPUPlace())
             start = descent.start(0)

@@ -12,6 +12,7 @@ import paddle
 import pytest
 
 from dlg import data
+from dlg.shared_step import SharedStep
 
 PROJECT = Path(__file__).parent.parent
 SHARED_MNIST = PROJECT.parent / "shared" / "mnist"
@@ -26,11 +27,17 @@ class Participant:
     network: Callable
     exe: paddle.static.Executor
     parameters: list
+    batch_size: int
     step: Callable[[], dict[str, np.ndarray]]
 
     @property
     def attack_arguments(self) -> tuple:
         return self.img, self.label, self.network, self.exe, self.step()
+
+    def shared_step(self, gradients: dict[str, np.ndarray] | None = None) -> SharedStep:
+        """What an attacker holds, with other gradients if given."""
+        gradients = self.step() if gradients is None else gradients
+        return SharedStep(self.network, self.img, self.label, self.batch_size, gradients, self.exe.place)
 
     def weights(self) -> dict[str, np.ndarray]:
         scope = paddle.static.global_scope()
@@ -60,7 +67,7 @@ def participant(network: Callable, images: np.ndarray, labels: np.ndarray, seed:
         values = exe.run(program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in pairs])
         return {parameter.name: value for (parameter, _), value in zip(pairs, values)}
 
-    return Participant(img, label, network, exe, program.global_block().all_parameters(), step)
+    return Participant(img, label, network, exe, program.global_block().all_parameters(), len(images), step)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import signal
 from types import SimpleNamespace
@@ -104,10 +105,7 @@ def test_the_weights_attacked_are_the_current_ones(batch):
     trained = participant(networks.softmax, *batch)
     stale = trained.step()
     trained.train(steps=3)
-    losses = [
-        loss_at(*batch, build_objective(trained.network, trained.img, trained.label, 2, gradients, paddle.CPUPlace()))
-        for gradients in (trained.step(), stale)
-    ]
+    losses = [loss_at(*batch, build_objective(trained.shared_step(gradients))) for gradients in (trained.step(), stale)]
     assert losses[0] < 1e-10 < 1e-3 < losses[1]
 
 
@@ -333,7 +331,7 @@ def test_parameters_of_one_shape_are_not_mistaken_for_each_other(batch):
     with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
         paddle.nn.Linear(10, 10)
     trained = participant(network, *batch)
-    objective = build_objective(network, trained.img, trained.label, 2, trained.step(), paddle.CPUPlace())
+    objective = build_objective(trained.shared_step())
     assert loss_at(*batch, objective) < 1e-10
 
 
@@ -352,8 +350,8 @@ def test_shared_and_frozen_parameters_and_buffers_are_part_of_the_model(batch):
     assert len(gradients) < len(trained.parameters)
     scope = paddle.static.global_scope()
     before = {p.name: np.array(scope.find_var(p.name).get_tensor()).tobytes() for p in trained.parameters}
-    verify(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
-    objective = build_objective(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
+    verify(trained.shared_step(gradients))
+    objective = build_objective(trained.shared_step(gradients))
     assert loss_at(*batch, objective) < 1e-8
     assert before == {p.name: np.array(scope.find_var(p.name).get_tensor()).tobytes() for p in trained.parameters}
 
@@ -373,7 +371,7 @@ def test_a_frozen_layer_elsewhere_in_the_program_is_not_taken_by_its_name(batch)
     trained = participant(with_another_first, *batch)
     gradients = {name: value for name, value in trained.step().items() if value is not None}
     with pytest.raises(InputError, match="ParamAttr"):
-        build_objective(network, trained.img, trained.label, 2, gradients, paddle.CPUPlace())
+        build_objective(dataclasses.replace(trained.shared_step(gradients), network=network))
 
 
 @pytest.mark.parametrize("which", ["linear", "more"])
@@ -396,9 +394,9 @@ def test_layers_made_outside_the_callable_keep_their_weights(which, batch):
 
     images, labels = data.first_batch(*data.load(["bundled"]), 4, 0)
     trained = participant(network, images, labels)
-    arguments = network, trained.img, trained.label, 4, trained.step(), paddle.CPUPlace()
-    verify(*arguments)
-    assert loss_at(images, labels, build_objective(*arguments)) < 1e-8
+    step = trained.shared_step()
+    verify(step)
+    assert loss_at(images, labels, build_objective(step)) < 1e-8
 
 
 def test_a_value_of_another_program_is_refused(batch):
@@ -411,7 +409,7 @@ def test_a_value_of_another_program_is_refused(batch):
         return prediction, loss + elsewhere
 
     with pytest.raises(InputError, match="of another program"):
-        build_objective(network, trained.img, trained.label, 2, trained.step(), paddle.CPUPlace())
+        build_objective(dataclasses.replace(trained.shared_step(), network=network))
 
 
 BAD_ARGUMENTS = {

@@ -57,7 +57,7 @@ def batch_of(shape, dtype="float32"):
 def check(network, images, labels):
     """Verify a network's derivatives, in a scope of its own."""
     trained = participant(network, images, labels)
-    verify(network, trained.img, trained.label, len(images), trained.step(), paddle.CPUPlace())
+    verify(trained.shared_step())
 
 
 def smoothed(prediction, label):
@@ -224,9 +224,9 @@ def reconstruct(network, shape):
     rng = np.random.default_rng(0)
     images, labels = rng.random(shape, np.float32), rng.integers(0, 10, (shape[0], 1))
     trained = participant(network, images, labels)
-    arguments = network, trained.img, trained.label, shape[0], trained.step(), paddle.CPUPlace()
-    verify(*arguments)
-    objective = build_objective(*arguments)
+    step = trained.shared_step()
+    verify(step)
+    objective = build_objective(step)
     start = GradientDescent(objective, -1, paddle.CPUPlace()).start(0)
     feed = {dummy.name: value for dummy, value in zip(objective.dummies, start.values)} | objective.constants
     gradients = trained.exe.run(objective.program, feed, objective.gradients, scope=objective.scope)
@@ -324,7 +324,7 @@ def test_dropout_is_taken_at_its_expected_value_and_said_so():
     images, labels = batch_of((2, 3))
     check(network, images, labels)
     trained = participant(network, images, labels)
-    objective = build_objective(network, trained.img, trained.label, BATCH, trained.step(), paddle.CPUPlace())
+    objective = build_objective(trained.shared_step())
     assert len(objective.notes) == 1
     assert "dropout (test_second_order.py, line" in objective.notes[0]
 
@@ -369,7 +369,7 @@ def test_a_label_that_is_read_elsewhere_is_read_off_the_gradients_instead(tmp_pa
     trained = participant(with_loss(weighted), images[:1], labels[:1])
     arguments = trained.attack_arguments
     with pytest.raises(LabelError, match=r"read by .* weight = paddle.cast\(label \+ 1"):
-        build_objective(with_loss(weighted), trained.img, trained.label, 1, arguments[-1], paddle.CPUPlace())
+        build_objective(trained.shared_step())
     args = type("Options", (), {"batch_size": 1, "iterations": 400, "learning_rate": -1.0, "result_dir": tmp_path})
     result = dlg_attack(args, *arguments)
     assert result.label.tolist() == labels[:1, 0].tolist()
@@ -392,7 +392,7 @@ def test_labels_are_read_off_the_last_bias_wherever_its_layer_was_made():
     gradients = trained.step()
     first, last = (gradients[layer.bias.name] for layer in made[::-1])
     assert first.argmin() != last.argmin()
-    assert labels_from_gradients(network, trained.img, trained.label, 1, gradients).tolist() == labels[0].tolist()
+    assert labels_from_gradients(trained.shared_step(gradients)).tolist() == labels[0].tolist()
 
 
 @pytest.mark.parametrize("labels", [[3], [0, 1], [2, 2], [1, 1, 1, 5], list(range(8))])
