@@ -11,6 +11,7 @@ differentiate through them. `dlg.verification` catches a rule that is wrong.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,9 +36,9 @@ DROPOUT_RULES: dict[str, Rule] = {}
 FORWARD_RULES: dict[str, Rule] = {}
 # Applied between the first and the second.
 GRADIENT_RULES: dict[str, Rule] = {}
-# Applied to the result of both. These ops take a value for its shape alone; written out they
-# no longer keep that value in the program, so that the network's loss is never computed.
-SHAPE_RULES: dict[str, Rule] = {}
+# Applied between the two and after them: the same values at less cost. Above all, what takes a
+# value for its shape alone no longer keeps it, so that the network's loss is never computed.
+SIMPLIFICATIONS: dict[str, Rule] = {}
 
 
 # The most numbers that the patches of a convolution may hold to be kept.
@@ -104,8 +105,13 @@ def _convolution(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | No
     if math.prod(weight.shape[1:]) * math.prod(out.shape[2:]) * out.shape[0] > _SMALL:
         return None
     patches = F.unfold(x, weight.shape[2:], attributes["strides"], attributes["paddings"], attributes["dilations"])
-    product = paddle.matmul(paddle.reshape(weight, [weight.shape[0], -1]), patches)
-    return [paddle.reshape(product, out.shape)]
+    matrix = paddle.reshape(weight, [weight.shape[0], -1])
+    if math.prod(patches.shape) > math.prod(weight.shape):
+        return [paddle.reshape(paddle.matmul(matrix, patches), out.shape)]
+    # One product for the whole batch, so that a large weight is read, and its gradient written, once.
+    columns = paddle.reshape(paddle.transpose(patches, [1, 0, 2]), [patches.shape[1], -1])
+    images = [out.shape[1], out.shape[0], *out.shape[2:]]
+    return [paddle.transpose(paddle.reshape(paddle.matmul(matrix, columns), images), [1, 0, 2, 3])]
 
 
 @_rule("unfold_grad")
@@ -260,7 +266,7 @@ def _power(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
 # Arithmetic.
 
 
-@_rule("add_grad", "subtract_grad")
+@_rule("add_grad", "subtract_grad", table=SIMPLIFICATIONS)
 def _sum(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
     """PaddlePaddle's own second derivative is wrong for a frozen term of a sum and for a broadcast minuend."""
     inputs = _inputs(op)
@@ -321,35 +327,37 @@ def _layer_norm(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
 
 
 @_rule("batch_norm_grad")
-def _batch_norm(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
-    """PaddlePaddle differentiates this op itself, but wrongly or not at all outside ordinary pictures."""
+def _batch_norm(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    """PaddlePaddle's own second derivative is slow, and right for ordinary pictures only."""
     inputs, attributes = _inputs(op), op.attrs()
-    x, scale, gradient = inputs["x"], inputs["scale"], inputs["out_grad"]
+    x, scale = inputs["x"], inputs["scale"]
     channel = 1 if attributes["data_format"].startswith("NC") else len(x.shape) - 1
-    axes = [axis for axis in range(len(x.shape)) if axis != channel]
-    count = math.prod(x.shape[axis] for axis in axes)
+    order = [channel, *(axis for axis in range(len(x.shape)) if axis != channel)]
+    count = math.prod(x.shape) // x.shape[channel]
     fixed = attributes["is_test"] or attributes["use_global_stats"]
-    if len(x.shape) == 4 and channel == 1 and count > 1:
-        return None
     if count == 1 and not fixed:
         # PaddlePaddle gives back a single element as it is.
-        return [gradient, paddle.zeros_like(scale), paddle.zeros_like(scale)]
-    along = [size if axis == channel else 1 for axis, size in enumerate(x.shape)]
+        return [inputs["out_grad"], paddle.zeros_like(scale), paddle.zeros_like(scale)]
+    # A row for each channel: broadcasting along the last axis takes a fraction of the time.
+    rows, gradient = (paddle.reshape(paddle.transpose(value, order), [-1, count]) for value in (x, inputs["out_grad"]))
     if fixed:
-        centred = x - paddle.reshape(inputs["mean_out"], along)
-        variance = paddle.reshape(inputs["variance_out"], along)
+        centred = rows - paddle.unsqueeze(inputs["mean_out"], 1)
+        variance = paddle.unsqueeze(inputs["variance_out"], 1)
     else:
-        centred = x - paddle.mean(x, axes, keepdim=True)
-        variance = paddle.mean(paddle.square(centred), axes, keepdim=True)
+        centred = rows - paddle.mean(rows, 1, keepdim=True)
+        variance = paddle.mean(paddle.square(centred), 1, keepdim=True)
     inverse = paddle.rsqrt(variance + _like(x, attributes["epsilon"]))
     normed = centred * inverse
-    bias_gradient = paddle.sum(gradient, axes, keepdim=True)
-    scale_gradient = paddle.sum(gradient * normed, axes, keepdim=True)
+    bias_gradient = paddle.sum(gradient, 1)
+    scale_gradient = paddle.sum(gradient * normed, 1)
     slope = gradient
     if not fixed:
-        slope = gradient - (bias_gradient + normed * scale_gradient) * _like(x, 1 / count)
-    x_gradient = slope * inverse * paddle.reshape(scale, along)
-    return [x_gradient, paddle.reshape(scale_gradient, scale.shape), paddle.reshape(bias_gradient, scale.shape)]
+        mean = paddle.unsqueeze(bias_gradient * _like(x, 1 / count), 1)
+        tilt = paddle.unsqueeze(scale_gradient * _like(x, 1 / count), 1)
+        slope = gradient - mean - normed * tilt
+    slope = paddle.reshape(slope * (inverse * paddle.unsqueeze(scale, 1)), [x.shape[axis] for axis in order])
+    x_gradient = paddle.transpose(slope, [order.index(axis) for axis in range(len(order))])
+    return [x_gradient, scale_gradient, bias_gradient]
 
 
 @_rule("pool2d_grad")
@@ -398,7 +406,7 @@ def _flatten(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
 # Shapes.
 
 
-@_rule("full_like", table=SHAPE_RULES)
+@_rule("full_like", table=SIMPLIFICATIONS)
 def _full_like(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
     like, value = op.operands_source()
     if not _has_fixed_shape(like):
@@ -406,7 +414,7 @@ def _full_like(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None
     return [paddle.full(like.shape, _number(value), op.attrs()["dtype"])]
 
 
-@_rule("mean_grad", "sum_grad", table=SHAPE_RULES)
+@_rule("mean_grad", "sum_grad", table=SIMPLIFICATIONS)
 def _mean_or_sum(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
     inputs = _inputs(op)
     x, gradient = inputs["x"], inputs["out_grad"]
@@ -417,6 +425,23 @@ def _mean_or_sum(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | No
         gradient = gradient * _like(gradient, 1 / math.prod(x.shape[axis] for axis in axes))
     kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
     return [paddle.expand(paddle.reshape(gradient, kept), x.shape)]
+
+
+@_rule("square_grad", table=SIMPLIFICATIONS)
+def _square(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    """With one number instead of an array full of it, where the square's mean is what was differentiated."""
+    x, gradient = _inputs(op)["x"], _inputs(op)["out_grad"]
+    mean = gradient.get_defining_op()
+    if mean.name() == "pd_op.mean_grad" and math.prod(_inputs(mean)["out_grad"].shape) == 1:
+        gradient = paddle.reshape(_inputs(mean)["out_grad"], []) * _like(x, 1 / math.prod(x.shape))
+    return [x * (gradient * _like(x, 2))]
+
+
+@_rule("add_n", table=SIMPLIFICATIONS)
+def _add_n(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
+    """PaddlePaddle sums derivatives by add_n, which takes several times the time of add."""
+    terms = op.operand_source(0).get_defining_op().operands_source()
+    return [functools.reduce(paddle.add, terms)]
 
 
 def _has_fixed_shape(value: Value) -> bool:

@@ -14,7 +14,6 @@ from dlg.errors import InputError
 from dlg.gradient_rules import Value
 from dlg.parameters import copy_weights, tie
 from dlg.second_order import (
-    drop_unused_values,
     is_real,
     make_deterministic,
     make_differentiable,
@@ -22,6 +21,7 @@ from dlg.second_order import (
     remove_dead_ops,
     replace_label,
     rewrite_network,
+    simplify,
 )
 from dlg.shared_step import NetworkCall, SharedStep, in_program, numpy_dtype
 
@@ -155,7 +155,7 @@ def build_objective(step: SharedStep, *, fixed_label: np.ndarray | None = None, 
         for gradient, what in zip(loss_gradients, ("features", "label")):
             if gradient is None:
                 raise InputError(f"the network's gradients do not depend on its {what}; there is nothing to recover")
-        loss, *results = drop_unused_values([loss, *loss_gradients, *dummy_gradients])
+        loss, *results = simplify([loss, *loss_gradients, *dummy_gradients])
         loss_gradients, dummy_gradients = results[: len(dummies)], results[len(dummies) :]
         remove_dead_ops([*dummies, probability, loss, *loss_gradients])
 

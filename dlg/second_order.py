@@ -18,7 +18,7 @@ from dlg.gradient_rules import (
     DROPOUT_RULES,
     FORWARD_RULES,
     GRADIENT_RULES,
-    SHAPE_RULES,
+    SIMPLIFICATIONS,
     Operation,
     ProbabilityOf,
     Rule,
@@ -109,7 +109,7 @@ def make_differentiable(
         Where an op has neither a gradient nor a rule. The messages have the
         line of the network's code that the op came from.
     """
-    gradients = _rewrite(gradients, GRADIENT_RULES | SHAPE_RULES, probability_of)
+    gradients = _rewrite(gradients, GRADIENT_RULES | SIMPLIFICATIONS, probability_of)
     _mark_constants(sources[0].block, sources)
     for op in ops_behind(gradients):
         varies = any(value.initialized() and not value.stop_gradient for value in op.results())
@@ -129,9 +129,9 @@ def refuse_label_readers(results: Sequence[Value], label: Value) -> None:
             raise _label_error(op)
 
 
-def drop_unused_values(results: Sequence[Value]) -> list[Value]:
-    """Rewrite the ops behind these results that take a value for its shape alone."""
-    return _rewrite(results, SHAPE_RULES, _no_label)
+def simplify(results: Sequence[Value]) -> list[Value]:
+    """Rewrite the ops behind these results that have a cheaper form."""
+    return _rewrite(results, SIMPLIFICATIONS, _no_label)
 
 
 def remove_dead_ops(results: Sequence[Value]) -> None:
