@@ -114,6 +114,15 @@ def _convolution(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | No
     return [paddle.transpose(paddle.reshape(paddle.matmul(matrix, columns), images), [1, 0, 2, 3])]
 
 
+@_rule("add", table=FORWARD_RULES)
+def _bias(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
+    """A bias spread out beforehand, for PaddlePaddle takes long to broadcast along any but the first axes."""
+    (x, bias), out = op.operands_source(), op.result(0)
+    if x.shape != out.shape or bias.shape[-1:] != [1] or not _has_fixed_shape(out):
+        return None
+    return [x + paddle.expand(bias, out.shape)]
+
+
 @_rule("unfold_grad")
 def _unfold(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
     inputs, attributes = _inputs(op), op.attrs()

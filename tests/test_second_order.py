@@ -273,7 +273,7 @@ CLAIMED = {
 @pytest.mark.parametrize("rule", CLAIMED)
 def test_each_rule_for_an_op_that_paddle_gets_wrong_is_still_needed(rule, monkeypatch):
     """Without the rule the verification refuses the network."""
-    for table in ("FORWARD_RULES", "GRADIENT_RULES"):
+    for table in ("FORWARD_RULES", "GRADIENT_RULES", "SIMPLIFICATIONS"):
         rules = {name: value for name, value in getattr(gradient_rules, table).items() if name != f"pd_op.{rule}"}
         monkeypatch.setattr(second_order, table, rules)
     images, labels = batch_of((2, 5, 5))
@@ -284,9 +284,11 @@ def test_each_rule_for_an_op_that_paddle_gets_wrong_is_still_needed(rule, monkey
 def test_every_rule_has_an_example():
     examined = {f"pd_op.{name}" for name in {**ACTIVATIONS, **CLAIMED}}
     others = {"cross_entropy_with_softmax", "cross_entropy_with_softmax_grad", "nll_loss_grad", "swish_grad",
-              "max_pool2d_with_index_grad", "conv2d", "unfold_grad", "one_hot", "dropout"}  # fmt: skip
-    rules = gradient_rules.GRADIENT_RULES | gradient_rules.FORWARD_RULES | gradient_rules.DROPOUT_RULES
-    assert set(rules) == examined | {f"pd_op.{name}" for name in others}
+              "max_pool2d_with_index_grad", "conv2d", "add", "unfold_grad", "one_hot", "dropout",
+              "full_like", "mean_grad", "sum_grad", "square_grad", "add_n"}  # fmt: skip
+    tables = ("DROPOUT_RULES", "FORWARD_RULES", "GRADIENT_RULES", "SIMPLIFICATIONS")
+    rules = {rule for table in tables for rule in getattr(gradient_rules, table)}
+    assert rules == examined | {f"pd_op.{name}" for name in others}
 
 
 @pytest.mark.parametrize("wrong", ["scaled", "detached"])
