@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -22,12 +23,17 @@ import paddle
 from dlg import comparison, data, metrics, snapshots
 from dlg.errors import InputError
 from dlg.networks import NETWORKS
-from dlg.options import OneLineParser, add_attack_options, argument_type, true_or_false
+from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.result_folder import ResultFolder
 
 # An attack that leaves more of the loss than this has not found the batch.
 _FAILED = 0.05
-EXIT_CODES = {"iterations": 0, "diverged": 1, "interrupted": 130}
+EXIT_CODES = {"iterations": 0, "floor": 0, "converged": 0, "abandoned": 0, "diverged": 1, "interrupted": 130}
+# What is said of an attack that ended before its last iteration.
+ENDS = {
+    "floor": ": the gradients agree as closely as float32 can tell",
+    "converged": ": no step brings the loss down any further",
+}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,7 +64,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="which of dlg/networks.py is trained (default: %(default)s)",
     )
     add_attack_options(parser.add_argument_group("attack"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    try:
+        # Checked together, and with the defaults that depend on each other.
+        return argparse.Namespace(**vars(args) | dataclasses.asdict(AttackOptions.from_args(args)))
+    except InputError as error:
+        parser.error(str(error))
 
 
 def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
@@ -149,7 +160,10 @@ def save_summary(
             "numpy": np.__version__,
         },
         "iterations": recovered.iterations,
+        "evaluations": recovered.evaluations,
         "seconds": recovered.seconds,
+        "strategy": recovered.strategy,
+        "starts": [dataclasses.asdict(start) for start in recovered.starts],
         "loss": recovered.loss,
         "history": recovered.history,
         "images": rows,
@@ -161,7 +175,10 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
     """Say how long the attack took and what it recovered."""
     interrupted = ", interrupted" if recovered.ended == "interrupted" else ""
     done = f"{recovered.iterations} iterations in {recovered.seconds:.2f} s{interrupted}"
-    print(f"attack: {done}, loss {recovered.loss:.3e}")
+    print(f"attack: {done}, loss {recovered.loss:.3e}{ENDS.get(recovered.ended, '')}")
+    if len(recovered.starts) > 1:
+        best = min(range(len(recovered.starts)), key=lambda index: recovered.starts[index].loss)
+        print(f"the best of {len(recovered.starts)} starts by its loss, number {best + 1}:")
     print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
     for row in rows:
         psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"

@@ -5,31 +5,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import paddle
 from tqdm import tqdm
 
-from dlg.errors import InputError, LabelError
+from dlg.errors import InputError
 from dlg.gradient_rules import Value
-from dlg.labels import labels_from_gradients
-from dlg.objective import Objective, build_objective
-from dlg.optimizers import DummyBatch, GradientDescent
+from dlg.optimizers import DummyBatch
 from dlg.options import AttackOptions
 from dlg.parameters import Gradients
 from dlg.result_folder import ResultFolder
-from dlg.shared_step import Network, SharedStep
-from dlg.snapshots import SNAPSHOTS, save_batch
-from dlg.verification import verify
+from dlg.shared_step import Network, SharedStep, numpy_dtype
+from dlg.snapshots import SNAPSHOTS, pictures, save_pictures
+from dlg.strategy import choose
 
-# A run of the program cannot be interrupted: Ctrl-C is heard between runs.
-_SECONDS_PER_RUN = 1.0
+# A start is given up where its loss is this many times that of the best one at the same snapshot.
+_HOPELESS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """One start of an attack: the loss it reached, its iterations, and how it ended.
+
+    ``ended`` is as in `Reconstruction`, or ``"abandoned"`` where the best start
+    before it had come much further by the same iteration.
+    """
+
+    loss: float
+    iterations: int
+    ended: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +60,20 @@ class Reconstruction:
         Iteration and loss at each snapshot.
     iterations : int
         Iterations done.
+    evaluations : int
+        How often the loss's gradient was computed, over all starts.
     seconds : float
         Wall time from the call to the end, without the pictures' comparison.
     ended : str
-        ``"iterations"`` when all of them were done, ``"diverged"`` when the
-        loss left the range of numbers, ``"interrupted"`` on Ctrl-C.
+        ``"iterations"`` when all of them were done, ``"floor"`` when the
+        gradients agreed as closely as float32 can tell, ``"converged"`` when
+        no further step was found, ``"diverged"`` when the loss left the range
+        of numbers, ``"interrupted"`` on Ctrl-C.
+    strategy : str
+        What the attack was, in a few words.
+    starts : list of Start
+        Every start of the attack. All else here is of the one that reached the
+        lowest loss, the attacker's only yardstick.
     """
 
     feature: np.ndarray
@@ -65,8 +82,11 @@ class Reconstruction:
     loss: float
     history: list[tuple[int, float]]
     iterations: int
+    evaluations: int
     seconds: float
     ended: str
+    strategy: str
+    starts: list[Start]
 
 
 class AttackInterrupted(KeyboardInterrupt):
@@ -129,55 +149,58 @@ def dlg_attack(
     started = time.perf_counter()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    with _interrupts_deferred():
-        objective = _proven_objective(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place))
-        descent = GradientDescent(objective, options.learning_rate, exe.place)
-        last = descent.start(options.seed)
-    if not math.isfinite(last.loss):
+    strategy = choose(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place), options)
+    first = strategy.optimizer.start((options.seed,))
+    if not math.isfinite(first.loss):
         raise InputError(
-            f"the gradient-matching loss at the random start is {last.loss}; the gradients are too large for their"
+            f"the gradient-matching loss at the random start is {first.loss}; the gradients are too large for their"
             " parameters' precision"
         )
     folder = ResultFolder(options.result_dir)
     folder.remove(SNAPSHOTS)
-    for note in objective.notes:
+    for note in [f"{options.optimizer}: {strategy.name}"] * (options.optimizer != strategy.name) + strategy.notes:
         print(note)
 
-    iteration, ended = 0, "iterations"
-    history: list[tuple[int, float]] = []
-
-    def snapshot() -> None:
-        save_batch(folder, f"result_{iteration}.png", last.values[0])
-        history.append((iteration, last.loss))
-
+    attempts: list[_Attempt] = []
+    best = None
+    interrupted = False
     try:
-        with _Progress(options.iterations) as progress:
-            snapshot()
-            progress.show(iteration, last.loss)
-            for reached, dummy in _descent(descent, last, options):
-                if not math.isfinite(dummy.loss):
-                    ended = "diverged"
+        with _Progress(options) as progress:
+            for restart in range(options.restarts):
+                progress.restart(restart)
+                start = strategy.optimizer.start((options.seed, restart)) if restart else first
+                attempt = _Attempt(start, options, strategy.objective.floor, best, progress)
+                attempts.append(attempt)
+                attempt.watch(None if restart else folder)
+                strategy.optimizer.run(start, options.iterations, options.snapshot_every, attempt.observe)
+                attempt.close()
+                best = min(attempts, key=lambda attempt: attempt.last.loss)
+                if best.ended == "floor":
                     break
-                iteration, last = reached, dummy
-                if iteration % options.snapshot_every == 0 or iteration == options.iterations:
-                    snapshot()
-                    progress.show(iteration, last.loss)
     except KeyboardInterrupt:
-        ended = "interrupted"
-    if history[-1:] != [(iteration, last.loss)]:
-        snapshot()
+        if not attempts:
+            raise
+        interrupted = True
+        attempts[-1].close("interrupted")
+        best = min(attempts, key=lambda attempt: attempt.last.loss)
+    if best is not attempts[0]:
+        folder.remove(SNAPSHOTS)
+    best.watch(folder)
 
     reconstruction = Reconstruction(
-        feature=last.values[0],
-        label=last.label_probability.argmax(axis=1).astype(np.int64),
-        label_probability=last.label_probability,
-        loss=last.loss,
-        history=history,
-        iterations=iteration,
+        feature=best.last.values[0].astype(numpy_dtype(feature)),
+        label=best.last.label_probability.argmax(axis=1).astype(np.int64),
+        label_probability=best.last.label_probability,
+        loss=best.last.loss,
+        history=best.history,
+        iterations=best.iteration,
+        evaluations=strategy.optimizer.evaluations,
         seconds=time.perf_counter() - started,
-        ended=ended,
+        ended="interrupted" if interrupted else best.ended,
+        strategy=strategy.name,
+        starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts],
     )
-    if ended == "interrupted":
+    if interrupted:
         raise AttackInterrupted(reconstruction)
     return reconstruction
 
@@ -194,54 +217,64 @@ def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
         raise InputError(f"exe is a {type(exe).__name__}, expected the training's paddle.static.Executor")
 
 
-def _proven_objective(step: SharedStep) -> Objective:
-    """The objective of a network whose derivatives were checked."""
-    fixed_label = None
-    try:
-        objective = build_objective(step)
-    except LabelError as error:
-        fixed_label = labels_from_gradients(step)
-        objective = build_objective(step, fixed_label=fixed_label)
-        objective.notes.append(f"{error}; the labels are read off the gradients instead, and not optimised")
-    verify(step, fixed_label)
-    return objective
+class _Attempt:
+    """One start of the attack as it goes on: where it is, its snapshots, and whether it should stop."""
 
+    def __init__(
+        self, start: DummyBatch, options: AttackOptions, floor: float, best: _Attempt | None, progress: _Progress
+    ) -> None:
+        self.iteration, self.last, self.ended = 0, start, ""
+        self.history: list[tuple[int, float]] = []
+        self._options, self._floor, self._progress = options, floor, progress
+        self._expected = dict(best.history) if best else {}
+        self._snapshots: dict[int, np.ndarray | None] = {}
+        self._folder: ResultFolder | None = None
+        self._snapshot()
 
-def _descent(descent: GradientDescent, dummy: DummyBatch, options: AttackOptions) -> Iterator[tuple[int, DummyBatch]]:
-    """The dummy batch after each run of the program, at each snapshot and often enough to hear Ctrl-C."""
-    iteration, at_once = 0, 1
-    while iteration < options.iterations:
-        to_snapshot = options.snapshot_every - iteration % options.snapshot_every
-        count = min(at_once, to_snapshot, options.iterations - iteration)
-        started = time.perf_counter()
-        dummy = descent.descend(dummy, count)
-        iteration += count
-        yield iteration, dummy
-        at_once = max(1, int(_SECONDS_PER_RUN * count / (time.perf_counter() - started)))
+    def observe(self, iteration: int, dummy: DummyBatch) -> bool:
+        """Take note of a dummy batch; whether to stop there."""
+        if not math.isfinite(dummy.loss):
+            self.ended = "diverged"
+            return True
+        self.iteration, self.last = iteration, dummy
+        if iteration % self._options.snapshot_every == 0:
+            self._snapshot()
+        if dummy.loss <= self._floor:
+            self.ended = "floor"
+        elif dummy.loss > _HOPELESS * self._expected.get(iteration, math.inf):
+            self.ended = "abandoned"
+        return bool(self.ended)
 
+    def close(self, ended: str = "") -> None:
+        """Nothing comes after this."""
+        done = "iterations" if self.iteration >= self._options.iterations else "converged"
+        self.ended = self.ended or ended or done
+        self._snapshot()
 
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back until the programs are built: inside PaddlePaddle's builders it would come out as an error."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard = []
-    handler = signal.signal(signal.SIGINT, lambda *received: heard.append(received))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if heard and callable(handler):
-        handler(*heard[0])
+    def watch(self, folder: ResultFolder | None) -> None:
+        """Write the snapshots there, those so far and those to come."""
+        if folder is self._folder:
+            return
+        self._folder = folder
+        for iteration, pixels in self._snapshots.items():
+            save_pictures(folder, f"result_{iteration}.png", pixels)
+
+    def _snapshot(self) -> None:
+        if self.iteration in self._snapshots:
+            return
+        self._snapshots[self.iteration] = pixels = pictures(self.last.values[0])
+        self.history.append((self.iteration, self.last.loss))
+        if self._folder is not None:
+            save_pictures(self._folder, f"result_{self.iteration}.png", pixels)
+        self._progress.show(self.iteration, self.last.loss)
 
 
 class _Progress:
     """A bar on a terminal; elsewhere a line for each snapshot."""
 
-    def __init__(self, iterations: int) -> None:
-        self._bar = tqdm(total=iterations, unit="it", desc="attack", file=sys.stdout, disable=not sys.stdout.isatty())
-        self._started = time.perf_counter()
+    def __init__(self, options: AttackOptions) -> None:
+        self._options = options
+        self._bar = tqdm(total=options.iterations, unit="it", file=sys.stdout, disable=not sys.stdout.isatty())
 
     def __enter__(self) -> _Progress:
         return self
@@ -249,11 +282,20 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    def restart(self, number: int) -> None:
+        """The next start begins."""
+        self._started = time.perf_counter()
+        self._prefix = f"start {number + 1} of {self._options.restarts}  " if self._options.restarts > 1 else ""
+        if not self._bar.disable:
+            self._bar.reset()
+            self._bar.set_description(self._prefix.strip() or "attack")
+
     def show(self, iteration: int, loss: float) -> None:
+        """Where the attack is."""
         if self._bar.disable:
             speed = iteration / (time.perf_counter() - self._started)
             with contextlib.suppress(BrokenPipeError):  # nobody reads on; the attack goes on
-                print(f"iteration {iteration}  loss {loss:.3e}  {speed:.0f} it/s", flush=True)
+                print(f"{self._prefix}iteration {iteration}  loss {loss:.3e}  {speed:.0f} it/s", flush=True)
         else:
             self._bar.set_postfix(loss=f"{loss:.3e}", refresh=False)
             self._bar.update(iteration - self._bar.n)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle.base.libpaddle import pir
 
+from dlg.architecture import Linear, linear_layers
 from dlg.errors import InputError
 from dlg.gradient_rules import Value
 from dlg.parameters import copy_weights, tie
@@ -24,9 +26,13 @@ from dlg.second_order import (
     simplify,
 )
 from dlg.shared_step import NetworkCall, SharedStep, in_program, numpy_dtype
+from dlg.snapshots import picture_shape
 
-# How the shared gradients are named where they are fed.
+# How the shared gradients, and features known otherwise, are named where they are fed.
 SHARED = "shared_gradient_"
+FEATURES = "known_features"
+# How many units in the last place of float32 a sum's rounding may come to.
+_ROUNDING = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +47,30 @@ class Objective:
         What the attack may change, fed: the dummy data, (B, ...), and, unless
         the labels are fixed, the dummy labels' logits, (B, C).
     gradients : list of Value
-        D's gradients with respect to `dummies`.
+        The loss's gradients with respect to `dummies`.
     loss : Value, ()
-        The gradient-matching loss D.
+        The gradient-matching loss D, and its prior.
     label_probability : Value, (B, C)
         The probability vectors that stand for the label.
     dummy_gradients : dict of str to Value
         The dummy batch's gradients, by the attack's names of the parameters.
+    layers : list of Linear
+        The fully connected layers that the network ends in, see
+        `dlg.architecture.linear_layers`.
+    features : Value or None, (B, d)
+        What the last layer was given, where it is to be matched too.
     parameters : list of str
         The attack's names of all parameters, in the order of their program.
+    trained : dict of str to str
+        From the attack's name of a parameter with a gradient to the trained one's.
     constants : dict of str to ndarray
         What else is fed: the shared gradients, and the labels if they are fixed.
+    floor : float
+        What the loss of the right answer may come to, for float32's rounding.
     scope : paddle.static.Scope
         The attack's own copy of the weights.
+    executor : paddle.static.Executor
+        What runs the program.
     notes : list of str
         What the attack takes for granted about this network.
     """
@@ -64,10 +81,23 @@ class Objective:
     loss: Value
     label_probability: Value
     dummy_gradients: dict[str, Value]
+    layers: list[Linear]
+    features: Value | None
     parameters: list[str]
+    trained: dict[str, str]
     constants: dict[str, np.ndarray]
+    floor: float
     scope: paddle.static.Scope
+    executor: paddle.static.Executor
     notes: list[str]
+
+    def evaluate(
+        self, values: Sequence[np.ndarray], fetched: Sequence[Value], constants: dict[str, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        """Compute some of the program's values at a dummy batch, with other constants if given."""
+        feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
+        with traced_execution():
+            return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
 
 
 def gradient_matching_loss(
@@ -85,7 +115,42 @@ def gradient_matching_loss(
     return paddle.add_n(differences) * float(batch_size**2)
 
 
-def build_objective(step: SharedStep, *, fixed_label: np.ndarray | None = None, dtype: str | None = None) -> Objective:
+def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value]) -> Value:
+    """1 − ⟨∇W', ∇W⟩ / (‖∇W'‖ ‖∇W‖), over all parameters together: Geiping et al. (2020), equation (4)."""
+
+    def inner(left: Sequence[Value], right: Sequence[Value]) -> Value:
+        return paddle.add_n([paddle.sum(ours * theirs) for ours, theirs in zip(left, right)])
+
+    norms = inner(dummy_gradients, dummy_gradients) * inner(shared_gradients, shared_gradients)
+    return 1 - inner(dummy_gradients, shared_gradients) * paddle.rsqrt(norms)
+
+
+def total_variation(data: Value) -> Value:
+    """The mean absolute difference of neighbouring pixels, down and across: Geiping et al. (2020), section 4.
+
+    Raises
+    ------
+    InputError
+        Where the samples are not pictures.
+    """
+    shape = picture_shape(data.shape[1:])
+    if shape is None:
+        raise InputError(f"tv: samples shaped {data.shape[1:]} are no pictures; leave the total variation away")
+    images = paddle.reshape(data, [data.shape[0], -1, *shape[-2:]])
+    down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
+    across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
+    return paddle.mean(down) + paddle.mean(across)
+
+
+def build_objective(
+    step: SharedStep,
+    *,
+    fixed_label: np.ndarray | None = None,
+    dtype: str | None = None,
+    distance: str = "l2",
+    tv: float = 0.0,
+    match_features: bool = False,
+) -> Objective:
     """Build the attack's program for a step that was shared.
 
     Parameters
@@ -98,6 +163,15 @@ def build_objective(step: SharedStep, *, fixed_label: np.ndarray | None = None, 
     dtype : str, optional
         The floating-point type to build the program in; by default the
         network's own.
+    distance : str
+        How gradients are compared: ``"l2"`` (`gradient_matching_loss`) or
+        ``"cosine"`` (`cosine_distance`).
+    tv : float
+        The weight of `total_variation` in the loss.
+    match_features : bool
+        Whether the loss also compares what the last layer is given, if that is
+        a fully connected one, with features that are fed as `FEATURES`, by
+        their mean squared difference.
 
     Raises
     ------
@@ -115,6 +189,7 @@ def build_objective(step: SharedStep, *, fixed_label: np.ndarray | None = None, 
     with in_program(program, dtype):
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
+        layers = linear_layers(call.prediction, call.data)
         if fixed_label is None:
             dummy_label, probability = _optimised_label(call)
             dummies, constants = [call.data, dummy_label], {}
@@ -150,19 +225,65 @@ def build_objective(step: SharedStep, *, fixed_label: np.ndarray | None = None, 
             shared.append(paddle.static.data(name, gradient.shape, gradient.dtype))
             constants[name] = given[names[parameter.name]].astype(numpy_dtype(gradient))
         parameters = [parameter.name for parameter in call.parameters]
-        loss = gradient_matching_loss(dummy_gradients, shared, step.batch_size)
+        if distance == "cosine":
+            loss = cosine_distance(dummy_gradients, shared)
+        else:
+            loss = gradient_matching_loss(dummy_gradients, shared, step.batch_size)
+        floor = _floor(distance, given.values(), step.batch_size)
+        if tv:
+            loss, floor = loss + tv * total_variation(call.data), 0.0
+        features = []
+        if match_features and layers:
+            features = [layers[-1].inputs]
+            known = paddle.static.data(FEATURES, features[0].shape, features[0].dtype)
+            loss = loss + paddle.mean(paddle.square(features[0] - known))
         loss_gradients = paddle.static.gradients([loss], dummies)
         for gradient, what in zip(loss_gradients, ("features", "label")):
             if gradient is None:
                 raise InputError(f"the network's gradients do not depend on its {what}; there is nothing to recover")
-        loss, *results = simplify([loss, *loss_gradients, *dummy_gradients])
-        loss_gradients, dummy_gradients = results[: len(dummies)], results[len(dummies) :]
-        remove_dead_ops([*dummies, probability, loss, *loss_gradients])
+        loss, *results = simplify([loss, *loss_gradients, *dummy_gradients, *features])
+        loss_gradients, results = results[: len(dummies)], results[len(dummies) :]
+        dummy_gradients, features = results[: len(matched)], results[len(matched) :]
+        remove_dead_ops([*dummies, probability, loss, *loss_gradients, *dummy_gradients, *features])
 
-    by_parameter = dict(zip(names, dummy_gradients))
-    scope = copy_weights(weights, paddle.static.global_scope(), step.place, dtype)
     return Objective(
-        program, dummies, loss_gradients, loss, probability, by_parameter, parameters, constants, scope, notes
+        program=program,
+        dummies=dummies,
+        gradients=loss_gradients,
+        loss=loss,
+        label_probability=probability,
+        dummy_gradients=dict(zip(names, dummy_gradients)),
+        layers=layers,
+        features=features[0] if features else None,
+        parameters=parameters,
+        trained=names,
+        constants=constants,
+        floor=floor,
+        scope=copy_weights(weights, paddle.static.global_scope(), step.place, dtype),
+        executor=paddle.static.Executor(step.place),
+        notes=notes,
+    )
+
+
+@contextlib.contextmanager
+def traced_execution() -> Iterator[None]:
+    """Let PaddlePaddle's executor record a program's order once and replay it, which halves the time per op."""
+    flag = "FLAGS_enable_pir_in_executor_trace_run"
+    before = paddle.get_flags([flag])
+    paddle.set_flags({flag: True})
+    try:
+        yield
+    finally:
+        paddle.set_flags(before)
+
+
+def _floor(distance: str, gradients: Iterable[np.ndarray], batch_size: int) -> float:
+    """The loss of gradients that agree up to float32's rounding, several units for sums of many terms."""
+    rounding = _ROUNDING * float(np.finfo(np.float32).eps)
+    if distance == "cosine":
+        return rounding**2
+    return (batch_size * rounding) ** 2 * sum(
+        float(np.mean(np.square(gradient, dtype=np.float64))) for gradient in gradients
     )
 
 

@@ -1,23 +1,29 @@
-"""Ways to bring the gradient-matching loss down."""
+"""Ways to bring the gradient-matching loss down: gradient descent, Adam and L-BFGS."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import paddle
-from paddle.autograd.backward_utils import ValueDict, ValueSet
-from paddle.base.libpaddle import pir
+from paddle.autograd.backward_utils import ValueDict
 
-from dlg.gradient_rules import Operation, Value
-from dlg.objective import Objective
+from dlg.gradient_rules import Value
+from dlg.interrupts import interrupts_deferred
+from dlg.objective import Objective, traced_execution
+from dlg.program_parts import copy_ops, exchange, split_by_sources
 from dlg.second_order import ops_behind
 from dlg.shared_step import numpy_dtype
 
 # Keeps the attack's random numbers apart from others drawn with the same seed.
-_ATTACKER = 1
+ATTACKER = 1
+# A run of the program cannot be interrupted: Ctrl-C is heard between runs.
+_SECONDS_PER_RUN = 1.0
+# Adam's, as Kingma and Ba (2015) have them.
+_MEAN_DECAY, _SQUARE_DECAY, _TINY = 0.9, 0.999, 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +46,56 @@ class DummyBatch:
     loss: float
 
 
-class GradientDescent:
-    """Plain gradient descent on the dummy data and the dummy label, from a random start.
+# Is told each dummy batch an attack comes by, with its iteration; says whether to stop there.
+Observer: TypeAlias = Callable[[int, DummyBatch], bool]
 
-    The step is added: ``dummy + learning_rate * gradient``. The loop runs inside
+
+class Optimizer(Protocol):
+    """One way to bring the loss down.
+
+    ``evaluations`` counts, over all its runs, how often the gradient of the
+    loss, or a product with its Jacobian, was computed.
+    """
+
+    evaluations: int
+
+    def start(self, seed: Sequence[int]) -> DummyBatch:
+        """A dummy batch to start from."""
+
+    def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
+        """Go on from a start until all iterations are done or the observer says stop.
+
+        The observer is told every `every`-th iteration and the last one, and
+        those between as it suits.
+        """
+
+
+def random_start(objective: Objective, seed: Sequence[int]) -> list[np.ndarray]:
+    """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable.
+
+    The N(0, 1) of Zhu et al. (2019) saturates the softmax of a network
+    without normalisation, and the descent does not leave that plateau.
+    """
+    data, *label = objective.dummies
+    noise = random_data(data.shape, seed)
+    return [noise.astype(numpy_dtype(data)), *(np.zeros(v.shape, numpy_dtype(v)) for v in label)]
+
+
+def random_data(shape: Sequence[int], seed: Sequence[int]) -> np.ndarray:
+    """Dummy data from N(0, 0.1²), float64."""
+    return 0.1 * np.random.default_rng((*seed, ATTACKER)).standard_normal(shape)
+
+
+def evaluate(objective: Objective, values: Sequence[np.ndarray]) -> DummyBatch:
+    """The dummy batch of these values."""
+    probability, loss = objective.evaluate(values, [objective.label_probability, objective.loss])
+    return DummyBatch(list(values), probability, float(loss))
+
+
+class GradientDescent:
+    """Plain gradient descent on the dummy data and the dummy label, or Adam.
+
+    The step is added: ``dummy + learning_rate * direction``. The loop runs inside
     the program, so PaddlePaddle's executor is entered once for many iterations,
     and what is the same in each is computed before the loop.
 
@@ -53,106 +105,143 @@ class GradientDescent:
         What to descend.
     learning_rate : float
         The step, negative to descend.
-    place : paddle.CPUPlace or paddle.CUDAPlace
-        Where to run.
+    adam : bool
+        Whether the direction is Adam's (Kingma and Ba 2015, algorithm 1), and
+        not the gradient.
     """
 
-    def __init__(self, objective: Objective, learning_rate: float, place: object) -> None:
+    def __init__(self, objective: Objective, learning_rate: float, *, adam: bool = False) -> None:
         self._objective = objective
-        self._executor = paddle.static.Executor(place)
+        self.evaluations = 0
+        self._moments = 2 if adam else 0
         self._program = paddle.static.Program()
         dummies, results = objective.dummies, [objective.label_probability, objective.loss]
-        constants, _ = _split(ops_behind([*objective.gradients, *results]), dummies)
-        _, step = _split(ops_behind(objective.gradients), dummies)
-        _, evaluation = _split(ops_behind(results), dummies)
-        with paddle.static.program_guard(self._program):
-            start = [paddle.static.data(dummy.name, dummy.shape, dummy.dtype) for dummy in dummies]
-            iterations = paddle.static.data("iterations", [], "int64")
-            first, one = paddle.zeros([], "int64"), paddle.ones([], "int64")
+        constants, _ = split_by_sources(ops_behind([*objective.gradients, *results]), dummies)
+        _, step = split_by_sources(ops_behind(objective.gradients), dummies)
+        _, evaluation = split_by_sources(ops_behind(results), dummies)
+        with interrupts_deferred(), paddle.static.program_guard(self._program):
+            state = [
+                paddle.static.data(f"{dummy.name}_{part}", dummy.shape, dummy.dtype)
+                for part in range(1 + self._moments)
+                for dummy in dummies
+            ]
+            first, last = (paddle.static.data(name, [], "int64") for name in ("first", "last"))
+            one = paddle.ones([], "int64")
             rates = [paddle.full([], learning_rate, dummy.dtype) for dummy in dummies]
-            known = _copy(constants, ValueDict())
+            known = copy_ops(constants, ValueDict())
 
-            def iterate(iteration: Value, *values: Value) -> list[Value]:
-                copies = _copy(step, _with(known, dummies, values))
-                steps = [rate * copies[gradient] for rate, gradient in zip(rates, objective.gradients)]
-                return [iteration + one, *(value + step for value, step in zip(values, steps))]
+            def iterate(iteration: Value, *state: Value) -> list[Value]:
+                values, moments = state[: len(dummies)], state[len(dummies) :]
+                copies = copy_ops(step, exchange(known, dummies, values))
+                directions = [copies[gradient] for gradient in objective.gradients]
+                iteration = iteration + one
+                if adam:
+                    directions, moments = _adam(directions, moments, iteration)
+                stepped = [value + rate * way for value, rate, way in zip(values, rates, directions)]
+                return [iteration, *stepped, *moments]
 
-            _, *end = paddle.static.nn.while_loop(
-                lambda iteration, *_: iteration < iterations, iterate, [first, *start]
-            )
-            copies = _copy(evaluation, _with(known, dummies, end))
-            self._results = [*end, *(copies[result] for result in results)]
+            _, *end = paddle.static.nn.while_loop(lambda iteration, *_: iteration < last, iterate, [first, *state])
+            copies = copy_ops(evaluation, exchange(known, dummies, end[: len(dummies)]))
+            self._state, self._results = state, [*end, *(copies[result] for result in results)]
 
-    def start(self, seed: int) -> DummyBatch:
-        """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable.
+    def start(self, seed: Sequence[int]) -> DummyBatch:
+        """See `random_start`."""
+        return evaluate(self._objective, random_start(self._objective, seed))
 
-        The N(0, 1) of Zhu et al. (2019) saturates the softmax of a network
-        without normalisation, and the descent does not leave that plateau.
-        """
-        data, *label = self._objective.dummies
-        noise = np.random.default_rng((seed, _ATTACKER)).standard_normal(data.shape)
-        values = [(0.1 * noise).astype(numpy_dtype(data)), *(np.zeros(v.shape, numpy_dtype(v)) for v in label)]
-        return self._run(values, 0)
+    def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
+        """Steps 3 to 5 of the attack, `iterations` times; often enough between to hear Ctrl-C."""
+        iteration, at_once, dummy, moments = 0, 1, start, None
+        while iteration < iterations:
+            count = min(at_once, every - iteration % every, iterations - iteration)
+            started = time.perf_counter()
+            dummy, moments = self.descend(dummy, count, iteration, moments)
+            iteration += count
+            if observe(iteration, dummy):
+                return
+            at_once = max(1, int(_SECONDS_PER_RUN * count / (time.perf_counter() - started)))
 
-    def descend(self, dummy: DummyBatch, iterations: int) -> DummyBatch:
-        """Steps 3 to 5 of the attack, `iterations` times."""
-        return self._run(dummy.values, iterations)
-
-    def _run(self, values: list[np.ndarray], iterations: int) -> DummyBatch:
-        objective = self._objective
-        feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)}
-        feed |= objective.constants | {"iterations": np.array(iterations, "int64")}
-        with _traced_execution():
-            *values, probability, loss = self._executor.run(
+    def descend(
+        self, dummy: DummyBatch, count: int, first: int = 0, moments: list[np.ndarray] | None = None
+    ) -> tuple[DummyBatch, list[np.ndarray]]:
+        """Do `count` iterations, `first` having been done; `moments` are Adam's, as they were given back."""
+        objective, values = self._objective, dummy.values
+        if moments is None:
+            moments = [np.zeros_like(value) for value in values] * self._moments
+        self.evaluations += count
+        feed = {variable.name: value for variable, value in zip(self._state, [*values, *moments])}
+        feed |= objective.constants | {"first": np.array(first), "last": np.array(first + count)}
+        with traced_execution():
+            *state, probability, loss = objective.executor.run(
                 self._program, feed=feed, fetch_list=self._results, scope=objective.scope
             )
-        return DummyBatch(values, probability, float(loss))
+        return DummyBatch(state[: len(values)], probability, float(loss)), state[len(values) :]
 
 
-@contextlib.contextmanager
-def _traced_execution() -> Iterator[None]:
-    """Let PaddlePaddle's executor record a program's order once and replay it, which halves the time per op."""
-    flag = "FLAGS_enable_pir_in_executor_trace_run"
-    before = paddle.get_flags([flag])
-    paddle.set_flags({flag: True})
-    try:
-        yield
-    finally:
-        paddle.set_flags(before)
+def _adam(gradients: Sequence[Value], moments: Sequence[Value], iteration: Value) -> tuple[list[Value], list[Value]]:
+    """Adam's directions, and its moments after this iteration."""
+    means, squares = moments[: len(gradients)], moments[len(gradients) :]
+    means = [_MEAN_DECAY * m + (1 - _MEAN_DECAY) * g for m, g in zip(means, gradients)]
+    squares = [_SQUARE_DECAY * s + (1 - _SQUARE_DECAY) * paddle.square(g) for s, g in zip(squares, gradients)]
+    directions = []
+    for mean, square in zip(means, squares):
+        count = paddle.cast(iteration, mean.dtype)
+        unbiased, scale = (
+            1 - paddle.pow(paddle.full([], decay, mean.dtype), count) for decay in (_MEAN_DECAY, _SQUARE_DECAY)
+        )
+        directions.append(mean / unbiased / (paddle.sqrt(square / scale) + _TINY))
+    return directions, [*means, *squares]
 
 
-def _split(ops: Sequence[Operation], sources: Sequence[Value]) -> tuple[list[Operation], list[Operation]]:
-    """The ops that depend on none of the sources, and those that do; the sources' own ops are neither."""
-    varying = ValueSet(sources)
-    constant, dependent = [], []
-    for op in ops:
-        if any(result in varying for result in op.results()):
-            continue
-        if any(operand in varying for operand in op.operands_source()):
-            dependent.append(op)
-            for result in op.results():
-                varying.add(result)
-        else:
-            constant.append(op)
-    return constant, dependent
+class LBFGS:
+    """SciPy's L-BFGS-B, one run of the objective's program for each evaluation.
+
+    Parameters
+    ----------
+    objective : Objective
+        What to descend, best in float64: a line search in float32 ends early.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.evaluations = 0
+
+    def start(self, seed: Sequence[int]) -> DummyBatch:
+        """See `random_start`."""
+        return evaluate(self._objective, random_start(self._objective, seed))
+
+    def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
+        """Minimise; the observer is told every iteration."""
+        # Imported here: an attack by descent starts sooner without it.
+        from scipy.optimize import minimize
+
+        objective, dtype = self._objective, start.values[0].dtype
+        ends = np.cumsum([value.size for value in start.values])[:-1]
+        latest = start
+        iteration = 0
+
+        def batch(flat: np.ndarray) -> list[np.ndarray]:
+            return [part.reshape(value.shape).astype(dtype) for part, value in zip(np.split(flat, ends), start.values)]
+
+        def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal latest
+            self.evaluations += 1
+            values = batch(flat)
+            loss, probability, *gradients = objective.evaluate(
+                values, [objective.loss, objective.label_probability, *objective.gradients]
+            )
+            latest = DummyBatch(values, probability, float(loss))
+            return latest.loss, np.concatenate([gradient.ravel() for gradient in gradients]).astype(np.float64)
+
+        def each_iteration(flat: np.ndarray) -> None:
+            nonlocal iteration
+            iteration += 1
+            at = latest if np.array_equal(flat, _flat(latest)) else evaluate(objective, batch(flat))
+            if observe(iteration, at):
+                raise StopIteration
+
+        options = {"maxiter": iterations, "maxfun": 4 * iterations, "maxcor": 50, "ftol": 0.0, "gtol": 0.0}
+        minimize(loss_and_gradient, _flat(start), jac=True, method="L-BFGS-B", callback=each_iteration, options=options)
 
 
-def _with(known: ValueDict, old: Sequence[Value], new: Sequence[Value]) -> ValueDict:
-    values = known.copy()
-    for before, after in zip(old, new):
-        values[before] = after
-    return values
-
-
-def _copy(ops: Sequence[Operation], known: ValueDict) -> ValueDict:
-    """Copy ops to the current insertion point; gives each old value's new one."""
-    mapping = pir.IrMapping()
-    for old, new in known.items():
-        mapping.add(old, new)
-    copies = known.copy()
-    for op in ops:
-        op.clone(mapping, pir.CloneOptions(False, True, True))
-        for result in op.results():
-            if result.initialized():
-                copies[result] = mapping.look_up(result)
-    return copies
+def _flat(dummy: DummyBatch) -> np.ndarray:
+    return np.concatenate([value.ravel() for value in dummy.values]).astype(np.float64)

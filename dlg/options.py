@@ -31,8 +31,10 @@ def integer_between(low: int, high: int | None = None) -> Callable[[Any], int]:
     return check
 
 
-def descending_step(value: Any) -> float:
-    """A learning rate that descends when the step is added: negative and finite."""
+def descending_step(value: Any) -> float | None:
+    """A learning rate that descends when the step is added: negative and finite. None is the optimizer's default."""
+    if value is None:
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -40,9 +42,44 @@ def descending_step(value: Any) -> float:
     if not -math.inf < number < 0:
         raise ValueError(
             f"expected a negative number, got {value!r}: the step is added to the dummy data,"
-            " so a step that descends is negative (the default is -8.5)"
+            " so a step that descends is negative (the default for sgd is -8.5)"
         )
     return number
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    """A check for one of a few words."""
+
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+        return value
+
+    return check
+
+
+def weight(value: Any) -> float:
+    """The weight of a term of the loss: finite, and not negative."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"expected a number of at least 0, got {value!r}")
+    return number
+
+
+def value_range(value: Any) -> str:
+    """A range of numbers, LOW:HIGH, or none."""
+    numbers = str(value).split(":")
+    try:
+        low, high = map(float, numbers) if value != "none" else (0.0, 1.0)
+        fits = -math.inf < low < high < math.inf
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"expected LOW:HIGH, two numbers in this order, or none, got {value!r}")
+    return str(value)
 
 
 def folder_path(value: Any) -> Path:
@@ -65,8 +102,12 @@ def true_or_false(value: Any) -> bool:
         raise ValueError(f"expected True, False, 1, 0, yes or no, got {value!r}") from None
 
 
-def _option(default: Any, check: Callable[[Any], Any], text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check, "help": text})
+def _option(default: Any, check: Callable[[Any], Any], text: str, shown: str = "%(default)s") -> Any:
+    return dataclasses.field(default=default, metadata={"check": check, "help": f"{text} (default: {shown})"})
+
+
+# The step of each optimizer that takes one.
+_STEPS = {"sgd": -8.5, "adam": -0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +120,29 @@ class AttackOptions:
 
     batch_size: int = _option(2, integer_between(1), "the batch size of normal training")
     iterations: int = _option(3000, integer_between(1), "attack iterations")
-    learning_rate: float = _option(-8.5, descending_step, "the attack's step; it is added, so it is negative")
+    learning_rate: float | None = _option(
+        None,
+        descending_step,
+        "the attack's step, for sgd and adam; it is added, so it is negative",
+        "-8.5 for sgd, -0.05 for adam",
+    )
     result_dir: Path = _option(Path("./att_results"), folder_path, "where results go; created if missing")
     seed: int = _option(0, integer_between(0, 2**32 - 1), "the same seed gives the same run")
     snapshot_every: int = _option(100, integer_between(1), "iterations between two result_NUM.png")
+    optimizer: str = _option(
+        "sgd",
+        one_of("sgd", "adam", "lbfgs", "lm", "auto"),
+        "sgd, adam, lbfgs, lm (least squares, the strongest where it fits) or auto (chosen for the network and batch)",
+    )
+    restarts: int = _option(1, integer_between(1), "independent starts, of which the best by loss is kept")
+    labels: str = _option(
+        "optimize", one_of("optimize", "infer"), "optimize: along with the data; infer: from the gradients, then fixed"
+    )
+    loss: str = _option("l2", one_of("l2", "cosine"), "the distance of the gradients: l2 or cosine")
+    feature_range: str = _option(
+        "0:1", value_range, "what is known of the features, LOW:HIGH or none; lm keeps its images near it"
+    )
+    tv: float = _option(0.0, weight, "weight of the total variation, a prior for natural images")
 
     @classmethod
     def from_args(cls, args: Any) -> AttackOptions:
@@ -99,7 +159,29 @@ class AttackOptions:
                 values[field.name] = field.metadata["check"](getattr(args, field.name, field.default))
             except ValueError as error:
                 raise InputError(f"{field.name}: {error}") from None
-        return cls(**values)
+        options = cls(**values)
+        options._refuse_conflicts()
+        return dataclasses.replace(options, learning_rate=options.learning_rate or _STEPS.get(options.optimizer))
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """`feature_range` as numbers."""
+        if self.feature_range == "none":
+            return None
+        low, high = map(float, self.feature_range.split(":"))
+        return low, high
+
+    def _refuse_conflicts(self) -> None:
+        if self.learning_rate is not None and self.optimizer not in _STEPS:
+            raise InputError(
+                f"learning_rate: {self.optimizer} finds its own step, got {self.learning_rate:g}; leave it away, or"
+                " take sgd or adam"
+            )
+        if self.optimizer in ("lm", "auto") and (self.loss != "l2" or self.tv):
+            raise InputError(
+                f"loss and tv: {self.optimizer} chooses them itself, got {self.loss} and {self.tv:g}; leave them away,"
+                " or take sgd, adam or lbfgs"
+            )
 
 
 def argument_type(check: Callable[[Any], Any]) -> Callable[[str], Any]:
@@ -121,8 +203,8 @@ def add_attack_options(group: Any) -> None:
             f"--{field.name}",
             type=argument_type(field.metadata["check"]),
             default=field.default,
-            metavar=str(field.type).rpartition(".")[2].upper(),
-            help=field.metadata["help"] + " (default: %(default)s)",
+            metavar=field.name.rpartition("_")[2].upper(),
+            help=field.metadata["help"],
         )
 
 

@@ -13,6 +13,7 @@ import paddle
 
 from dlg.errors import InputError
 from dlg.gradient_rules import Value
+from dlg.interrupts import interrupts_deferred
 from dlg.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.second_order import is_real
 
@@ -134,7 +135,8 @@ class SharedStep:
 def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iterator[None]:
     """Build into a program of the attack's own, where generated names start anew."""
     before = paddle.get_default_dtype()
-    with paddle.static.program_guard(program, paddle.static.Program()), paddle.utils.unique_name.guard():
+    guard = paddle.static.program_guard(program, paddle.static.Program())
+    with interrupts_deferred(), guard, paddle.utils.unique_name.guard():
         paddle.set_default_dtype(dtype or before)
         try:
             yield

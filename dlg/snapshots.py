@@ -66,7 +66,11 @@ def save_batch(folder: ResultFolder, name: str, feature: np.ndarray) -> None:
 
     A batch that is no pictures (see `picture_shape`) writes nothing.
     """
-    batch = pictures(feature)
+    save_pictures(folder, name, pictures(feature))
+
+
+def save_pictures(folder: ResultFolder, name: str, batch: np.ndarray | None) -> None:
+    """As `save_batch`, of what `pictures` gave."""
     if batch is not None:
         save_picture(folder, name, Image.fromarray(np.concatenate(list(batch), axis=1)))
 

@@ -67,7 +67,7 @@ def verify(step: SharedStep, fixed_label: np.ndarray | None = None) -> None:
 
 def _verify(step: SharedStep, fixed_label: np.ndarray | None, dtype: str) -> None:
     objective = build_objective(step, fixed_label=fixed_label, dtype=dtype)
-    check = _Check(objective, step.place, dtype)
+    check = _Check(objective, dtype)
     check.compare_gradients(*_network_gradients(step, objective, dtype))
     check.compare_derivatives()
 
@@ -75,23 +75,18 @@ def _verify(step: SharedStep, fixed_label: np.ndarray | None, dtype: str) -> Non
 class _Check:
     """Evaluations of an objective at a random point."""
 
-    def __init__(self, objective: Objective, place: object, dtype: str) -> None:
+    def __init__(self, objective: Objective, dtype: str) -> None:
         self._objective = objective
-        self._executor = paddle.static.Executor(place)
         self._dtype = dtype
         rng = np.random.default_rng(0)
         self._point = [rng.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
         self._labels = rng.integers(0, objective.label_probability.shape[1], objective.label_probability.shape[0])
         self._random = rng
         # Matched against zero, whatever was shared, the loss has an ordinary size.
-        self._constants = {
-            name: value * 0 if name.startswith(SHARED) else value for name, value in objective.constants.items()
-        }
+        self._constants = {name: value * 0 for name, value in objective.constants.items() if name.startswith(SHARED)}
 
     def _evaluate(self, values: list[np.ndarray], fetched: list[Value]) -> list[np.ndarray]:
-        objective = self._objective
-        feed = {dummy.name: value for dummy, value in zip(objective.dummies, values)} | self._constants
-        return self._executor.run(objective.program, feed=feed, fetch_list=fetched, scope=objective.scope)
+        return self._objective.evaluate(values, fetched, self._constants)
 
     def compare_gradients(
         self,
@@ -109,7 +104,7 @@ class _Check:
             point = [*point, 1000 * certain]
             labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
         feed = {call.data.name: point[0], call.label.name: labels.astype(numpy_dtype(call.label))}
-        theirs = self._executor.run(program, feed, list(gradients.values()), scope=scope)
+        theirs = objective.executor.run(program, feed, list(gradients.values()), scope=scope)
         ours = self._evaluate(point, [objective.dummy_gradients[name] for name in gradients])
         of_its_own, of_the_largest = _GRADIENT_TOLERANCE[self._dtype]
         sizes = [np.abs(gradient).max() for gradient in theirs]

@@ -92,7 +92,7 @@ def speed(against: str | None) -> None:
                 network = networks.NETWORKS[name]
                 trained = participant(network, images, labels)
                 objective = build_objective(trained.shared_step())
-                ours = descending(GradientDescent(objective, learning_rate, paddle.CPUPlace()))
+                ours = descending(GradientDescent(objective, learning_rate))
                 theirs = torch_networks.descending(name, images, labels, learning_rate) if against else None
                 pairs = []
                 for _ in range(8):
@@ -106,11 +106,11 @@ def speed(against: str | None) -> None:
 
 
 def descending(descent: GradientDescent) -> Iterate:
-    dummy = descent.start(0)
+    dummy = descent.start((0,))
 
     def iterate(iterations: int) -> None:
         nonlocal dummy
-        dummy = descent.descend(dummy, iterations)
+        dummy, _ = descent.descend(dummy, iterations)
 
     return iterate
 
@@ -222,10 +222,10 @@ def verified_networks() -> None:
             verified = time.perf_counter()
             objective = build_objective(step)
             built = time.perf_counter()
-            descent = GradientDescent(objective, learning_rate, paddle.CPUPlace())
-            start = descent.start(0)
+            descent = GradientDescent(objective, learning_rate)
+            start = descent.start((0,))
             running = time.perf_counter()
-            end = descent.descend(start, iterations)
+            end, _ = descent.descend(start, iterations)
             per_iteration = (time.perf_counter() - running) / iterations * 1e3
         psnr = min(score.psnr for score in metrics.compare(images, np.nan_to_num(end.values[0])))
         image = "×".join(str(size) for size in shape)

@@ -101,11 +101,15 @@ def test_the_summary_is_complete(first_run):
         "use_gpu": False, "data": ["bundled"], "network": "softmax",
         "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
         "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
+        "optimizer": "sgd", "restarts": 1, "labels": "optimize", "loss": "l2", "tv": 0.0, "feature_range": "0:1",
     }  # fmt: skip
     assert summary["versions"]["paddlepaddle"] == paddle.__version__
     assert [iteration for iteration, _ in summary["history"]] == list(range(0, 3001, 100))
     assert summary["loss"] == summary["history"][-1][1] < summary["history"][0][1] / 1000
     assert summary["seconds"] > 0
+    assert summary["strategy"] == "sgd"
+    assert summary["evaluations"] == 3000
+    assert summary["starts"] == [{"loss": summary["loss"], "iterations": 3000, "ended": "iterations"}]
 
 
 def test_a_seed_is_repeatable_and_a_shorter_run_leaves_no_stale_pictures(first_run, tmp_path):
@@ -213,6 +217,12 @@ BAD_OPTIONS = {
     "--iterations 0": "expected an integer of at least 1, got '0'",
     "--iterations many": "expected an integer of at least 1, got 'many'",
     "--learning_rate 8.5": "the step is added to the dummy data",
+    "--optimizer lbfgs --learning_rate -1": "learning_rate: lbfgs finds its own step, got -1",
+    "--optimizer lm --loss cosine": "loss and tv: lm chooses them itself",
+    "--optimizer newton": "expected sgd, adam, lbfgs, lm or auto, got 'newton'",
+    "--restarts 0": "expected an integer of at least 1",
+    "--tv -1": "expected a number of at least 0, got '-1'",
+    "--feature_range 1:0": "expected LOW:HIGH",
     "--learning_rate 0": "expected a negative number, got '0'",
     "--learning_rate nan": "expected a negative number, got 'nan'",
     "--learning_rate -inf": "expected a negative number, got '-inf'",

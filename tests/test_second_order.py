@@ -227,12 +227,10 @@ def reconstruct(network, shape):
     step = trained.shared_step()
     verify(step)
     objective = build_objective(step)
-    start = GradientDescent(objective, -1, paddle.CPUPlace()).start(0)
-    feed = {dummy.name: value for dummy, value in zip(objective.dummies, start.values)} | objective.constants
-    gradients = trained.exe.run(objective.program, feed, objective.gradients, scope=objective.scope)
+    start = GradientDescent(objective, -1).start((0,))
+    gradients = objective.evaluate(start.values, objective.gradients)
     square = sum(float(np.sum(np.square(gradient, dtype=np.float64))) for gradient in gradients)
-    descent = GradientDescent(objective, -1e-3 * start.loss / square, paddle.CPUPlace())
-    assert descent.descend(start, 1).loss < start.loss
+    assert GradientDescent(objective, -1e-3 * start.loss / square).descend(start, 1)[0].loss < start.loss
 
 
 def gradient_ops(network, images, labels):
