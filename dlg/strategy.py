@@ -18,8 +18,6 @@ from dlg.verification import verify
 
 # The largest network, in trained numbers, whose whole Jacobian a least-squares attack may work with in good time.
 _SMALL_NETWORK = 1_000_000
-# Up to this batch the gradients alone decide; features of the last layer would only add their own errors.
-_FEW = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeak
             name = "exact recovery from the gradients of the fully connected layers"
             rest = random_data((step.batch_size - len(leakage.inputs), *leakage.inputs.shape[1:]), (options.seed,))
             initial = np.concatenate([leakage.inputs, rest])
-        elif leakage.certain and step.batch_size > _FEW:
+        elif leakage.certain:
             name = "least squares on the whole batch and the last layer's features, by conjugate gradients"
             features = leakage.features
     objective = build_objective(step, fixed_label=labels, dtype="float64", match_features=features is not None)
