@@ -20,12 +20,15 @@ import dlg  # before paddle: it keeps PaddlePaddle's log lines out of the output
 import numpy as np
 import paddle
 
-from dlg import comparison, data, metrics, snapshots
+from dlg import comparison, data, defenses, gradients, metrics, snapshots
 from dlg.errors import InputError
 from dlg.networks import NETWORKS
 from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.result_folder import ResultFolder
 
+IMAGE = (1, 28, 28)
+# Keeps the defence's random numbers apart from others drawn with the same seed.
+PARTICIPANT = 2
 # An attack that leaves more of the loss than this has not found the batch.
 _FAILED = 0.05
 EXIT_CODES = {"iterations": 0, "floor": 0, "converged": 0, "abandoned": 0, "diverged": 1, "interrupted": 130}
@@ -63,8 +66,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="softmax",
         help="which of dlg/networks.py is trained (default: %(default)s)",
     )
+    sharing = parser.add_argument_group("sharing")
+    sharing.add_argument(
+        "--defense",
+        type=argument_type(lambda spec: defenses.parse(spec).spec),
+        default="none",
+        metavar="SPEC",
+        help=f"what is done to the gradients before they are shared: {defenses.SPELLINGS} (default: %(default)s)",
+    )
+    sharing.add_argument("--save_gradients", metavar="FILE", help="write the shared gradients to FILE, an .npz")
+    sharing.add_argument(
+        "--gradients",
+        metavar="FILE",
+        help="attack the gradients in FILE, as --save_gradients writes them, instead of training; their target is not"
+        " known, so nothing is compared with it",
+    )
     add_attack_options(parser.add_argument_group("attack"))
     args = parser.parse_args(argv)
+    if args.gradients and (args.defense != "none" or args.save_gradients):
+        parser.error("--gradients attacks what was shared already; leave --defense and --save_gradients away")
     try:
         # Checked together, and with the defaults that depend on each other.
         return argparse.Namespace(**vars(args) | dataclasses.asdict(AttackOptions.from_args(args)))
@@ -91,7 +111,12 @@ def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
 
 def train_and_attack(args: argparse.Namespace) -> int:
     place = choose_place(args.use_gpu)
-    images, labels = data.first_batch(*data.load(args.data), args.batch_size, args.seed)
+    received = gradients.load(args.gradients) if args.gradients else None
+    if received:
+        # What they were made of is somebody else's.
+        args.batch_size, images, labels = received.batch_size, None, None
+    else:
+        images, labels = data.first_batch(*data.load(args.data), args.batch_size, args.seed)
     folder = ResultFolder(args.result_dir)
 
     # The training program, as anyone would write it.
@@ -100,19 +125,30 @@ def train_and_attack(args: argparse.Namespace) -> int:
     network = NETWORKS[args.network]
     main_program, startup_program = paddle.static.Program(), paddle.static.Program()
     with paddle.static.program_guard(main_program, startup_program):
-        img = paddle.static.data("img", [None, 1, 28, 28], "float32")
+        img = paddle.static.data("img", [None, *IMAGE], "float32")
         label = paddle.static.data("label", [None, 1], "int64")
         _, loss = network(img, label)
         # The optimizer's backward pass alone: gradients, and no weight is updated.
-        gradients = paddle.optimizer.Adam(learning_rate=0.001).backward(loss)
+        pairs = paddle.optimizer.Adam(learning_rate=0.001).backward(loss)
     exe = paddle.static.Executor(place)
     exe.run(startup_program)
 
-    # The first step on the first batch. What a participant would share is captured here.
-    captured = exe.run(
-        main_program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in gradients]
-    )
-    origin_grad = {parameter.name: value for (parameter, _), value in zip(gradients, captured)}
+    if received:
+        if received.feature_shape != IMAGE:
+            raise InputError(
+                f"{args.gradients}: these gradients are of samples shaped {received.feature_shape}, expected {IMAGE};"
+                " attack them with dlg.dlg_attack and the network they came from"
+            )
+        origin_grad = received.gradients
+    else:
+        # The first step on the first batch. What a participant would share is captured here.
+        captured = exe.run(
+            main_program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in pairs]
+        )
+        origin_grad = {parameter.name: value for (parameter, _), value in zip(pairs, captured)}
+        origin_grad = defenses.parse(args.defense)(origin_grad, np.random.default_rng((args.seed, PARTICIPANT)))
+    if args.save_gradients:
+        gradients.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
 
     # The attacker is given the model and the gradients, and nothing of the batch but its size.
     folder.remove(r"target\.png|progress\.png|summary\.json")
@@ -125,25 +161,29 @@ def train_and_attack(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     # From here on the participant looks at what the attacker got.
-    scores = metrics.compare(images, recovered.feature)
-    rows = [
-        {
-            "image": score.image,
-            "recovered_image": score.recovered,
-            "true_label": int(labels[score.image, 0]),
-            "recovered_label": int(recovered.label[score.recovered]),
-            "psnr": score.psnr if math.isfinite(score.psnr) else None,
-            "ssim": score.ssim,
-            "mse": score.mse,
-        }
-        for score in scores
-    ]
+    rows = []
+    if images is not None:
+        scores = metrics.compare(images, recovered.feature)
+        rows = [comparison_row(score, labels[:, 0], recovered.label) for score in scores]
+        snapshots.save_batch(folder, "target.png", images)
+        comparison.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
     save_summary(folder, args, recovered, rows)
-    snapshots.save_batch(folder, "target.png", images)
-    comparison.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
     signal.signal(signal.SIGINT, ctrl_c)
     print_outcome(args, recovered, rows)
     return EXIT_CODES[recovered.ended]
+
+
+def comparison_row(score: metrics.ImageScore, true_label: np.ndarray, recovered_label: np.ndarray) -> dict:
+    """What summary.json says of an image."""
+    return {
+        "image": score.image,
+        "recovered_image": score.recovered,
+        "true_label": int(true_label[score.image]),
+        "recovered_label": int(recovered_label[score.recovered]),
+        "psnr": score.psnr if math.isfinite(score.psnr) else None,
+        "ssim": score.ssim,
+        "mse": score.mse,
+    }
 
 
 def save_summary(
@@ -166,6 +206,7 @@ def save_summary(
         "starts": [dataclasses.asdict(start) for start in recovered.starts],
         "loss": recovered.loss,
         "history": recovered.history,
+        "recovered_labels": recovered.label.tolist(),
         "images": rows,
     }
     folder.write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
@@ -179,13 +220,17 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
     if len(recovered.starts) > 1:
         best = min(range(len(recovered.starts)), key=lambda index: recovered.starts[index].loss)
         print(f"the best of {len(recovered.starts)} starts by its loss, number {best + 1}:")
-    print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
+    if rows:
+        print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
+    else:
+        print(f"recovered labels: {', '.join(map(str, recovered.label))}")
     for row in rows:
         psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
         print(
             f"{row['image']:>5}  {row['true_label']:>10}  {row['recovered_label']:>15}  {psnr:>8}  {row['ssim']:>6.3f}"
         )
-    print(f"pictures and summary.json are in {args.result_dir}; look at progress.png first")
+    first = "progress.png" if rows else f"result_{recovered.iterations}.png"
+    print(f"pictures and summary.json are in {args.result_dir}; look at {first} first")
     if recovered.ended == "diverged":
         print(
             f"mnist_example.py: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"

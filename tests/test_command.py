@@ -101,6 +101,7 @@ def test_the_summary_is_complete(first_run):
         "use_gpu": False, "data": ["bundled"], "network": "softmax",
         "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
         "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
+        "defense": "none", "save_gradients": None, "gradients": None,
         "optimizer": "sgd", "restarts": 1, "labels": "optimize", "loss": "l2", "tv": 0.0, "feature_range": "0:1",
     }  # fmt: skip
     assert summary["versions"]["paddlepaddle"] == paddle.__version__
@@ -217,6 +218,10 @@ BAD_OPTIONS = {
     "--iterations 0": "expected an integer of at least 1, got '0'",
     "--iterations many": "expected an integer of at least 1, got 'many'",
     "--learning_rate 8.5": "the step is added to the dummy data",
+    "--defense gauss:1": "no such defense: 'gauss:1'; expected none, gaussian:SIGMA",
+    "--defense prune:1": "FRACTION",
+    "--gradients a.npz --defense int8": "attacks what was shared already",
+    "--gradients nowhere.npz": "nowhere.npz",
     "--optimizer lbfgs --learning_rate -1": "learning_rate: lbfgs finds its own step, got -1",
     "--optimizer lm --loss cosine": "loss and tv: lm chooses them itself",
     "--optimizer newton": "expected sgd, adam, lbfgs, lm or auto, got 'newton'",
@@ -302,3 +307,57 @@ def test_ones_own_picture_is_given_away(tmp_path):
     (image,) = json.loads((tmp_path / "r" / "summary.json").read_text())["images"]
     assert (image["true_label"], image["recovered_label"]) == (7, 7)
     assert image["psnr"] > 30
+
+
+@pytest.fixture(scope="module")
+def shared_file(tmp_path_factory):
+    """Gradients of two digits, saved by the command."""
+    folder = tmp_path_factory.mktemp("shared")
+    file = folder / "step.npz"
+    assert run("--optimizer", "auto", "--save_gradients", file, folder=folder / "results").returncode == 0
+    return file, json.loads((folder / "results" / "summary.json").read_text())
+
+
+def test_gradients_from_a_file_are_attacked_without_knowing_their_target(shared_file, tmp_path):
+    file, theirs = shared_file
+    finished = run("--optimizer", "auto", "--gradients", file, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert not {"target.png", "progress.png"} & {written.name for written in tmp_path.iterdir()}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["images"] == []
+    assert sorted(summary["recovered_labels"]) == sorted(image["true_label"] for image in theirs["images"])
+    assert "PSNR" not in finished.stdout
+    recovered = pixels(tmp_path / f"result_{summary['iterations']}.png")
+    images, _ = data.first_batch(*data.load(["bundled"]), 2, 0)
+    target = np.rint(images[:, 0] * 255)
+    assert sorted(half.tobytes() for half in np.hsplit(recovered, 2)) == sorted(
+        half.astype(np.uint8).tobytes() for half in target
+    )
+
+
+def test_gradients_of_another_network_are_refused(shared_file, tmp_path):
+    file, _ = shared_file
+    finished = run("--network", "lenet", "--gradients", file, folder=tmp_path / "results")
+    assert finished.returncode == 2
+    assert len(finished.stderr.splitlines()) == 1
+    assert "the gradient of" in finished.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"no gradients", "half"])
+def test_a_file_that_holds_no_gradients_is_refused(content, shared_file, tmp_path):
+    whole = shared_file[0].read_bytes()
+    file = tmp_path / "step.npz"
+    file.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    finished = run("--gradients", file, folder=tmp_path / "results")
+    assert finished.returncode == 2
+    assert len(finished.stderr.splitlines()) == 1
+    assert str(file) in finished.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("spec", "recovered"), [("gaussian:1e-4", True), ("gaussian:1e-1", False)])
+def test_a_defense_is_applied_before_the_gradients_are_shared(spec, recovered, tmp_path):
+    assert run("--defense", spec, "--batch_size", 1, folder=tmp_path).returncode == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["options"]["defense"].startswith("gaussian:0.")
+    assert (summary["images"][0]["psnr"] > 30) == recovered
