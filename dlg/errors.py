@@ -15,3 +15,7 @@ class SecondDerivativeError(InputError):
 
 class LabelError(SecondDerivativeError):
     """A network that reads its label in a way that a probability vector cannot stand in for."""
+
+
+class PrecisionError(InputError):
+    """A network that runs in its own precision and not in float64, which an attack needs."""

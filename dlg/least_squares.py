@@ -49,12 +49,12 @@ class LeastSquares:
     objective : Objective
         In float64, by the l2 distance, with fixed labels.
     features : ndarray, (B, d), float64, optional
-        What the last layer was given, where it is known; the objective then
-        has to match features.
+        What the last layer was given, where that is known and the objective
+        matches features.
     trusted : ndarray, (B,), bool, optional
-        Of which samples the features are to be relied on; by default all.
-    initial : ndarray, (B, ...), float64, optional
-        Where to go on from, found by other means.
+        Of which samples the features are to be relied on; by default none.
+    initial : ndarray, (k, ...), float64, optional
+        The first k samples, found by other means.
     value_range : tuple of float, optional
         Between which numbers pixels are.
     """
@@ -76,45 +76,49 @@ class LeastSquares:
         self._weights = {name: np.sqrt(g.size) / (np.linalg.norm(g) or 1.0) for name, g in self._known.items()}
         # What the objective divides each squared difference by, twice over.
         self._divisors = {name: g.size / (2 * self._batch_size**2) for name, g in self._known.items()}
-        if features is not None:
-            trusted = np.ones(self._batch_size, bool) if trusted is None else trusted
+        if objective.features is not None:
+            features = objective.constants[FEATURES] if features is None else features
+            trusted = np.zeros(self._batch_size, bool) if trusted is None else trusted
             self._known[FEATURES] = features
             self._weights[FEATURES] = _FEATURE_WEIGHT * trusted[:, None].astype(features.dtype)
             self._divisors[FEATURES] = features.size / 2
         self._build()
         dummy = np.zeros(objective.dummies[0].shape)
-        (self._label_probability,) = objective.evaluate([dummy], [objective.label_probability], self._known)
+        (self._label_probability,) = objective.evaluate([dummy], [objective.label_probability])
 
     def start(self, seed: Sequence[int]) -> DummyBatch:
         """See `dlg.optimizers.random_start`."""
-        return self._batch(random_start(self._objective, seed)[0])
+        return self._evaluated(random_start(self._objective, seed)[0])
 
     def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
         """Minimise; the observer is told every iteration."""
-        x, damping, growth, iteration = start.values[0], _FIRST_DAMPING, 2.0, 0
+        batch, damping, growth, iteration = start, _FIRST_DAMPING, 2.0, 0
         if self._initial is not None:
-            x, iteration = self._initial, 1
-            self.evaluations += 1
-            if observe(iteration, self._batch(x)):
+            random = start.values[0][len(self._initial) :]
+            batch, iteration = self._evaluated(np.concatenate([self._initial, random])), 1
+            if observe(iteration, batch):
                 return
         while iteration < iterations and damping < _MOST_DAMPING:
-            step, predicted, before, after, reached = self._iterate(x, damping)
+            step, predicted, before, after, reached = self._iterate(batch.values[0], damping)
             agreement = (before - after) / max(predicted, 1e-300)
             iteration += 1
             if after < before:
-                x, growth = x + step, 2.0
+                batch, growth = self._batch(batch.values[0] + step, reached), 2.0
                 damping *= 0.1 if agreement > 0.75 else 1 / 3 if agreement > 0.3 else 2
                 damping = max(damping, _LEAST_DAMPING)
             else:
                 damping, growth = max(damping, 1e-10) * growth, 2 * growth
-            if observe(iteration, self._batch(x, reached if after < before else None)):
+            if observe(iteration, batch):
                 return
             if 0 <= before - after < _LEAST_GAIN * before and damping < _SMALL_DAMPING:
                 return
 
-    def _batch(self, x: np.ndarray, outputs: Sequence[np.ndarray] | None = None) -> DummyBatch:
-        if outputs is None:
-            outputs = self._run(self._at, x, 0.0)
+    def _evaluated(self, x: np.ndarray) -> DummyBatch:
+        self.evaluations += 1
+        return self._batch(x, self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
+
+    def _batch(self, x: np.ndarray, outputs: Sequence[np.ndarray]) -> DummyBatch:
+        """The dummy batch with these outputs, of which the gradients come first."""
         pairs = zip(outputs, list(self._known.values())[: len(self._objective.dummy_gradients)])
         loss = self._batch_size**2 * sum(float(np.mean((ours - theirs) ** 2)) for ours, theirs in pairs)
         return DummyBatch([x], self._label_probability, loss)
@@ -122,15 +126,13 @@ class LeastSquares:
     def _iterate(self, x: np.ndarray, damping: float) -> tuple[np.ndarray, float, float, float, list[np.ndarray]]:
         """One step: the step, the gain it promises, the sum of squares before and after, the outputs after."""
         fetched = [self._count, self._step, self._predicted, self._before, self._after, *self._reached]
-        count, step, predicted, before, after, *reached = self._run(fetched, x, damping)
-        self.evaluations += int(count) + 1
-        return step, float(predicted), float(before), float(after), reached
-
-    def _run(self, fetched: Sequence[Value], x: np.ndarray, damping: float) -> list[np.ndarray]:
         objective = self._objective
         feed = objective.constants | self._known | {objective.dummies[0].name: x, "damping": np.array(damping)}
         with traced_execution():
-            return objective.executor.run(self._program, feed=feed, fetch_list=list(fetched), scope=objective.scope)
+            results = objective.executor.run(self._program, feed=feed, fetch_list=fetched, scope=objective.scope)
+        count, step, predicted, before, after, *reached = results
+        self.evaluations += int(count) + 1
+        return step, float(predicted), float(before), float(after), reached
 
     def _build(self) -> None:
         objective = self._objective
@@ -139,7 +141,6 @@ class LeastSquares:
             outputs.append(objective.features)
         (gradient,) = objective.gradients
         compared = [op.result(0) for op in ops_behind([gradient]) if _is_fed_as(op, self._known)]
-        compared.sort(key=lambda value: list(self._known).index(value.name))
         _, forward = split_by_sources(ops_behind(outputs), [data])
         once, often = split_by_sources(ops_behind([gradient, *outputs]), compared)
         once = [op for op in once if not any(result.is_same(data) for result in op.results())]
@@ -147,10 +148,10 @@ class LeastSquares:
         with interrupts_deferred(), paddle.static.program_guard(self._program):
             x = paddle.static.data(data.name, data.shape, data.dtype)
             damping = paddle.static.data("damping", [], data.dtype)
-            known = [paddle.static.data(value.name, value.shape, value.dtype) for value in compared]
-            weights = [paddle.to_tensor(weight) for weight in self._weights.values()]
+            known = [paddle.static.data(name, value.shape, data.dtype) for name, value in self._known.items()]
+            weights = [_constant(weight, data) for weight in self._weights.values()]
             here = copy_ops(once, exchange(ValueDict(), [data], [x]))
-            self._at = [here[output] for output in outputs]
+            at = [here[output] for output in outputs]
 
             def outputs_at(values: Value) -> list[Value]:
                 copies = copy_ops(forward, exchange(here, [data], [values]))
@@ -159,39 +160,40 @@ class LeastSquares:
             def transposed(vectors: Sequence[Value]) -> Value:
                 """Jᵀu: the objective's gradient where it compares with the outputs less u."""
                 # Of an ordinary size, or it would drown in the outputs' rounding.
-                norm = paddle.maximum(paddle.sqrt(_squares(vectors)), _number(1e-300, data))
-                others = [
-                    output - weight * vector * (_number(divisor, data) / norm)
-                    for output, weight, vector, divisor in zip(self._at, weights, vectors, self._divisors.values())
-                ]
-                return copy_ops(often, exchange(here, compared, others))[gradient] * norm
+                norm = paddle.maximum(paddle.sqrt(_squares(vectors)), _constant(1e-300, data))
+                others = {
+                    name: output - weight * vector * (_constant(self._divisors[name], data) / norm)
+                    for name, output, weight, vector in zip(self._known, at, weights, vectors, strict=True)
+                }
+                fed = [others[value.name] for value in compared]
+                return copy_ops(often, exchange(here, compared, fed))[gradient] * norm
 
             def residual(outputs: Sequence[Value]) -> list[Value]:
-                return [weight * (output - value) for weight, output, value in zip(weights, outputs, known)]
+                return [w * (output - value) for w, output, value in zip(weights, outputs, known, strict=True)]
 
             def outside(values: Value) -> Value:
                 """How far pixels are out of their range, by its weight."""
                 if self._range is None:
                     return paddle.zeros_like(values)
-                return _number(_RANGE_WEIGHT, data) * (values - paddle.clip(values, *self._range))
+                return _constant(_RANGE_WEIGHT, data) * (values - paddle.clip(values, *self._range))
 
             beyond = outside(x)
-            weighted = paddle.cast(beyond != _number(0, data), data.dtype) * _number(_RANGE_WEIGHT, data)
+            weighted = paddle.cast(beyond != _constant(0, data), data.dtype) * _constant(_RANGE_WEIGHT, data)
             curvature = damping + weighted * weighted
 
             def product(direction: Value) -> Value:
                 """A times a direction, A = JᵀJ + damping + the pixels' range."""
-                size = _number(_DIFFERENCE, data) / paddle.max(paddle.abs(direction))
+                size = _constant(_DIFFERENCE, data) / paddle.max(paddle.abs(direction))
                 ahead = outputs_at(x + size * direction)
-                along = [weight * (a - b) / size for weight, a, b in zip(weights, ahead, self._at)]
+                along = [w * (a - b) / size for w, a, b in zip(weights, ahead, at, strict=True)]
                 return transposed(along) + curvature * direction
 
-            right = -transposed(residual(self._at)) - _number(_RANGE_WEIGHT, data) * beyond
+            right = -transposed(residual(at)) - _constant(_RANGE_WEIGHT, data) * beyond
             most = min(_MOST_PRODUCTS, _PRODUCTS_PER_SAMPLE * (1 + self._batch_size))
             self._count, self._step, left = _conjugate_gradients(product, right, most)
             self._predicted = paddle.sum(self._step * (right + left)) + damping * paddle.sum(paddle.square(self._step))
             self._reached = outputs_at(x + self._step)
-            self._before = _squares([*residual(self._at), beyond])
+            self._before = _squares([*residual(at), beyond])
             self._after = _squares([*residual(self._reached), outside(x + self._step)])
 
 
@@ -199,9 +201,11 @@ def _is_fed_as(op: Operation, names: Iterable[str]) -> bool:
     return op.name() == "pd_op.data" and op.result(0).name in names
 
 
-def _number(number: float, like: Value) -> Value:
+def _constant(value: float | np.ndarray, like: Value) -> Value:
     # A Python number in arithmetic would be rounded to float32.
-    return paddle.full([], number, like.dtype)
+    if np.ndim(value) == 0:
+        return paddle.full([], float(value), like.dtype)
+    return paddle.cast(paddle.to_tensor(value), like.dtype)
 
 
 def _squares(values: Sequence[Value]) -> Value:
@@ -211,7 +215,7 @@ def _squares(values: Sequence[Value]) -> Value:
 def _conjugate_gradients(product: Callable[[Value], Value], right: Value, most: int) -> tuple[Value, Value, Value]:
     """Solve ``A step = right`` roughly; gives the number of products, the step, and what is left of the right side."""
     first = paddle.sum(right * right)
-    enough = first * _number(_STEP_ACCURACY**2, right)
+    enough = first * _constant(_STEP_ACCURACY**2, right)
 
     def going_on(count: Value, step: Value, left: Value, direction: Value, square: Value) -> Value:
         return paddle.logical_and(count < paddle.full([], most, "int64"), square > enough)

@@ -12,7 +12,7 @@ from dlg.architecture import Linear, reads
 from dlg.fully_connected import ACTIVATIONS, Layer, recover_inputs
 from dlg.gradient_rules import Value
 from dlg.last_layer import LastLayer, likely_counts, separate
-from dlg.objective import FEATURES, Objective, build_objective
+from dlg.objective import Objective, build_precise_objective
 from dlg.shared_step import SharedStep
 
 # How closely the layers read off the graph must give the network's own gradients, in float64.
@@ -25,6 +25,8 @@ class LinearLeakage:
 
     Attributes
     ----------
+    objective : Objective
+        In float64, with these labels fixed, to match gradients and features.
     labels : ndarray, (B,), int64
         The labels; the likeliest where they are not certain.
     certain : bool
@@ -39,6 +41,7 @@ class LinearLeakage:
         Of which samples the features are to be relied on.
     """
 
+    objective: Objective
     labels: np.ndarray
     certain: bool
     inputs: np.ndarray | None = None
@@ -63,9 +66,14 @@ def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) 
     LinearLeakage or None
         None where the network does not end in a fully connected layer with a
         bias under softmax cross entropy, averaged over the batch.
+
+    Raises
+    ------
+    PrecisionError
+        Where the network cannot be built in float64.
     """
     anything = np.zeros(step.batch_size, np.int64)
-    probe = build_objective(step, fixed_label=anything, dtype="float64", match_features=True)
+    probe = build_precise_objective(step, fixed_label=anything, match_features=True)
     layers = [_numbers(layer, step, probe) for layer in probe.layers]
     if not layers or None in layers or not _is_softmax_regression(layers[-1], probe):
         return None
@@ -77,13 +85,19 @@ def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) 
         if len(samples.labels):
             labels = _completed(samples.labels, last, step.batch_size)
             certain = len(samples.labels) == step.batch_size
-            return LinearLeakage(labels, certain, inputs=samples.inputs.reshape(-1, *shape))
+            return LinearLeakage(probe.with_labels(labels), labels, certain, inputs=samples.inputs.reshape(-1, *shape))
     separation = separate(last, step.batch_size, seed, nonnegative=whole and len(layers) == 1 and nonnegative)
     if separation is None:
-        return LinearLeakage(_completed([], last, step.batch_size), certain=False)
+        labels = _completed([], last, step.batch_size)
+        return LinearLeakage(probe.with_labels(labels), labels, certain=False)
     inputs = separation.features.reshape(-1, *shape) if whole and len(layers) == 1 and separation.certain else None
     return LinearLeakage(
-        separation.labels, separation.certain, inputs, separation.features, ~separation.weak & separation.certain
+        probe.with_labels(separation.labels),
+        separation.labels,
+        separation.certain,
+        inputs,
+        separation.features,
+        ~separation.weak & separation.certain,
     )
 
 
@@ -119,7 +133,7 @@ def _gives_the_features(layers: Sequence[Layer], probe: Objective) -> bool:
 
 def _at_random(probe: Objective, fetched: Sequence[Value]) -> list[np.ndarray]:
     data = np.random.default_rng(0).standard_normal(probe.dummies[0].shape)
-    return probe.evaluate([data], fetched, {FEATURES: np.zeros(probe.features.shape)})
+    return probe.evaluate([data], fetched)
 
 
 def _agree(ours: np.ndarray, theirs: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -12,7 +13,7 @@ import paddle.nn.functional as F
 from paddle.base.libpaddle import pir
 
 from dlg.architecture import Linear, linear_layers
-from dlg.errors import InputError
+from dlg.errors import InputError, PrecisionError
 from dlg.gradient_rules import Value
 from dlg.parameters import copy_weights, tie
 from dlg.second_order import (
@@ -25,14 +26,14 @@ from dlg.second_order import (
     rewrite_network,
     simplify,
 )
-from dlg.shared_step import NetworkCall, SharedStep, in_program, numpy_dtype
+from dlg.shared_step import LABEL, NetworkCall, SharedStep, in_program, numpy_dtype
 from dlg.snapshots import picture_shape
 
 # How the shared gradients, and features known otherwise, are named where they are fed.
 SHARED = "shared_gradient_"
 FEATURES = "known_features"
 # How many units in the last place of float32 a sum's rounding may come to.
-_ROUNDING = 32
+_ROUNDING = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Objective:
     trained : dict of str to str
         From the attack's name of a parameter with a gradient to the trained one's.
     constants : dict of str to ndarray
-        What else is fed: the shared gradients, and the labels if they are fixed.
+        What else is fed: the shared gradients, the labels if they are fixed,
+        and in place of features zeros.
     floor : float
         What the loss of the right answer may come to, for float32's rounding.
     scope : paddle.static.Scope
@@ -98,6 +100,15 @@ class Objective:
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
         with traced_execution():
             return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
+
+    def with_labels(self, labels: np.ndarray) -> Objective:
+        """The same objective for other fixed labels, (B,)."""
+        before = self.constants[LABEL]
+        if np.issubdtype(before.dtype, np.floating):
+            fed = np.eye(before.shape[1], dtype=before.dtype)[labels]
+        else:
+            fed = labels.reshape(before.shape).astype(before.dtype)
+        return dataclasses.replace(self, constants=self.constants | {LABEL: fed})
 
 
 def gradient_matching_loss(
@@ -236,6 +247,7 @@ def build_objective(
         if match_features and layers:
             features = [layers[-1].inputs]
             known = paddle.static.data(FEATURES, features[0].shape, features[0].dtype)
+            constants[FEATURES] = np.zeros(known.shape, numpy_dtype(known))
             loss = loss + paddle.mean(paddle.square(features[0] - known))
         loss_gradients = paddle.static.gradients([loss], dummies)
         for gradient, what in zip(loss_gradients, ("features", "label")):
@@ -275,6 +287,29 @@ def traced_execution() -> Iterator[None]:
         yield
     finally:
         paddle.set_flags(before)
+
+
+def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
+    """`build_objective` in float64.
+
+    Raises
+    ------
+    PrecisionError
+        Where the network has what insists on another type, such as a layer made
+        outside the callable.
+    """
+    try:
+        objective = build_objective(step, dtype="float64", **options)
+        # Mixed types are an error only when they meet.
+        objective.evaluate([np.zeros(dummy.shape) for dummy in objective.dummies], [objective.loss])
+        return objective
+    except InputError:
+        raise
+    except Exception as error:  # whatever PaddlePaddle raises for mixed types
+        raise PrecisionError(
+            "this attack computes in float64, and the network cannot: make its layers inside the callable and let"
+            " nothing in it insist on float32, or take sgd, adam or lbfgs"
+        ) from error
 
 
 def _floor(distance: str, gradients: Iterable[np.ndarray], batch_size: int) -> float:

@@ -77,13 +77,8 @@ def random_start(objective: Objective, seed: Sequence[int]) -> list[np.ndarray]:
     without normalisation, and the descent does not leave that plateau.
     """
     data, *label = objective.dummies
-    noise = random_data(data.shape, seed)
+    noise = 0.1 * np.random.default_rng((*seed, ATTACKER)).standard_normal(data.shape)
     return [noise.astype(numpy_dtype(data)), *(np.zeros(v.shape, numpy_dtype(v)) for v in label)]
-
-
-def random_data(shape: Sequence[int], seed: Sequence[int]) -> np.ndarray:
-    """Dummy data from N(0, 0.1²), float64."""
-    return 0.1 * np.random.default_rng((*seed, ATTACKER)).standard_normal(shape)
 
 
 def evaluate(objective: Objective, values: Sequence[np.ndarray]) -> DummyBatch:
@@ -239,7 +234,7 @@ class LBFGS:
             if observe(iteration, at):
                 raise StopIteration
 
-        options = {"maxiter": iterations, "maxfun": 4 * iterations, "maxcor": 50, "ftol": 0.0, "gtol": 0.0}
+        options = {"maxiter": iterations, "maxfun": 21 * iterations, "maxcor": 50, "ftol": 0.0, "gtol": 0.0}
         minimize(loss_and_gradient, _flat(start), jac=True, method="L-BFGS-B", callback=each_iteration, options=options)
 
 

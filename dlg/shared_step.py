@@ -19,6 +19,9 @@ from dlg.second_order import is_real
 
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
+# How the label is named where the attack's programs are fed it.
+LABEL = "label"
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkCall:
@@ -92,7 +95,7 @@ class SharedStep:
             Where the variables do not fit the batch, or the network does not give
             (prediction, loss) with a prediction shaped (B, C) and a scalar loss.
         """
-        inputs = [self._input(self.feature, "dummy_data", dtype), self._input(self.label, "label", dtype)]
+        inputs = [self._input(self.feature, "dummy_data", dtype), self._input(self.label, LABEL, dtype)]
         returned = self.network(*inputs)
         adopt_parameters(inputs[0].block)
         pair = isinstance(returned, (tuple, list)) and len(returned) == 2

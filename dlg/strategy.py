@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from dlg.errors import LabelError
+from dlg.errors import LabelError, PrecisionError
 from dlg.labels import labels_from_gradients
 from dlg.least_squares import LeastSquares
 from dlg.linear_leakage import LinearLeakage, linear_leakage
-from dlg.objective import Objective, build_objective
-from dlg.optimizers import ATTACKER, LBFGS, GradientDescent, Optimizer, random_data
+from dlg.objective import Objective, build_objective, build_precise_objective
+from dlg.optimizers import ATTACKER, LBFGS, GradientDescent, Optimizer
 from dlg.options import AttackOptions
+from dlg.second_order import is_real
 from dlg.shared_step import SharedStep
 from dlg.verification import verify
 
@@ -70,17 +73,21 @@ def _descent(step: SharedStep, options: AttackOptions) -> Strategy:
 
 
 def _lbfgs(step: SharedStep, options: AttackOptions) -> Strategy:
-    objective, notes = _proven_objective(step, options, dtype="float64")
+    try:
+        objective, notes = _proven_objective(step, options, build_precise_objective)
+    except PrecisionError:
+        # Its line searches end earlier in float32, which is no reason to do without.
+        objective, notes = _proven_objective(step, options)
     return Strategy("lbfgs", objective, LBFGS(objective), notes)
 
 
 def _proven_objective(
-    step: SharedStep, options: AttackOptions, dtype: str | None = None
+    step: SharedStep, options: AttackOptions, builder: Callable[..., Objective] = build_objective
 ) -> tuple[Objective, list[str]]:
     """The objective of a network whose derivatives were checked."""
 
     def build(labels: np.ndarray | None) -> Objective:
-        return build_objective(step, fixed_label=labels, dtype=dtype, distance=options.loss, tv=options.tv)
+        return builder(step, fixed_label=labels, distance=options.loss, tv=options.tv)
 
     labels, notes = None, []
     if options.labels == "infer":
@@ -93,47 +100,54 @@ def _proven_objective(
             labels = labels_from_gradients(step)
             objective = build(labels)
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
-    verify(step, labels)
+    verify(step, fixed_label=labels)
     return objective, [*objective.notes, *notes]
 
 
 def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
-    """The rule behind auto: least squares where a network ends in a layer to start from and is small enough."""
+    """The rule behind auto: least squares for small networks and for what layers give away; else descent."""
     leakage = _leakage(step, options)
-    if leakage is not None:
-        trained = sum(gradient.size for gradient in step.gradients.values())
-        if leakage.inputs is not None or trained <= _SMALL_NETWORK:
+    certain = leakage is not None and leakage.certain
+    small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
+    # A label that is no class can be any mixture, which least squares with fixed labels cannot follow.
+    exact = certain and leakage.inputs is not None
+    if exact or (small and (certain or not is_real(step.label))):
+        with contextlib.suppress(LabelError, PrecisionError):
             return _least_squares(step, options, leakage)
-    chosen = dataclasses.replace(options, optimizer="adam", learning_rate=-0.05, labels="infer", loss="cosine", tv=1e-2)
-    strategy = _descent(step, chosen)
+    if small:
+        return _lbfgs(step, dataclasses.replace(options, optimizer="lbfgs", labels="optimize"))
+    prior = {"learning_rate": -0.05, "labels": "infer", "loss": "cosine", "tv": 1e-2}
+    strategy = _descent(step, dataclasses.replace(options, optimizer="adam", **prior))
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
 
 
 def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None = None) -> Strategy:
     leakage = leakage or _leakage(step, options)
-    name, initial, features = "least squares on the whole batch, by conjugate gradients", None, None
+    name, given = "least squares on the whole batch, by conjugate gradients", {}
     if leakage is None:
         labels = labels_from_gradients(step)
+        objective = build_precise_objective(step, fixed_label=labels)
     else:
-        labels = leakage.labels
+        labels, objective = leakage.labels, leakage.objective
         if leakage.inputs is not None:
             name = "exact recovery from the gradients of the fully connected layers"
-            rest = random_data((step.batch_size - len(leakage.inputs), *leakage.inputs.shape[1:]), (options.seed,))
-            initial = np.concatenate([leakage.inputs, rest])
+            if len(leakage.inputs) < step.batch_size:
+                name += f" ({len(leakage.inputs)} of {step.batch_size}), the rest by least squares"
+            given = {"initial": leakage.inputs}
         elif leakage.certain:
             name = "least squares on the whole batch and the last layer's features, by conjugate gradients"
-            features = leakage.features
-    objective = build_objective(step, fixed_label=labels, dtype="float64", match_features=features is not None)
-    verify(step, labels)
-    trusted = None if features is None else leakage.trusted
-    optimizer = LeastSquares(objective, features=features, trusted=trusted, initial=initial, value_range=options.range)
+            given = {"features": leakage.features, "trusted": leakage.trusted}
+    verify(step, objective, fixed_label=labels)
+    optimizer = LeastSquares(objective, value_range=options.range, **given)
     return Strategy(name, objective, optimizer, [*objective.notes, *_about_labels(leakage)])
 
 
 def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
-    return linear_leakage(
-        step, (options.seed, ATTACKER), nonnegative=options.range is not None and options.range[0] >= 0
-    )
+    nonnegative = options.range is not None and options.range[0] >= 0
+    try:
+        return linear_leakage(step, (options.seed, ATTACKER), nonnegative=nonnegative)
+    except PrecisionError:
+        return None
 
 
 def _inferred_labels(step: SharedStep, options: AttackOptions) -> tuple[np.ndarray, list[str]]:
@@ -145,4 +159,4 @@ def _inferred_labels(step: SharedStep, options: AttackOptions) -> tuple[np.ndarr
 def _about_labels(leakage: LinearLeakage | None) -> list[str]:
     if leakage is not None and leakage.certain:
         return ["labels: read off the gradients, which they explain exactly"]
-    return ["labels: the likeliest by the last bias's gradient, and fixed; they may be wrong"]
+    return ["labels: the likeliest by the last layer's gradient, and fixed; they may be wrong"]

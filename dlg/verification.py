@@ -32,7 +32,7 @@ _STEPS = {
 }
 
 
-def verify(step: SharedStep, fixed_label: np.ndarray | None = None) -> None:
+def verify(step: SharedStep, objective: Objective | None = None, *, fixed_label: np.ndarray | None = None) -> None:
     """Check the attack's derivatives for this network at a random point.
 
     A network that cannot be built in float64 is checked in float32, more coarsely.
@@ -41,8 +41,10 @@ def verify(step: SharedStep, fixed_label: np.ndarray | None = None) -> None:
     ----------
     step : SharedStep
         The network and its gradients.
+    objective : Objective, optional
+        What to check, in float64. By default one is built for the purpose.
     fixed_label : ndarray, shape (B,), int64, optional
-        See `dlg.objective.build_objective`.
+        Of one that is built, see `dlg.objective.build_objective`.
 
     Raises
     ------
@@ -52,12 +54,13 @@ def verify(step: SharedStep, fixed_label: np.ndarray | None = None) -> None:
     """
     for dtype in ("float64", "float32"):
         try:
-            return _verify(step, fixed_label, dtype)
+            built = objective or build_objective(step, fixed_label=fixed_label, dtype=dtype)
+            return _verify(step, built, dtype)
         except InputError:
             raise
         except Exception as error:
             # In float64: whatever PaddlePaddle raises for a network with an op that insists on float32.
-            failure = error
+            failure, objective = error, None
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
     raise SecondDerivativeError(
         f"PaddlePaddle {paddle.__version__} cannot run the attack's program for this network:"
@@ -65,8 +68,7 @@ def verify(step: SharedStep, fixed_label: np.ndarray | None = None) -> None:
     ) from failure
 
 
-def _verify(step: SharedStep, fixed_label: np.ndarray | None, dtype: str) -> None:
-    objective = build_objective(step, fixed_label=fixed_label, dtype=dtype)
+def _verify(step: SharedStep, objective: Objective, dtype: str) -> None:
     check = _Check(objective, dtype)
     check.compare_gradients(*_network_gradients(step, objective, dtype))
     check.compare_derivatives()
