@@ -232,15 +232,18 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
     first = "progress.png" if rows else f"result_{recovered.iterations}.png"
     print(f"pictures and summary.json are in {args.result_dir}; look at {first} first")
     if recovered.ended == "diverged":
+        advice = "take another --seed or --optimizer"
+        if args.learning_rate:
+            advice = f"take a smaller step, such as --learning_rate {max(args.learning_rate / 4, -8.5):g}"
         print(
             f"mnist_example.py: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
-            f" number); take a smaller step, such as --learning_rate {max(args.learning_rate / 4, -8.5):g}",
+            f" number); {advice}",
             file=sys.stderr,
         )
     elif recovered.loss > _FAILED * recovered.history[0][1]:
         print(
             f"the loss fell from {recovered.history[0][1]:.1e} to {recovered.loss:.1e} only: the attack failed, which"
-            " does not mean that the gradients are safe; try more --iterations and another --learning_rate"
+            " does not mean that the gradients are safe; try --optimizer auto, more --iterations or --restarts"
         )
 
 

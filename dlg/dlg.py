@@ -52,7 +52,7 @@ class Reconstruction:
         not here either.
     label : ndarray, shape (B,), int64
         The most probable label of each sample.
-    label_probability : ndarray, shape (B, C), in the prediction's dtype
+    label_probability : ndarray, shape (B, C), in the feature's dtype
         The recovered label distributions.
     loss : float
         The gradient-matching loss reached.
@@ -68,7 +68,8 @@ class Reconstruction:
         ``"iterations"`` when all of them were done, ``"floor"`` when the
         gradients agreed as closely as float32 can tell, ``"converged"`` when
         no further step was found, ``"diverged"`` when the loss left the range
-        of numbers, ``"interrupted"`` on Ctrl-C.
+        of numbers, ``"abandoned"`` where that start was still the best,
+        ``"interrupted"`` on Ctrl-C.
     strategy : str
         What the attack was, in a few words.
     starts : list of Start
@@ -144,7 +145,7 @@ def dlg_attack(
         Where a picture cannot be written, the disk being full for one.
     AttackInterrupted
         On Ctrl-C, a KeyboardInterrupt with what was recovered until then. A
-        plain KeyboardInterrupt while the programs are still being built.
+        plain KeyboardInterrupt while the attack is still being prepared.
     """
     started = time.perf_counter()
     options = AttackOptions.from_args(args)
@@ -158,7 +159,9 @@ def dlg_attack(
         )
     folder = ResultFolder(options.result_dir)
     folder.remove(SNAPSHOTS)
-    for note in [f"{options.optimizer}: {strategy.name}"] * (options.optimizer != strategy.name) + strategy.notes:
+    if strategy.name != options.optimizer:
+        print(f"{options.optimizer}: {strategy.name}")
+    for note in strategy.notes:
         print(note)
 
     attempts: list[_Attempt] = []
@@ -169,6 +172,8 @@ def dlg_attack(
             for restart in range(options.restarts):
                 progress.restart(restart)
                 start = strategy.optimizer.start((options.seed, restart)) if restart else first
+                if not math.isfinite(start.loss):
+                    continue
                 attempt = _Attempt(start, options, strategy.objective.floor, best, progress)
                 attempts.append(attempt)
                 attempt.watch(None if restart else folder)
@@ -190,7 +195,7 @@ def dlg_attack(
     reconstruction = Reconstruction(
         feature=best.last.values[0].astype(numpy_dtype(feature)),
         label=best.last.label_probability.argmax(axis=1).astype(np.int64),
-        label_probability=best.last.label_probability,
+        label_probability=best.last.label_probability.astype(numpy_dtype(feature)),
         loss=best.last.loss,
         history=best.history,
         iterations=best.iteration,
@@ -226,22 +231,27 @@ class _Attempt:
         self.iteration, self.last, self.ended = 0, start, ""
         self.history: list[tuple[int, float]] = []
         self._options, self._floor, self._progress = options, floor, progress
-        self._expected = dict(best.history) if best else {}
+        self.losses: dict[int, float] = {}
+        self._decided = 0, start
+        self._expected = best.losses if best else {}
         self._snapshots: dict[int, np.ndarray | None] = {}
         self._folder: ResultFolder | None = None
         self._snapshot()
 
-    def observe(self, iteration: int, dummy: DummyBatch) -> bool:
-        """Take note of a dummy batch; whether to stop there."""
+    def observe(self, iteration: int, dummy: DummyBatch, decisive: bool) -> bool:
+        """Take note of a dummy batch; whether to stop there. See `dlg.optimizers.Observer`."""
         if not math.isfinite(dummy.loss):
-            self.ended = "diverged"
+            (self.iteration, self.last), self.ended = self._decided, "diverged"
             return True
         self.iteration, self.last = iteration, dummy
         if iteration % self._options.snapshot_every == 0:
             self._snapshot()
+        if not decisive:
+            return False
+        self._decided, self.losses[iteration] = (iteration, dummy), dummy.loss
         if dummy.loss <= self._floor:
             self.ended = "floor"
-        elif dummy.loss > _HOPELESS * self._expected.get(iteration, math.inf):
+        elif iteration < self._options.iterations and dummy.loss > _HOPELESS * self._expected.get(iteration, math.inf):
             self.ended = "abandoned"
         return bool(self.ended)
 

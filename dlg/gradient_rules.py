@@ -118,7 +118,7 @@ def _convolution(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | No
 def _bias(op: Operation, _: ProbabilityOf) -> Sequence[Value | None] | None:
     """A bias spread out beforehand, for PaddlePaddle takes long to broadcast along any but the first axes."""
     (x, bias), out = op.operands_source(), op.result(0)
-    if x.shape != out.shape or bias.shape[-1:] != [1] or not _has_fixed_shape(out):
+    if x.shape != out.shape or bias.shape == out.shape or bias.shape[-1:] != [1] or not _has_fixed_shape(out):
         return None
     return [x + paddle.expand(bias, out.shape)]
 

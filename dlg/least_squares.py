@@ -54,7 +54,8 @@ class LeastSquares:
     trusted : ndarray, (B,), bool, optional
         Of which samples the features are to be relied on; by default none.
     initial : ndarray, (k, ...), float64, optional
-        The first k samples, found by other means.
+        The first k samples, found by other means. If they are not all, the
+        others are looked for and these stay.
     value_range : tuple of float, optional
         Between which numbers pixels are.
     """
@@ -96,7 +97,7 @@ class LeastSquares:
         if self._initial is not None:
             random = start.values[0][len(self._initial) :]
             batch, iteration = self._evaluated(np.concatenate([self._initial, random])), 1
-            if observe(iteration, batch):
+            if observe(iteration, batch, True):
                 return
         while iteration < iterations and damping < _MOST_DAMPING:
             step, predicted, before, after, reached = self._iterate(batch.values[0], damping)
@@ -108,7 +109,7 @@ class LeastSquares:
                 damping = max(damping, _LEAST_DAMPING)
             else:
                 damping, growth = max(damping, 1e-10) * growth, 2 * growth
-            if observe(iteration, batch):
+            if observe(iteration, batch, True):
                 return
             if 0 <= before - after < _LEAST_GAIN * before and damping < _SMALL_DAMPING:
                 return
@@ -177,6 +178,10 @@ class LeastSquares:
                     return paddle.zeros_like(values)
                 return _constant(_RANGE_WEIGHT, data) * (values - paddle.clip(values, *self._range))
 
+            held = 0 if self._initial is None or len(self._initial) == self._batch_size else len(self._initial)
+            free = np.ones([self._batch_size] + [1] * (len(data.shape) - 1))
+            free[:held] = 0
+            free = _constant(free, data)
             beyond = outside(x)
             weighted = paddle.cast(beyond != _constant(0, data), data.dtype) * _constant(_RANGE_WEIGHT, data)
             curvature = damping + weighted * weighted
@@ -186,9 +191,9 @@ class LeastSquares:
                 size = _constant(_DIFFERENCE, data) / paddle.max(paddle.abs(direction))
                 ahead = outputs_at(x + size * direction)
                 along = [w * (a - b) / size for w, a, b in zip(weights, ahead, at, strict=True)]
-                return transposed(along) + curvature * direction
+                return free * transposed(along) + curvature * direction
 
-            right = -transposed(residual(at)) - _constant(_RANGE_WEIGHT, data) * beyond
+            right = -free * (transposed(residual(at)) + _constant(_RANGE_WEIGHT, data) * beyond)
             most = min(_MOST_PRODUCTS, _PRODUCTS_PER_SAMPLE * (1 + self._batch_size))
             self._count, self._step, left = _conjugate_gradients(product, right, most)
             self._predicted = paddle.sum(self._step * (right + left)) + damping * paddle.sum(paddle.square(self._step))

@@ -75,10 +75,10 @@ def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) 
     anything = np.zeros(step.batch_size, np.int64)
     probe = build_precise_objective(step, fixed_label=anything, match_features=True)
     layers = [_numbers(layer, step, probe) for layer in probe.layers]
-    if not layers or None in layers or not _is_softmax_regression(layers[-1], probe):
+    if not layers or layers[-1] is None or not _is_softmax_regression(layers[-1], probe):
         return None
-    last = LastLayer(*(getattr(layers[-1], field.name) for field in dataclasses.fields(LastLayer)))
-    whole = reads(probe.layers[0], probe.dummies[0]) and _gives_the_features(layers, probe)
+    last = LastLayer(layers[-1].weight, layers[-1].bias, layers[-1].weight_gradient, layers[-1].bias_gradient)
+    whole = None not in layers and reads(probe.layers[0], probe.dummies[0]) and _gives_the_features(layers, probe)
     shape = tuple(probe.dummies[0].shape[1:])
     if whole and len(layers) > 1:
         samples = recover_inputs(layers, step.batch_size, seed)

@@ -129,11 +129,14 @@ def gradient_matching_loss(
 def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value]) -> Value:
     """1 − ⟨∇W', ∇W⟩ / (‖∇W'‖ ‖∇W‖), over all parameters together: Geiping et al. (2020), equation (4)."""
 
-    def inner(left: Sequence[Value], right: Sequence[Value]) -> Value:
-        return paddle.add_n([paddle.sum(ours * theirs) for ours, theirs in zip(left, right)])
+    def normed(gradients: Sequence[Value]) -> list[Value]:
+        scale = paddle.rsqrt(paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients]))
+        return [gradient * scale for gradient in gradients]
 
-    norms = inner(dummy_gradients, dummy_gradients) * inner(shared_gradients, shared_gradients)
-    return 1 - inner(dummy_gradients, shared_gradients) * paddle.rsqrt(norms)
+    # Half the squared distance of the unit vectors is the same, and does not lose its digits near zero.
+    pairs = zip(normed(dummy_gradients), normed(shared_gradients))
+    distance = paddle.add_n([paddle.sum(paddle.square(ours - theirs)) for ours, theirs in pairs])
+    return distance * paddle.full([], 0.5, distance.dtype)
 
 
 def total_variation(data: Value) -> Value:
@@ -145,8 +148,8 @@ def total_variation(data: Value) -> Value:
         Where the samples are not pictures.
     """
     shape = picture_shape(data.shape[1:])
-    if shape is None:
-        raise InputError(f"tv: samples shaped {data.shape[1:]} are no pictures; leave the total variation away")
+    if shape is None or min(shape[-2:]) < 2:
+        raise InputError(f"tv: samples shaped {list(data.shape[1:])} are no pictures; leave the total variation away")
     images = paddle.reshape(data, [data.shape[0], -1, *shape[-2:]])
     down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
     across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
@@ -316,7 +319,7 @@ def _floor(distance: str, gradients: Iterable[np.ndarray], batch_size: int) -> f
     """The loss of gradients that agree up to float32's rounding, several units for sums of many terms."""
     rounding = _ROUNDING * float(np.finfo(np.float32).eps)
     if distance == "cosine":
-        return rounding**2
+        return rounding**2 / 2
     return (batch_size * rounding) ** 2 * sum(
         float(np.mean(np.square(gradient, dtype=np.float64))) for gradient in gradients
     )

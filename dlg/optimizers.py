@@ -46,8 +46,9 @@ class DummyBatch:
     loss: float
 
 
-# Is told each dummy batch an attack comes by, with its iteration; says whether to stop there.
-Observer: TypeAlias = Callable[[int, DummyBatch], bool]
+# Is told the dummy batches an attack comes by, each with its iteration, and whether that is one it comes by in
+# every run: what is decided must not depend on the time that something took. Says whether to stop there.
+Observer: TypeAlias = Callable[[int, DummyBatch, bool], bool]
 
 
 class Optimizer(Protocol):
@@ -151,7 +152,7 @@ class GradientDescent:
             started = time.perf_counter()
             dummy, moments = self.descend(dummy, count, iteration, moments)
             iteration += count
-            if observe(iteration, dummy):
+            if observe(iteration, dummy, iteration % every == 0 or iteration == iterations):
                 return
             at_once = max(1, int(_SECONDS_PER_RUN * count / (time.perf_counter() - started)))
 
@@ -231,7 +232,7 @@ class LBFGS:
             nonlocal iteration
             iteration += 1
             at = latest if np.array_equal(flat, _flat(latest)) else evaluate(objective, batch(flat))
-            if observe(iteration, at):
+            if observe(iteration, at, True):
                 raise StopIteration
 
         options = {"maxiter": iterations, "maxfun": 21 * iterations, "maxcor": 50, "ftol": 0.0, "gtol": 0.0}

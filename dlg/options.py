@@ -136,7 +136,9 @@ class AttackOptions:
     )
     restarts: int = _option(1, integer_between(1), "independent starts, of which the best by loss is kept")
     labels: str = _option(
-        "optimize", one_of("optimize", "infer"), "optimize: along with the data; infer: from the gradients, then fixed"
+        "optimize",
+        one_of("optimize", "infer"),
+        "optimize: along with the data; infer: from the gradients, then fixed, as lm and auto always do",
     )
     loss: str = _option("l2", one_of("l2", "cosine"), "the distance of the gradients: l2 or cosine")
     feature_range: str = _option(

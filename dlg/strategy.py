@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,14 +14,21 @@ from dlg.labels import labels_from_gradients
 from dlg.least_squares import LeastSquares
 from dlg.linear_leakage import LinearLeakage, linear_leakage
 from dlg.objective import Objective, build_objective, build_precise_objective
-from dlg.optimizers import ATTACKER, LBFGS, GradientDescent, Optimizer
+from dlg.optimizers import LBFGS, GradientDescent, Optimizer
 from dlg.options import AttackOptions
 from dlg.second_order import is_real
 from dlg.shared_step import SharedStep
+from dlg.snapshots import picture_shape
 from dlg.verification import verify
 
-# The largest network, in trained numbers, whose whole Jacobian a least-squares attack may work with in good time.
+# The largest network, in trained numbers, on which a least-squares attack ends in good time.
 _SMALL_NETWORK = 1_000_000
+# Keeps the random numbers of the search within layers apart from those of the starts.
+_SEPARATION = 3
+_LIKELY = "labels: the likeliest by the last layer's gradient, and fixed; they may be wrong"
+
+# Labels, (B,), and what is to be said of them.
+InferredLabels: TypeAlias = tuple[np.ndarray, list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +74,8 @@ def choose(step: SharedStep, options: AttackOptions) -> Strategy:
     }[options.optimizer](step, options)
 
 
-def _descent(step: SharedStep, options: AttackOptions) -> Strategy:
-    objective, notes = _proven_objective(step, options)
+def _descent(step: SharedStep, options: AttackOptions, inferred: InferredLabels | None = None) -> Strategy:
+    objective, notes = _proven_objective(step, options, inferred=inferred)
     optimizer = GradientDescent(objective, options.learning_rate, adam=options.optimizer == "adam")
     return Strategy(options.optimizer, objective, optimizer, notes)
 
@@ -82,7 +90,10 @@ def _lbfgs(step: SharedStep, options: AttackOptions) -> Strategy:
 
 
 def _proven_objective(
-    step: SharedStep, options: AttackOptions, builder: Callable[..., Objective] = build_objective
+    step: SharedStep,
+    options: AttackOptions,
+    builder: Callable[..., Objective] = build_objective,
+    inferred: InferredLabels | None = None,
 ) -> tuple[Objective, list[str]]:
     """The objective of a network whose derivatives were checked."""
 
@@ -91,7 +102,7 @@ def _proven_objective(
 
     labels, notes = None, []
     if options.labels == "infer":
-        labels, notes = _inferred_labels(step, options)
+        labels, notes = inferred or _inferred_labels(step, _leakage(step, options))
         objective = build(labels)
     else:
         try:
@@ -116,19 +127,30 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
             return _least_squares(step, options, leakage)
     if small:
         return _lbfgs(step, dataclasses.replace(options, optimizer="lbfgs", labels="optimize"))
-    prior = {"learning_rate": -0.05, "labels": "infer", "loss": "cosine", "tv": 1e-2}
-    strategy = _descent(step, dataclasses.replace(options, optimizer="adam", **prior))
+    try:
+        inferred = _inferred_labels(step, leakage)
+    except LabelError:
+        inferred = None
+    chosen = dataclasses.replace(
+        options,
+        optimizer="adam",
+        learning_rate=-0.05,
+        labels="optimize" if inferred is None else "infer",
+        loss="cosine",
+        tv=0.0 if picture_shape(step.feature.shape[1:]) is None else 1e-2,
+    )
+    strategy = _descent(step, chosen, inferred)
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
 
 
 def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None = None) -> Strategy:
     leakage = leakage or _leakage(step, options)
+    labels, notes = _inferred_labels(step, leakage)
     name, given = "least squares on the whole batch, by conjugate gradients", {}
     if leakage is None:
-        labels = labels_from_gradients(step)
         objective = build_precise_objective(step, fixed_label=labels)
     else:
-        labels, objective = leakage.labels, leakage.objective
+        objective = leakage.objective
         if leakage.inputs is not None:
             name = "exact recovery from the gradients of the fully connected layers"
             if len(leakage.inputs) < step.batch_size:
@@ -139,24 +161,22 @@ def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeak
             given = {"features": leakage.features, "trusted": leakage.trusted}
     verify(step, objective, fixed_label=labels)
     optimizer = LeastSquares(objective, value_range=options.range, **given)
-    return Strategy(name, objective, optimizer, [*objective.notes, *_about_labels(leakage)])
+    if options.range is not None and "initial" not in given:
+        notes = [*notes, f"features: taken to lie in {options.feature_range} (--feature_range)"]
+    return Strategy(name, objective, optimizer, [*objective.notes, *notes])
 
 
 def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return linear_leakage(step, (options.seed, ATTACKER), nonnegative=nonnegative)
+        return linear_leakage(step, (options.seed, _SEPARATION), nonnegative=nonnegative)
     except PrecisionError:
         return None
 
 
-def _inferred_labels(step: SharedStep, options: AttackOptions) -> tuple[np.ndarray, list[str]]:
-    leakage = _leakage(step, options)
-    labels = labels_from_gradients(step) if leakage is None else leakage.labels
-    return labels, _about_labels(leakage)
-
-
-def _about_labels(leakage: LinearLeakage | None) -> list[str]:
-    if leakage is not None and leakage.certain:
-        return ["labels: read off the gradients, which they explain exactly"]
-    return ["labels: the likeliest by the last layer's gradient, and fixed; they may be wrong"]
+def _inferred_labels(step: SharedStep, leakage: LinearLeakage | None) -> InferredLabels:
+    if leakage is None:
+        return labels_from_gradients(step), [_LIKELY]
+    return leakage.labels, [
+        "labels: read off the gradients, which they explain exactly" if leakage.certain else _LIKELY
+    ]

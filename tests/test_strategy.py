@@ -144,6 +144,67 @@ def test_a_loss_that_is_not_mean_cross_entropy_is_not_taken_for_it(loss, batch):
     assert linear_leakage(trained.shared_step(), (0,), nonnegative=True) is None
 
 
+def without_bias(feature, label):
+    prediction = paddle.nn.Linear(784, 10, bias_attr=False)(paddle.flatten(feature, start_axis=1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def test_labels_are_read_off_the_weight_where_there_is_no_bias(batch, tmp_path):
+    result = attack(participant(without_bias, *batch), tmp_path, optimizer="auto", iterations=60)
+    assert worst(*batch, result) > 60
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_auto_takes_labels_that_are_probabilities(mixed, batch, tmp_path):
+    images, labels = batch
+    probabilities = np.eye(10, dtype="float32")[labels[:, 0]] * (0.6 if mixed else 1.0) + (0.04 if mixed else 0.0)
+
+    def network(feature, label):
+        prediction = paddle.nn.Linear(784, 10)(paddle.flatten(feature, start_axis=1))
+        return prediction, F.cross_entropy(prediction, label, soft_label=True)
+
+    result = attack(participant(network, images, probabilities), tmp_path, optimizer="auto", iterations=100)
+    assert result.strategy == "lbfgs" if mixed else result.strategy.startswith("exact")
+    assert worst(images, labels, result) > 30
+
+
+def test_a_layer_made_outside_the_callable_is_attacked_in_its_own_precision(batch, tmp_path):
+    made = []
+
+    def network(feature, label):
+        if not made:
+            made.append(paddle.nn.Linear(784, 10))
+        prediction = made[0](paddle.flatten(feature, start_axis=1))
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, *batch)
+    assert worst(*batch, attack(trained, tmp_path, optimizer="auto", iterations=100)) > 30
+    with pytest.raises(InputError, match="computes in float64"):
+        attack(trained, tmp_path, optimizer="lm")
+
+
+def test_what_descent_decides_does_not_depend_on_the_time_it_takes(batch, tmp_path, monkeypatch):
+    trained = participant(networks.softmax, batch[0][:1], batch[1][:1])
+    results = []
+    for seconds in (1.0, 0.02):
+        monkeypatch.setattr("dlg.optimizers._SECONDS_PER_RUN", seconds)
+        options = {"optimizer": "adam", "learning_rate": -0.02, "snapshot_every": 700, "iterations": 2000}
+        results.append(attack(trained, tmp_path, **options))
+    assert results[0].history == results[1].history
+    assert (results[0].feature == results[1].feature).all()
+
+
+def test_a_repeated_image_is_recovered_in_part_exactly(tmp_path):
+    images, labels = digits(3, 1)
+    images[2], labels[2] = images[1], labels[1]
+    trained = participant(networks.mlp, images, labels)
+    result = attack(trained, tmp_path, optimizer="auto", iterations=60, restarts=2)
+    assert "(2 of 3)" in result.strategy
+    scores = metrics.compare(images, result.feature)
+    assert sum(score.psnr > 60 for score in scores) >= 2
+    assert min(score.psnr for score in scores) > 30
+
+
 def test_a_frozen_last_layer_gives_no_labels(batch, tmp_path):
     def network(feature, label):
         hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, start_axis=1))
@@ -238,7 +299,7 @@ def test_the_best_of_several_starts_wins_and_its_pictures_stay(batch, tmp_path):
     # The start that won, run alone.
     strategy = choose(trained.shared_step(), AttackOptions.from_args(SimpleNamespace(batch_size=2, **options)))
     end = []
-    strategy.optimizer.run(strategy.optimizer.start((1, winner)), 20, 5, lambda _, dummy: end.append(dummy))
+    strategy.optimizer.run(strategy.optimizer.start((1, winner)), 20, 5, lambda _, dummy, decisive: end.append(dummy))
     assert (end[-1].values[0].astype("float32") == result.feature).all()
 
 
