@@ -87,8 +87,12 @@ class _Check:
         # Matched against zero, whatever was shared, the loss has an ordinary size.
         self._constants = {name: value * 0 for name, value in objective.constants.items() if name.startswith(SHARED)}
 
-    def _evaluate(self, values: list[np.ndarray], fetched: list[Value]) -> list[np.ndarray]:
-        return self._objective.evaluate(values, fetched, self._constants)
+    def _evaluate(self, values: list[np.ndarray]) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
+        """The loss, its gradients and the dummy batch's; always all, since PaddlePaddle prepares each choice anew."""
+        objective = self._objective
+        fetched = [objective.loss, *objective.gradients, *objective.dummy_gradients.values()]
+        loss, *others = objective.evaluate(values, fetched, self._constants)
+        return float(loss), others[: len(objective.gradients)], others[len(objective.gradients) :]
 
     def compare_gradients(
         self,
@@ -107,11 +111,11 @@ class _Check:
             labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
         feed = {call.data.name: point[0], call.label.name: labels.astype(numpy_dtype(call.label))}
         theirs = objective.executor.run(program, feed, list(gradients.values()), scope=scope)
-        ours = self._evaluate(point, [objective.dummy_gradients[name] for name in gradients])
+        ours = dict(zip(objective.dummy_gradients, self._evaluate(point)[2]))
         of_its_own, of_the_largest = _GRADIENT_TOLERANCE[self._dtype]
         sizes = [np.abs(gradient).max() for gradient in theirs]
-        for name, our, their, size in zip(gradients, ours, theirs, sizes):
-            difference = np.abs(our - their).max()
+        for name, their, size in zip(gradients, theirs, sizes):
+            difference = np.abs(ours[name] - their).max()
             if not difference <= of_its_own * size + of_the_largest * max(sizes):
                 raise SecondDerivativeError(
                     f"the gradient of {name!r} is not the network's own: {difference:.3e} off, with elements up to"
@@ -120,12 +124,11 @@ class _Check:
 
     def compare_derivatives(self) -> None:
         """The derivatives of the gradient-matching loss against central differences."""
-        objective = self._objective
-        loss, *gradients = self._evaluate(self._point, [objective.loss, *objective.gradients])
-        again = float(self._evaluate(self._point, [objective.loss])[0])
-        if again != float(loss):
+        loss, gradients, _ = self._evaluate(self._point)
+        again, _, _ = self._evaluate(self._point)
+        if again != loss:
             raise SecondDerivativeError(
-                f"the network is random: the same input gave the gradient-matching losses {float(loss):.6e} and"
+                f"the network is random: the same input gave the gradient-matching losses {loss:.6e} and"
                 f" {again:.6e}; take the random op out, or fix it to one value"
             )
         for which, (what, gradient) in enumerate(zip(("data", "label"), gradients)):
@@ -152,7 +155,7 @@ class _Check:
         for sign in (1, -1):
             values = list(self._point)
             values[which] = values[which] + (sign * step * direction).astype(self._dtype)
-            losses.append(float(self._evaluate(values, [self._objective.loss])[0]))
+            losses.append(self._evaluate(values)[0])
         return (losses[0] - losses[1]) / (2 * step)
 
     def _suspects(self) -> str:
