@@ -167,7 +167,9 @@ def separate(
         rows, residual = _fit(span, rows, labels)
         if best is None or residual < fewest:
             best, fewest = (rows, labels), residual
-        if fewest <= _floor(span, best[0]) or time.monotonic() > deadline:
+        # What lies outside of the span, noise for one, no samples explain.
+        hopeless = span.beyond / np.linalg.norm(span.moments) > _floor(span, best[0])
+        if hopeless or fewest <= _floor(span, best[0]) or time.monotonic() > deadline:
             break
     rows, labels = best
     rows, residual = _fit(span, rows, labels, evaluations=1000)
