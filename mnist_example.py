@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,10 +24,9 @@ from dlg.errors import InputError
 from dlg.networks import NETWORKS
 from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.result_folder import ResultFolder
+from dlg.versions import versions
 
 IMAGE = (1, 28, 28)
-# Keeps the defence's random numbers apart from others drawn with the same seed.
-PARTICIPANT = 2
 # An attack that leaves more of the loss than this has not found the batch.
 _FAILED = 0.05
 EXIT_CODES = {"iterations": 0, "floor": 0, "converged": 0, "abandoned": 0, "diverged": 1, "interrupted": 130}
@@ -113,40 +111,25 @@ def train_and_attack(args: argparse.Namespace) -> int:
     place = choose_place(args.use_gpu)
     received = gradients.load(args.gradients) if args.gradients else None
     if received:
+        if received.feature_shape != IMAGE:
+            raise InputError(
+                f"{args.gradients}: these gradients are of samples shaped {received.feature_shape}, expected {IMAGE};"
+                " attack them with dlg.dlg_attack and the network they came from"
+            )
         # What they were made of is somebody else's.
         args.batch_size, images, labels = received.batch_size, None, None
     else:
         images, labels = data.first_batch(*data.load(args.data), args.batch_size, args.seed)
     folder = ResultFolder(args.result_dir)
 
-    # The training program, as anyone would write it.
     paddle.enable_static()
-    paddle.seed(args.seed)
-    network = NETWORKS[args.network]
-    main_program, startup_program = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(main_program, startup_program):
-        img = paddle.static.data("img", [None, *IMAGE], "float32")
-        label = paddle.static.data("label", [None, 1], "int64")
-        _, loss = network(img, label)
-        # The optimizer's backward pass alone: gradients, and no weight is updated.
-        pairs = paddle.optimizer.Adam(learning_rate=0.001).backward(loss)
-    exe = paddle.static.Executor(place)
-    exe.run(startup_program)
-
+    training = gradients.TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
     if received:
-        if received.feature_shape != IMAGE:
-            raise InputError(
-                f"{args.gradients}: these gradients are of samples shaped {received.feature_shape}, expected {IMAGE};"
-                " attack them with dlg.dlg_attack and the network they came from"
-            )
         origin_grad = received.gradients
     else:
         # The first step on the first batch. What a participant would share is captured here.
-        captured = exe.run(
-            main_program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in pairs]
-        )
-        origin_grad = {parameter.name: value for (parameter, _), value in zip(pairs, captured)}
-        origin_grad = defenses.parse(args.defense)(origin_grad, np.random.default_rng((args.seed, PARTICIPANT)))
+        captured = training.capture(images, labels)
+        origin_grad = defenses.parse(args.defense)(captured, defenses.participants_generator(args.seed))
     if args.save_gradients:
         gradients.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
 
@@ -154,7 +137,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
     folder.remove(r"target\.png|progress\.png|summary\.json")
     ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        recovered = dlg.dlg_attack(args, img, label, network, exe, origin_grad)
+        recovered = dlg.dlg_attack(args, *training.known, origin_grad)
     except dlg.AttackInterrupted as interruption:
         recovered = interruption.reconstruction
     # What was recovered is written whole, whoever presses Ctrl-C again.
@@ -194,11 +177,7 @@ def save_summary(
         "interrupted": recovered.ended == "interrupted",
         "ended": recovered.ended,
         "options": vars(args) | {"result_dir": str(args.result_dir)},
-        "versions": {
-            "python": platform.python_version(),
-            "paddlepaddle": paddle.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "iterations": recovered.iterations,
         "evaluations": recovered.evaluations,
         "seconds": recovered.seconds,

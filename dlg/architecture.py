@@ -9,7 +9,8 @@ from dlg.gradient_rules import Operation, Value, short_name
 
 # What passes samples on, each as it is.
 _SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")
-_PROBABILITIES = ("pd_op.softmax", "pd_op.log_softmax")
+# What turns logits into a prediction.
+PROBABILITIES = ("pd_op.softmax", "pd_op.log_softmax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +48,23 @@ def linear_layers(prediction: Value, data: Value) -> list[Linear]:
         reads the input itself, flattened, the network has no others.
     """
     layers: list[Linear] = []
-    op, activation = _maker(prediction, (*_PROBABILITIES, *_SHAPING)), None
+    op, activation = maker(prediction, (*PROBABILITIES, *_SHAPING)), None
     while (layer := _linear(op, activation)) is not None:
         layers.insert(0, layer)
-        op = _maker(layer.inputs, _SHAPING)
+        op = maker(layer.inputs, _SHAPING)
         if op is None or len(op.operands_source()) != 1:
             break
-        op, activation = _maker(op.operand_source(0), ()), short_name(op)
+        op, activation = maker(op.operand_source(0), ()), short_name(op)
     return layers
 
 
 def reads(layer: Linear, data: Value) -> bool:
     """Whether a layer's input is the network's own, flattened."""
-    op = _maker(layer.inputs, _SHAPING)
+    op = maker(layer.inputs, _SHAPING)
     return op is not None and any(result.is_same(data) for result in op.results())
 
 
-def _maker(value: Value, passed: Sequence[str]) -> Operation | None:
+def maker(value: Value, passed: Sequence[str]) -> Operation | None:
     """The op that made a value, not counting those of these names."""
     op = value.get_defining_op()
     while op is not None and op.name() in passed:
@@ -75,15 +76,16 @@ def _linear(op: Operation | None, activation: str | None) -> Linear | None:
     if op is None or op.name() != "pd_op.add":
         return None
     product, bias = op.operand_source(0).get_defining_op(), op.operand_source(1).get_defining_op()
-    if not (_is_parameter(bias) and product is not None and product.name() == "pd_op.matmul"):
+    if not (is_parameter(bias) and product is not None and product.name() == "pd_op.matmul"):
         return None
     weight = product.operand_source(1).get_defining_op()
     inputs = product.operand_source(0)
     transposed = product.attrs()["transpose_x"] or product.attrs()["transpose_y"]
-    if not _is_parameter(weight) or transposed or len(inputs.shape) != 2 or len(op.operand_source(1).shape) != 1:
+    if not is_parameter(weight) or transposed or len(inputs.shape) != 2 or len(op.operand_source(1).shape) != 1:
         return None
     return Linear(product, product.operand_source(1).name, op.operand_source(1).name, activation)
 
 
-def _is_parameter(op: Operation | None) -> bool:
+def is_parameter(op: Operation | None) -> bool:
+    """Whether an op is what a parameter comes out of."""
     return op is not None and op.name() == "builtin.parameter"

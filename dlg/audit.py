@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import platform
 import shlex
 import signal
 import sys
@@ -34,10 +33,12 @@ from tqdm import tqdm
 from dlg import data, defenses, metrics, report, snapshots
 from dlg.dlg import Reconstruction, dlg_attack
 from dlg.errors import InputError
+from dlg.gradients import TrainingStep
 from dlg.interrupts import interrupts_deferred
 from dlg.networks import NETWORKS
 from dlg.options import OneLineParser, argument_type, folder_path, integer_between
 from dlg.result_folder import ResultFolder
+from dlg.versions import versions
 
 # The grids: what is attacked unless options say otherwise.
 DEFAULTS = {
@@ -62,8 +63,6 @@ QUICK = {
 }
 # The δ that ε is given at.
 DELTA = 1e-5
-# Keeps the defence's random numbers apart from others drawn with the same seed; as mnist_example.py has it.
-PARTICIPANT = 2
 # The options of each attack, by its name in a row, and its share of the iterations. A least-squares iteration of auto's
 # takes as long as many of Adam's, and it needs few. The cosine distance is blind to how long the gradient is, which
 # clipping and signs change.
@@ -179,9 +178,10 @@ def _a_process_to_itself() -> Iterator[None]:
 def _attack(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int) -> tuple[dict[str, Any], np.ndarray]:
     """The scores of a cell, and its reconstruction in the order of `images`."""
     defense = defenses.parse(cell.defense)
-    step, gradients = _training_step(cell, images, labels)
-    shared = defense(gradients, np.random.default_rng((cell.seed, PARTICIPANT)))
-    attempts, failures = _attempts(cell, step, shared, iterations)
+    step = TrainingStep(NETWORKS[cell.network], images.shape[1:], paddle.CPUPlace(), cell.seed)
+    gradients = step.capture(images, labels)
+    shared = defense(gradients, defenses.participants_generator(cell.seed))
+    attempts, failures = _attempts(cell, step.known, shared, iterations)
     if not attempts:
         raise InputError("; ".join(failures))
     scored = {name: metrics.compare(images, attempt.feature) for name, attempt in attempts.items()}
@@ -208,26 +208,8 @@ def _attack(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int)
     }, best.feature[order]
 
 
-def _training_step(cell: Cell, images: np.ndarray, labels: np.ndarray) -> tuple[tuple, dict[str, np.ndarray]]:
-    """What an attacker knows of a training step, and the step's gradients; as in mnist_example.py."""
-    paddle.seed(cell.seed)
-    network = NETWORKS[cell.network]
-    main_program, startup_program = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(main_program, startup_program):
-        img = paddle.static.data("img", [None, *images.shape[1:]], "float32")
-        label = paddle.static.data("label", [None, 1], "int64")
-        _, loss = network(img, label)
-        pairs = paddle.optimizer.Adam(learning_rate=0.001).backward(loss)
-    exe = paddle.static.Executor(paddle.CPUPlace())
-    exe.run(startup_program)
-    captured = exe.run(
-        main_program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in pairs]
-    )
-    return (img, label, network, exe), {parameter.name: value for (parameter, _), value in zip(pairs, captured)}
-
-
 def _attempts(
-    cell: Cell, step: tuple, shared: Mapping[str, np.ndarray], iterations: int
+    cell: Cell, known: tuple, shared: Mapping[str, np.ndarray], iterations: int
 ) -> tuple[dict[str, Reconstruction], list[str]]:
     """What each attack recovered, by its name, and why others could not."""
     attempts, failures = {}, []
@@ -243,7 +225,7 @@ def _attempts(
                 **options,
             )
             try:
-                attempts[name] = dlg_attack(args, *step, shared)
+                attempts[name] = dlg_attack(args, *known, shared)
             except InputError as error:
                 failures.append(f"{name}: {_one_line(error)}")
     return attempts, failures
@@ -532,11 +514,6 @@ def _settings(args: argparse.Namespace, images: np.ndarray, labels: np.ndarray) 
         "iterations": args.iterations,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    return {"python": platform.python_version(), "paddlepaddle": paddle.__version__, "numpy": np.__version__}
 
 
 def _check_folder(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:

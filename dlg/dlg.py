@@ -23,7 +23,7 @@ from dlg.shared_step import Network, SharedStep, numpy_dtype
 from dlg.snapshots import SNAPSHOTS, pictures, save_pictures
 from dlg.strategy import choose
 
-# A start is given up where its loss is this many times that of the best one at the same snapshot.
+# A start is given up where its loss is this many times that of the best one at the same iteration.
 _HOPELESS = 10.0
 
 

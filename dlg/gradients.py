@@ -1,4 +1,4 @@
-"""A training step's gradients as they come from elsewhere: out of a file, or out of two weight states."""
+"""A training step's gradients: captured, out of a file, or out of two weight states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import platform
 import reprlib
 import textwrap
 import zipfile
@@ -19,6 +18,9 @@ import numpy as np
 import paddle
 
 from dlg.errors import InputError
+from dlg.result_folder import write_whole
+from dlg.shared_step import Network
+from dlg.versions import versions
 
 _FORMAT, _FORMAT_VERSION = "dlg gradients", 1
 _DTYPES = ("float16", "float32", "float64")
@@ -30,6 +32,53 @@ _LARGEST_BATCH = 2**30
 _LARGEST_HEADER = 2**12
 _MOST_AXES = 32
 _METADATA_KEY, _GRADIENT_KEY = "metadata", "gradient_{}"
+
+
+class TrainingStep:
+    """A participant's training program, written as anyone would, with its weights drawn.
+
+    Parameters
+    ----------
+    network : callable (feature, label) -> (prediction, loss)
+        What is trained.
+    feature_shape : sequence of int
+        The shape of one sample, without the batch.
+    place : paddle.CPUPlace or paddle.CUDAPlace
+        Where.
+    seed : int
+        Of the weights.
+
+    Attributes
+    ----------
+    known : tuple
+        What an attacker knows of it: feature, label, network and executor, in
+        the order of `dlg.dlg_attack`.
+    """
+
+    def __init__(self, network: Network, feature_shape: Sequence[int], place: object, seed: int) -> None:
+        paddle.seed(seed)
+        self._program, startup = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(self._program, startup):
+            feature = paddle.static.data("img", [None, *feature_shape], "float32")
+            label = paddle.static.data("label", [None, 1], "int64")
+            _, loss = network(feature, label)
+            # The optimizer's backward pass alone: gradients, and no weight is updated.
+            self._pairs = paddle.optimizer.Adam(learning_rate=0.001).backward(loss)
+        self._exe = paddle.static.Executor(place)
+        self._exe.run(startup)
+        self.known = feature, label, network, self._exe
+
+    def capture(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The gradients of a batch by parameter: what a participant would share.
+
+        Parameters
+        ----------
+        images : ndarray, shape (B, ...), float32
+        labels : ndarray, shape (B, 1), int64
+        """
+        fetched = [gradient for _, gradient in self._pairs]
+        captured = self._exe.run(self._program, feed={"img": images, "label": labels}, fetch_list=fetched)
+        return {parameter.name: value for (parameter, _), value in zip(self._pairs, captured)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +144,15 @@ def save(
         "gradients": [
             {"name": name, "shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()
         ],
-        "versions": {
-            "python": platform.python_version(),
-            "paddlepaddle": paddle.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
     }
     try:
         _check_metadata(metadata)
         for name, array in arrays.items():
             _check_finite(name, array)
-        _write_whole(path, _packed(metadata, list(arrays.values())))
+        if path.exists() and not path.is_file():
+            raise InputError("it is there and no regular file; give another path")
+        write_whole(path, _packed(metadata, list(arrays.values())))
     except InputError as error:
         raise InputError(f"cannot save gradients to {str(path)!r}: {error}") from None
     except (OSError, ValueError) as error:  # a ValueError for a path that no system takes
@@ -233,19 +280,6 @@ def _packed(metadata: dict[str, Any], arrays: list[np.ndarray]) -> bytes:
     packed = io.BytesIO()
     np.savez_compressed(packed, **{_METADATA_KEY: np.frombuffer(text, np.uint8)}, **entries)
     return packed.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside its place, then renamed."""
-    if path.exists() and not path.is_file():
-        raise InputError("it is there and no regular file; give another path")
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> SavedGradients:

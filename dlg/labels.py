@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 
+from dlg.architecture import PROBABILITIES, is_parameter, maker
 from dlg.errors import LabelError
 from dlg.gradient_rules import Operation
 from dlg.parameters import tie
@@ -60,9 +61,7 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
     """
     with in_program(paddle.static.Program()):
         call = step.call()
-        op = call.prediction.get_defining_op()
-        while op is not None and op.name() in ("pd_op.softmax", "pd_op.log_softmax"):
-            op = op.operand_source(0).get_defining_op()
+        op = maker(call.prediction, PROBABILITIES)
         names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
         gradients = [step.gradients[names[name]] for name in _parameters_of(op) if names.get(name) in step.gradients]
     if gradients and op.name() == "pd_op.add":
@@ -82,5 +81,4 @@ def _parameters_of(op: Operation | None) -> list[str]:
     """The names of the parameters among the operands of a sum or a matrix product."""
     if op is None or op.name() not in ("pd_op.add", "pd_op.matmul"):
         return []
-    makers = [(operand, operand.get_defining_op()) for operand in op.operands_source()]
-    return [operand.name for operand, maker in makers if maker is not None and maker.name() == "builtin.parameter"]
+    return [operand.name for operand in op.operands_source() if is_parameter(operand.get_defining_op())]

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.optimize import least_squares, linprog
+from scipy.special import softmax
 
 # What float32 leaves of the gradient of a batch of one, relative to it; 1.4e-6 was the most measured.
 FLOOR = 1.6e-6
@@ -90,7 +92,7 @@ def likely_counts(layer: LastLayer, batch_size: int) -> Iterator[np.ndarray]:
     """
     gradient = np.asarray(layer.bias_gradient, np.float64)
     mean_feature = np.asarray(layer.weight_gradient, np.float64) @ np.linalg.pinv(gradient[None])[:, 0]
-    expected = batch_size * _softmax(mean_feature @ layer.weight + layer.bias)
+    expected = batch_size * softmax(mean_feature @ layer.weight + layer.bias)
 
     def cost(counts: np.ndarray) -> np.ndarray:
         probability = counts + batch_size * gradient
@@ -247,7 +249,7 @@ def _floor(span: _Span, rows: np.ndarray) -> float:
 
 def _errors_and_slopes(span: _Span, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """D, (n, C), and the derivative of p_i along each direction, (n, B - 1, C)."""
-    probability = _softmax(rows @ span.logits)
+    probability = softmax(rows @ span.logits, axis=-1)
     along = span.directions @ span.logits
     slopes = probability[:, None] * (along - (probability @ along.T)[..., None])
     return probability - np.eye(len(span.logits[0]))[labels], slopes
@@ -281,9 +283,6 @@ def _fit(
     residual : float
         Relative to the gradient.
     """
-    # Imported here: SciPy takes a while to load, and other attacks do without it.
-    from scipy.optimize import least_squares
-
     others = np.eye(len(span.strength)) if known is None else np.linalg.svd(known)[2][len(known) :].T
     moments = others.T @ span.moments
     scale = np.linalg.norm(span.moments)
@@ -326,7 +325,7 @@ def _guesses_by_chance(
 def _start(span: _Span, labels: np.ndarray, moments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The rows that random errors of these labels ask for."""
     classes = moments.shape[1]
-    errors = _softmax(0.5 * rng.standard_normal((len(labels), classes))) - np.eye(classes)[labels]
+    errors = softmax(0.5 * rng.standard_normal((len(labels), classes)), axis=-1) - np.eye(classes)[labels]
     return span.onto((moments @ np.linalg.pinv(errors, rcond=1e-2)).T)
 
 
@@ -362,7 +361,7 @@ def _completed(span: _Span, known: np.ndarray) -> np.ndarray | None:
     """
     error = np.linalg.svd(known)[2][-1] @ span.moments
     label = np.abs(error).argmax(keepdims=True)
-    excess = _softmax(known @ span.logits).sum(axis=0) - span.basis[-1] @ span.moments
+    excess = softmax(known @ span.logits, axis=-1).sum(axis=0) - span.basis[-1] @ span.moments
     probability = np.ceil(excess - _ROUNDING) - excess
     # The errors sum to zero, the probabilities to one.
     if np.abs(error).sum() > 2.001 * np.abs(error[label[0]]) or round(probability.sum()) != 1:
@@ -380,7 +379,7 @@ def _labels(span: _Span, rows: np.ndarray) -> np.ndarray | None:
     """The labels that all rows of A imply, D being A^-T B S V^T; None unless they are whole."""
     if not np.linalg.cond(rows) < 1e9:
         return None
-    implied = _softmax(rows @ span.logits) - np.linalg.solve(rows.T, span.moments)
+    implied = softmax(rows @ span.logits, axis=-1) - np.linalg.solve(rows.T, span.moments)
     labels = implied.argmax(axis=1)
     whole = np.abs(implied - np.eye(len(span.logits[0]))[labels]).max() < 0.1
     return labels if whole else None
@@ -392,8 +391,6 @@ def _corners(span: _Span, rng: np.random.Generator, deadline: float) -> Iterator
     A random linear objective is least at a corner. Until there are B, it is one
     to which all corners found so far are equal, so that it leads to others.
     """
-    from scipy.optimize import linprog
-
     batch_size = len(span.strength)
     features = span.basis[:-1]
     reach = np.linalg.norm(features * span.strength, axis=1)
@@ -457,9 +454,3 @@ def _errors(span: _Span, rows: np.ndarray, labels: np.ndarray, residual: float) 
     distinct = np.linalg.norm(rows - np.median(rows, axis=0) if batch_size > 1 else rows, axis=1)
     # A row that ran away to where it hardly matters is no more certain for being far from the others.
     return noise * np.hypot(within, of_span) / np.minimum(distinct, np.median(distinct))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)

@@ -38,7 +38,7 @@ class LinearLeakage:
     features : ndarray or None, (B, d), float64
         The last layer's inputs.
     trusted : ndarray or None, (B,), bool
-        Of which samples the features are to be relied on.
+        Of which samples the features are to be relied on, if `certain`.
     """
 
     objective: Objective
@@ -97,7 +97,7 @@ def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) 
         separation.certain,
         inputs,
         separation.features,
-        ~separation.weak & separation.certain,
+        ~separation.weak,
     )
 
 

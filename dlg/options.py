@@ -107,7 +107,7 @@ def _option(default: Any, check: Callable[[Any], Any], text: str, shown: str = "
 
 
 # The step of each optimizer that takes one.
-_STEPS = {"sgd": -8.5, "adam": -0.05}
+STEPS = {"sgd": -8.5, "adam": -0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class AttackOptions:
         None,
         descending_step,
         "the attack's step, for sgd and adam; it is added, so it is negative",
-        "-8.5 for sgd, -0.05 for adam",
+        ", ".join(f"{step:g} for {optimizer}" for optimizer, step in STEPS.items()),
     )
     result_dir: Path = _option(Path("./att_results"), folder_path, "where results go; created if missing")
     seed: int = _option(0, integer_between(0, 2**32 - 1), "the same seed gives the same run")
@@ -163,7 +163,7 @@ class AttackOptions:
                 raise InputError(f"{field.name}: {error}") from None
         options = cls(**values)
         options._refuse_conflicts()
-        return dataclasses.replace(options, learning_rate=options.learning_rate or _STEPS.get(options.optimizer))
+        return dataclasses.replace(options, learning_rate=options.learning_rate or STEPS.get(options.optimizer))
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -174,7 +174,7 @@ class AttackOptions:
         return low, high
 
     def _refuse_conflicts(self) -> None:
-        if self.learning_rate is not None and self.optimizer not in _STEPS:
+        if self.learning_rate is not None and self.optimizer not in STEPS:
             raise InputError(
                 f"learning_rate: {self.optimizer} finds its own step, got {self.learning_rate:g}; leave it away, or"
                 " take sgd or adam"

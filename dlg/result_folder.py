@@ -9,6 +9,17 @@ from pathlib import Path
 from dlg.errors import InputError
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside its place, then renamed."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 class ResultFolder:
     """A folder that is there and can be written to.
 
@@ -35,14 +46,8 @@ class ResultFolder:
             ) from None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all: beside its place, then renamed."""
-        beside = self.path / f".{name}.part"
-        try:
-            beside.write_bytes(content)
-            os.replace(beside, self.path / name)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        """See `write_whole`."""
+        write_whole(self.path / name, content)
 
     def remove(self, pattern: str) -> None:
         """Remove the files whose whole name matches a regular expression."""

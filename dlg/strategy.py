@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from dlg.errors import LabelError, PrecisionError
 from dlg.labels import labels_from_gradients
 from dlg.least_squares import LeastSquares
-from dlg.linear_leakage import LinearLeakage, linear_leakage
 from dlg.objective import Objective, build_objective, build_precise_objective
 from dlg.optimizers import LBFGS, GradientDescent, Optimizer
-from dlg.options import AttackOptions
+from dlg.options import STEPS, AttackOptions
 from dlg.second_order import is_real
 from dlg.shared_step import SharedStep
 from dlg.snapshots import picture_shape
 from dlg.verification import verify
+
+if TYPE_CHECKING:
+    from dlg.linear_leakage import LinearLeakage
 
 # The largest network, in trained numbers, on which a least-squares attack ends in good time.
 _SMALL_NETWORK = 1_000_000
@@ -134,7 +136,7 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     chosen = dataclasses.replace(
         options,
         optimizer="adam",
-        learning_rate=-0.05,
+        learning_rate=STEPS["adam"],
         labels="optimize" if inferred is None else "infer",
         loss="cosine",
         tv=0.0 if picture_shape(step.feature.shape[1:]) is None else 1e-2,
@@ -167,6 +169,9 @@ def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeak
 
 
 def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
+    # Imported here: it needs much of SciPy, and plain descent starts sooner without it.
+    from dlg.linear_leakage import linear_leakage
+
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
         return linear_leakage(step, (options.seed, _SEPARATION), nonnegative=nonnegative)
