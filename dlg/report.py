@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from dlg import defenses
+
+# PaddlePaddle lets the root logger print what is INFO: matplotlib would say that it built its cache of fonts.
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 # From this PSNR, in dB, an image is hard to tell from its original: it counts as recovered.
 RECOVERED = 30.0

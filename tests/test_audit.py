@@ -33,9 +33,14 @@ def command(*options, folder):
     return [sys.executable, "-m", "dlg.audit", "--result_dir", str(folder), *map(str, options)]
 
 
-def run(*options, folder, timeout=200):
+def run(*options, folder, timeout=200, **environment):
     return subprocess.run(
-        command(*options, folder=folder), cwd=PROJECT, capture_output=True, text=True, timeout=timeout
+        command(*options, folder=folder),
+        cwd=PROJECT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
@@ -56,10 +61,20 @@ def wait_until(condition, seconds=120):
         time.sleep(0.02)
 
 
+def in_the_middle(*options, folder):
+    """A running audit that has finished two cells."""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(*LARGER, *options, folder=folder), cwd=PROJECT, start_new_session=True, **pipe)
+    wait_until(lambda: len(cells_on_disk(folder)) >= 2)
+    return process
+
+
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit") / "made for it"
-    return run(*LARGER, "--jobs", 1, folder=folder), folder
+    # As on a new machine, where matplotlib has no fonts cached.
+    fonts = str(tmp_path_factory.mktemp("matplotlib"))
+    return run(*LARGER, "--jobs", 1, folder=folder, MPLCONFIGDIR=fonts), folder
 
 
 def test_a_grid_ends_in_a_row_for_each_cell(serial):
@@ -159,15 +174,7 @@ def test_a_killed_audit_goes_on_where_it_was(serial, tmp_path):
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_what_is_finished_and_reports_it(serial, tmp_path, jobs):
-    process = subprocess.Popen(
-        command(*LARGER, "--jobs", jobs, folder=tmp_path),
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_until(lambda: len(cells_on_disk(tmp_path)) >= 2)
+    process = in_the_middle("--jobs", jobs, folder=tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which tells the whole group
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, "")
@@ -317,14 +324,7 @@ def test_a_dask_cluster_that_loses_a_worker_finds_what_one_process_does(serial, 
 
     with distributed.Client(address, timeout=60) as client:
         client.wait_for_workers(2, timeout=60)
-    process = subprocess.Popen(
-        command(*LARGER, "--dask", address, folder=tmp_path),
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: len(cells_on_disk(tmp_path)) >= 2)
+    process = in_the_middle("--dask", address, folder=tmp_path)
     workers[0].kill()
     stdout, _ = process.communicate(timeout=200)
     assert process.returncode == 0, stdout
