@@ -213,8 +213,9 @@ def _attempts(
 ) -> tuple[dict[str, Reconstruction], list[str]]:
     """What each attack recovered, by its name, and why others could not."""
     attempts, failures = {}, []
+    defended = cell.defense != "none"
     for name, (options, share) in ATTACKS.items():
-        if cell.defense == "none" and attempts:
+        if attempts and not defended:
             break
         with tempfile.TemporaryDirectory() as folder:
             args = SimpleNamespace(
@@ -222,6 +223,8 @@ def _attempts(
                 iterations=math.ceil(share * iterations),
                 seed=cell.seed,
                 result_dir=folder,
+                # No start explains gradients that were changed, so that none would be the last.
+                restarts=1 if defended else None,
                 **options,
             )
             try:

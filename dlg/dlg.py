@@ -23,7 +23,7 @@ from dlg.shared_step import Network, SharedStep, numpy_dtype
 from dlg.snapshots import SNAPSHOTS, pictures, save_pictures
 from dlg.strategy import choose
 
-# A start is given up where its loss is this many times that of the best one at the same iteration.
+# A start is given up where its loss is this many times that of the best one at the same iteration, halfway through.
 _HOPELESS = 10.0
 
 
@@ -67,9 +67,9 @@ class Reconstruction:
     ended : str
         ``"iterations"`` when all of them were done, ``"floor"`` when the
         gradients agreed as closely as float32 can tell, ``"converged"`` when
-        no further step was found, ``"diverged"`` when the loss left the range
-        of numbers, ``"abandoned"`` where that start was still the best,
-        ``"interrupted"`` on Ctrl-C.
+        no further step was found or none changed much, ``"diverged"`` when the
+        loss left the range of numbers, ``"abandoned"`` where that start was
+        still the best, ``"interrupted"`` on Ctrl-C.
     strategy : str
         What the attack was, in a few words.
     starts : list of Start
@@ -151,7 +151,7 @@ def dlg_attack(
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
     strategy = choose(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place), options)
-    first = strategy.optimizer.start((options.seed,))
+    first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(
             f"the gradient-matching loss at the random start is {first.loss}; the gradients are too large for their"
@@ -168,10 +168,11 @@ def dlg_attack(
     best = None
     interrupted = False
     try:
-        with _Progress(options) as progress:
-            for restart in range(options.restarts):
+        restarts = options.restarts or strategy.restarts
+        with _Progress(options.iterations, restarts) as progress:
+            for restart in range(restarts):
                 progress.restart(restart)
-                start = strategy.optimizer.start((options.seed, restart)) if restart else first
+                start = strategy.optimizer.start(options.seed, restart) if restart else first
                 if not math.isfinite(start.loss):
                     continue
                 attempt = _Attempt(start, options, strategy.objective.floor, best, progress)
@@ -180,7 +181,7 @@ def dlg_attack(
                 strategy.optimizer.run(start, options.iterations, options.snapshot_every, attempt.observe)
                 attempt.close()
                 best = min(attempts, key=lambda attempt: attempt.last.loss)
-                if best.ended == "floor":
+                if strategy.objective.explains(best.last.loss):
                     break
     except KeyboardInterrupt:
         if not attempts:
@@ -232,8 +233,8 @@ class _Attempt:
         self.history: list[tuple[int, float]] = []
         self._options, self._floor, self._progress = options, floor, progress
         self.losses: dict[int, float] = {}
+        self._best = best
         self._decided = 0, start
-        self._expected = best.losses if best else {}
         self._snapshots: dict[int, np.ndarray | None] = {}
         self._folder: ResultFolder | None = None
         self._snapshot()
@@ -251,9 +252,14 @@ class _Attempt:
         self._decided, self.losses[iteration] = (iteration, dummy), dummy.loss
         if dummy.loss <= self._floor:
             self.ended = "floor"
-        elif iteration < self._options.iterations and dummy.loss > _HOPELESS * self._expected.get(iteration, math.inf):
+        elif self._is_hopeless(iteration, dummy.loss):
             self.ended = "abandoned"
         return bool(self.ended)
+
+    def _is_hopeless(self, iteration: int, loss: float) -> bool:
+        """Far behind the best start when that was halfway; before, it says little how fast a start begins."""
+        halfway = self._best is not None and self._best.iteration / 2 <= iteration < self._options.iterations
+        return halfway and loss > _HOPELESS * self._best.losses.get(iteration, math.inf)
 
     def close(self, ended: str = "") -> None:
         """Nothing comes after this."""
@@ -282,9 +288,9 @@ class _Attempt:
 class _Progress:
     """A bar on a terminal; elsewhere a line for each snapshot."""
 
-    def __init__(self, options: AttackOptions) -> None:
-        self._options = options
-        self._bar = tqdm(total=options.iterations, unit="it", file=sys.stdout, disable=not sys.stdout.isatty())
+    def __init__(self, iterations: int, restarts: int) -> None:
+        self._restarts = restarts
+        self._bar = tqdm(total=iterations, unit="it", file=sys.stdout, disable=not sys.stdout.isatty())
 
     def __enter__(self) -> _Progress:
         return self
@@ -295,7 +301,7 @@ class _Progress:
     def restart(self, number: int) -> None:
         """The next start begins."""
         self._started = time.perf_counter()
-        self._prefix = f"start {number + 1} of {self._options.restarts}  " if self._options.restarts > 1 else ""
+        self._prefix = f"start {number + 1} of {self._restarts}  " if self._restarts > 1 else ""
         if not self._bar.disable:
             self._bar.reset()
             self._bar.set_description(self._prefix.strip() or "attack")

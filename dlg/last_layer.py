@@ -56,18 +56,24 @@ class Separation:
         How far these samples' gradient is from the shared one, relative to it.
     certain : bool
         Whether the samples explain the gradient down to float32's rounding, and
-        the features of those that are not weak follow from it. Where not, the
+        the features of those that are not `weak` follow from it. Where not, the
         labels are those of the likeliest counts, in no relation to the features.
-    weak : ndarray, shape (B,), bool
-        Samples that are so well classified, or so like the others, that
-        float32's rounding hides their features.
+    errors : ndarray, shape (B,), float64
+        How far off each sample's features may be for float32's rounding,
+        relative to how much samples differ; rather too large. They are large
+        for samples that are well classified or much like others.
     """
 
     features: np.ndarray
     labels: np.ndarray
     residual: float
     certain: bool
-    weak: np.ndarray
+    errors: np.ndarray
+
+    @property
+    def weak(self) -> np.ndarray:
+        """Whether rounding hides each sample's features, shape (B,)."""
+        return self.errors > _TRUSTED
 
 
 def likely_counts(layer: LastLayer, batch_size: int) -> Iterator[np.ndarray]:
@@ -175,11 +181,11 @@ def separate(
             break
     rows, labels = best
     rows, residual = _fit(span, rows, labels, evaluations=1000)
-    weak = _errors(span, rows, labels, residual) > _TRUSTED
-    certain = residual <= _floor(span, rows) and not weak.all()
+    errors = _errors(span, rows, labels, residual)
+    certain = residual <= _floor(span, rows) and not np.all(errors > _TRUSTED)
     if not certain:
         labels = np.repeat(np.arange(len(layer.bias)), next(likely_counts(layer, batch_size)))
-    return Separation(rows @ span.basis[:-1].T, labels, residual, bool(certain), weak)
+    return Separation(rows @ span.basis[:-1].T, labels, residual, bool(certain), errors)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,8 +37,8 @@ class LinearLeakage:
         fully connected layers alone. None where there are none.
     features : ndarray or None, (B, d), float64
         The last layer's inputs.
-    trusted : ndarray or None, (B,), bool
-        Of which samples the features are to be relied on, if `certain`.
+    feature_errors : ndarray or None, (B,), float64
+        How far off they may be, if `certain`; see `dlg.last_layer.Separation`.
     """
 
     objective: Objective
@@ -46,7 +46,7 @@ class LinearLeakage:
     certain: bool
     inputs: np.ndarray | None = None
     features: np.ndarray | None = None
-    trusted: np.ndarray | None = None
+    feature_errors: np.ndarray | None = None
 
 
 def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) -> LinearLeakage | None:
@@ -97,7 +97,7 @@ def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) 
         separation.certain,
         inputs,
         separation.features,
-        ~separation.weak,
+        separation.errors,
     )
 
 

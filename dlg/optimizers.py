@@ -60,8 +60,8 @@ class Optimizer(Protocol):
 
     evaluations: int
 
-    def start(self, seed: Sequence[int]) -> DummyBatch:
-        """A dummy batch to start from."""
+    def start(self, seed: int, restart: int) -> DummyBatch:
+        """A dummy batch to start from, the `restart`-th of this seed."""
 
     def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
         """Go on from a start until all iterations are done or the observer says stop.
@@ -71,14 +71,19 @@ class Optimizer(Protocol):
         """
 
 
-def random_start(objective: Objective, seed: Sequence[int]) -> list[np.ndarray]:
+def generator(seed: int, restart: int) -> np.random.Generator:
+    """The random numbers of one start."""
+    return np.random.default_rng((seed, restart, ATTACKER) if restart else (seed, ATTACKER))
+
+
+def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarray]:
     """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable.
 
     The N(0, 1) of Zhu et al. (2019) saturates the softmax of a network
     without normalisation, and the descent does not leave that plateau.
     """
     data, *label = objective.dummies
-    noise = 0.1 * np.random.default_rng((*seed, ATTACKER)).standard_normal(data.shape)
+    noise = 0.1 * generator(seed, restart).standard_normal(data.shape)
     return [noise.astype(numpy_dtype(data)), *(np.zeros(v.shape, numpy_dtype(v)) for v in label)]
 
 
@@ -140,9 +145,9 @@ class GradientDescent:
             copies = copy_ops(evaluation, exchange(known, dummies, end[: len(dummies)]))
             self._state, self._results = state, [*end, *(copies[result] for result in results)]
 
-    def start(self, seed: Sequence[int]) -> DummyBatch:
+    def start(self, seed: int, restart: int) -> DummyBatch:
         """See `random_start`."""
-        return evaluate(self._objective, random_start(self._objective, seed))
+        return evaluate(self._objective, random_start(self._objective, seed, restart))
 
     def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
         """Steps 3 to 5 of the attack, `iterations` times; often enough between to hear Ctrl-C."""
@@ -201,9 +206,9 @@ class LBFGS:
         self._objective = objective
         self.evaluations = 0
 
-    def start(self, seed: Sequence[int]) -> DummyBatch:
+    def start(self, seed: int, restart: int) -> DummyBatch:
         """See `random_start`."""
-        return evaluate(self._objective, random_start(self._objective, seed))
+        return evaluate(self._objective, random_start(self._objective, seed, restart))
 
     def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
         """Minimise; the observer is told every iteration."""

@@ -31,10 +31,13 @@ def integer_between(low: int, high: int | None = None) -> Callable[[Any], int]:
     return check
 
 
-def descending_step(value: Any) -> float | None:
-    """A learning rate that descends when the step is added: negative and finite. None is the optimizer's default."""
-    if value is None:
-        return None
+def unless_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A check that lets None pass, which stands for a default that depends on other options."""
+    return lambda value: None if value is None else check(value)
+
+
+def descending_step(value: Any) -> float:
+    """A learning rate that descends when the step is added: negative and finite."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -122,7 +125,7 @@ class AttackOptions:
     iterations: int = _option(3000, integer_between(1), "attack iterations")
     learning_rate: float | None = _option(
         None,
-        descending_step,
+        unless_none(descending_step),
         "the attack's step, for sgd and adam; it is added, so it is negative",
         ", ".join(f"{step:g} for {optimizer}" for optimizer, step in STEPS.items()),
     )
@@ -134,7 +137,12 @@ class AttackOptions:
         one_of("sgd", "adam", "lbfgs", "lm", "auto"),
         "sgd, adam, lbfgs, lm (least squares, the strongest where it fits) or auto (chosen for the network and batch)",
     )
-    restarts: int = _option(1, integer_between(1), "independent starts, of which the best by loss is kept")
+    restarts: int | None = _option(
+        None,
+        unless_none(integer_between(1)),
+        "independent starts at most, of which the best by loss is kept",
+        "3 for least squares, 1 for all else",
+    )
     labels: str = _option(
         "optimize",
         one_of("optimize", "infer"),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # The largest network, in trained numbers, on which a least-squares attack ends in good time.
 _SMALL_NETWORK = 1_000_000
+# A start that leads nowhere stops early there, and the next one may well arrive.
+_LEAST_SQUARES_RESTARTS = 3
 # Keeps the random numbers of the search within layers apart from those of the starts.
 _SEPARATION = 3
 _LIKELY = "labels: the likeliest by the last layer's gradient, and fixed; they may be wrong"
@@ -47,12 +49,15 @@ class Strategy:
         How.
     notes : list of str
         What it takes for granted, a line each.
+    restarts : int
+        How many independent starts it has unless an option says.
     """
 
     name: str
     objective: Objective
     optimizer: Optimizer
     notes: list[str]
+    restarts: int = 1
 
 
 def choose(step: SharedStep, options: AttackOptions) -> Strategy:
@@ -160,12 +165,12 @@ def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeak
             given = {"initial": leakage.inputs}
         elif leakage.certain:
             name = "least squares on the whole batch and the last layer's features, by conjugate gradients"
-            given = {"features": leakage.features, "trusted": leakage.trusted}
+            given = {"features": leakage.features, "feature_errors": leakage.feature_errors}
     verify(step, objective, fixed_label=labels)
     optimizer = LeastSquares(objective, value_range=options.range, **given)
     if options.range is not None and "initial" not in given:
         notes = [*notes, f"features: taken to lie in {options.feature_range} (--feature_range)"]
-    return Strategy(name, objective, optimizer, [*objective.notes, *notes])
+    return Strategy(name, objective, optimizer, [*objective.notes, *notes], _LEAST_SQUARES_RESTARTS)
 
 
 def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:

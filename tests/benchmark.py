@@ -106,7 +106,7 @@ def speed(against: str | None) -> None:
 
 
 def descending(descent: GradientDescent) -> Iterate:
-    dummy = descent.start((0,))
+    dummy = descent.start(0, 0)
 
     def iterate(iterations: int) -> None:
         nonlocal dummy
@@ -223,7 +223,7 @@ def verified_networks() -> None:
             objective = build_objective(step)
             built = time.perf_counter()
             descent = GradientDescent(objective, learning_rate)
-            start = descent.start((0,))
+            start = descent.start(0, 0)
             running = time.perf_counter()
             end, _ = descent.descend(start, iterations)
             per_iteration = (time.perf_counter() - running) / iterations * 1e3

@@ -102,7 +102,7 @@ def test_the_summary_is_complete(first_run):
         "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
         "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
         "defense": "none", "save_gradients": None, "gradients": None,
-        "optimizer": "sgd", "restarts": 1, "labels": "optimize", "loss": "l2", "tv": 0.0, "feature_range": "0:1",
+        "optimizer": "sgd", "restarts": None, "labels": "optimize", "loss": "l2", "tv": 0.0, "feature_range": "0:1",
     }  # fmt: skip
     assert summary["versions"]["paddlepaddle"] == paddle.__version__
     assert [iteration for iteration, _ in summary["history"]] == list(range(0, 3001, 100))

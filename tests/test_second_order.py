@@ -227,7 +227,7 @@ def reconstruct(network, shape):
     step = trained.shared_step()
     verify(step)
     objective = build_objective(step)
-    start = GradientDescent(objective, -1).start((0,))
+    start = GradientDescent(objective, -1).start(0, 0)
     gradients = objective.evaluate(start.values, objective.gradients)
     square = sum(float(np.sum(np.square(gradient, dtype=np.float64))) for gradient in gradients)
     assert GradientDescent(objective, -1e-3 * start.loss / square).descend(start, 1)[0].loss < start.loss

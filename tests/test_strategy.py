@@ -63,7 +63,7 @@ def test_adam_is_that_of_kingma_and_ba(batch):
     trained = participant(networks.softmax, *batch)
     objective = build_objective(trained.shared_step())
     optimizer = GradientDescent(objective, -0.1, adam=True)
-    start = optimizer.start((0,))
+    start = optimizer.start(0, 0)
     after, moments = optimizer.descend(start, 2)
     after, _ = optimizer.descend(after, 1, 2, moments)
     values = [value.astype(np.float64) for value in start.values]
@@ -233,8 +233,9 @@ def test_least_squares_needs_no_range_of_the_features(tmp_path):
     assert np.abs(result.feature - images).max() < 0.05
 
 
-def test_a_least_squares_step_solves_the_damped_normal_equations(batch):
-    """Against the Jacobian made column by column."""
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_least_squares_step_solves_the_damped_normal_equations(fine):
+    """Against the Jacobian made column by column; a fine step is the same in mixtures of the samples."""
 
     def network(feature, label):
         prediction = paddle.nn.Linear(6, 4)(paddle.tanh(paddle.nn.Linear(12, 6)(paddle.flatten(feature, 1))))
@@ -254,11 +255,44 @@ def test_a_least_squares_step_solves_the_damped_normal_equations(batch):
 
     columns = [residual(x + way) - residual(x - way) for way in 1e-6 * np.eye(x.size).reshape(-1, *x.shape)]
     jacobian = np.stack(columns, axis=1) / 2e-6
-    expected = np.linalg.solve(jacobian.T @ jacobian + damping * np.eye(x.size), -jacobian.T @ residual(x)).reshape(
-        x.shape
-    )
-    step, *_ = LeastSquares(objective, value_range=None)._iterate(x, damping)
-    assert np.linalg.norm(step - expected) < 0.1 * np.linalg.norm(expected)
+    least_squares = LeastSquares(objective, value_range=None)
+    mixing = np.kron(least_squares._mixing(x) if fine else np.eye(2), np.eye(12))
+    jacobian = jacobian @ mixing
+    solution = np.linalg.solve(jacobian.T @ jacobian + damping * np.eye(x.size), -jacobian.T @ residual(x))
+    expected = (mixing @ solution).reshape(x.shape)
+    step = least_squares._step(x, damping, 100, fine, False)
+    assert np.linalg.norm(step.change - expected) < 0.1 * np.linalg.norm(expected)
+    assert step.before == pytest.approx(np.sum(residual(x) ** 2))
+    assert step.after == pytest.approx(np.sum(residual(x + step.change) ** 2))
+
+
+def steep(feature, label):
+    """Classifies by the largest of four pixels, and soon is certain."""
+    weight = paddle.ParamAttr(initializer=paddle.nn.initializer.Assign(10 * np.eye(4, dtype="float32")))
+    prediction = paddle.nn.Linear(4, 4, weight_attr=weight)(paddle.flatten(feature, 1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "weakest"),
+    [
+        (
+            [[1, 0, 0, 0], [0.1, 0, 0, 0]],
+            [0, 0],
+            [1, 0],
+        ),  # the first is classified right, so that its gradient is small
+        ([[0.1, 0, 0, 0], [0.1, 0, 0, 1e-4]], [1, 1], [0.5**0.5, -(0.5**0.5)]),  # told apart by next to nothing
+    ],
+)
+def test_mixtures_of_samples_that_leave_little_in_the_gradients_are_stretched(x, labels, weakest):
+    x, labels = np.array(x, dtype="float64"), np.array(labels)
+    trained = participant(steep, x.astype("float32"), labels[:, None])
+    objective = build_objective(trained.shared_step(), fixed_label=labels, dtype="float64")
+    mixing = LeastSquares(objective, value_range=None)._mixing(x)
+    stretch, mixtures = np.linalg.eigh(mixing)
+    assert stretch[0] == pytest.approx(1)
+    assert stretch[1] > 100
+    assert abs(mixtures[:, 1] @ weakest) > 0.99
 
 
 CHOSEN = {
@@ -299,7 +333,7 @@ def test_the_best_of_several_starts_wins_and_its_pictures_stay(batch, tmp_path):
     # The start that won, run alone.
     strategy = choose(trained.shared_step(), AttackOptions.from_args(SimpleNamespace(batch_size=2, **options)))
     end = []
-    strategy.optimizer.run(strategy.optimizer.start((1, winner)), 20, 5, lambda _, dummy, decisive: end.append(dummy))
+    strategy.optimizer.run(strategy.optimizer.start(1, winner), 20, 5, lambda _, dummy, decisive: end.append(dummy))
     assert (end[-1].values[0].astype("float32") == result.feature).all()
 
 
@@ -308,7 +342,7 @@ def test_a_start_that_has_clearly_failed_is_abandoned(batch, tmp_path, monkeypat
     trained = participant(networks.softmax, *batch)
     result = attack(trained, tmp_path, restarts=2, iterations=400)
     assert [start.ended for start in result.starts] == ["iterations", "abandoned"]
-    assert result.starts[1].iterations == 100
+    assert result.starts[1].iterations == 200  # halfway
     assert result.iterations == 400
 
 
