@@ -150,6 +150,8 @@ def _their_claim(defense: defenses.Defense) -> tuple[str, str, bool] | None:
             return f"{kind.title()} noise, {sigma:g}", "stops it", True
         case ("fp16" | "bf16") as kind, _:
             return f"half precision, {kind}", "does not stop it", False
+        case "int8", _:
+            return "8-bit integers", "stops it, but costs accuracy", True
         case "prune", fraction if fraction <= 0.2:
             return f"pruning, {100 * fraction:g} %", "does not stop it; artefacts at 20 %", False
         case "prune", fraction:

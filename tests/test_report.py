@@ -138,7 +138,12 @@ def test_a_picture_that_may_be_recognised_is_never_called_stopped(cells, verdict
 def test_the_paper_is_compared_on_lenet_alone(page):
     claims = report.claims(report.findings(page[1]["rows"]))
     found = {claim.defense: (claim.stops, claim.agrees) for claim in claims}
-    assert found == {"gaussian:0.001": (False, True), "gaussian:0.01": (True, False), "prune:0.5": (True, False)}
+    assert found == {
+        "gaussian:0.001": (False, True),
+        "gaussian:0.01": (True, False),
+        "prune:0.5": (True, False),
+        "int8": (True, False),
+    }
     assert report.claims(report.findings([row("mlp", "prune:0.5")])) == []
 
 
