@@ -21,7 +21,6 @@ before the next is looked for.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -115,9 +114,7 @@ class Samples:
     rank: int
 
 
-def recover_inputs(
-    layers: Sequence[Layer], batch_size: int, seed: int | tuple[int, ...] = 0, seconds: float = 60.0
-) -> Samples:
+def recover_inputs(layers: Sequence[Layer], batch_size: int, seed: int | tuple[int, ...] = 0) -> Samples:
     """Find the batch that a fully connected classifier's gradients were made from.
 
     Parameters
@@ -127,10 +124,7 @@ def recover_inputs(
     batch_size : int
         B, the number of samples.
     seed : int or tuple of int
-        For the search's random directions. The same seed gives the same
-        result unless the time runs out.
-    seconds : float
-        When to stop looking, in seconds of wall time.
+        For the search's random directions.
 
     Returns
     -------
@@ -152,7 +146,6 @@ def recover_inputs(
     "Privacy-Preserving Deep Learning: Revisited and Enhanced", 2017: the
     closed form for one sample. The condition on two layers is this project's.
     """
-    deadline = time.monotonic() + seconds
     _check(layers)
     network = _Network(layers, batch_size)
     rng = np.random.default_rng(seed)
@@ -160,10 +153,7 @@ def recover_inputs(
     found: list[_Sample] = []
     rejections = 0
     while network.tells_samples_from_mixtures and len(found) < network.rank and rejections < _REJECTIONS_IN_A_ROW:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            break
-        coordinates = search.propose(found, remaining)
+        coordinates = search.propose(found)
         sample = None if coordinates is None else network.certify(coordinates)
         if sample is None or any(_are_equal(sample, other) for other in found):
             rejections += 1
@@ -338,7 +328,7 @@ class _ReluSearch:
         ratios = [space.scale[0] / space.scale[-1] for space in (network.inputs, network.hidden) if space.rank]
         self.slack = 1e-6 + 1e-7 * max(ratios, default=0)
 
-    def propose(self, found: Sequence[_Sample], seconds: float) -> np.ndarray | None:
+    def propose(self, found: Sequence[_Sample]) -> np.ndarray | None:
         """Coordinates, shape (r₁,), where a sample may be."""
         network = self.network
         of_input = _without([sample.dual for sample in found], network.inputs.rank)
@@ -356,7 +346,6 @@ class _ReluSearch:
             b_eq=np.ones(2),
             bounds=(None, None),
             method="highs-ds",
-            options={"time_limit": seconds},
         )
         if result.status == _INFEASIBLE:
             self.slack *= 2
@@ -383,7 +372,7 @@ class _SmoothSearch:
     def __init__(self, network: _Network, rng: np.random.Generator) -> None:
         self.network, self.rng = network, rng
 
-    def propose(self, found: Sequence[_Sample], seconds: float) -> np.ndarray | None:
+    def propose(self, found: Sequence[_Sample]) -> np.ndarray | None:
         """Coordinates, shape (r₁,), where a sample may be."""
         network, activation = self.network, self.network.activations[0]
         free = _without([sample.dual for sample in found], network.rank)

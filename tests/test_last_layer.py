@@ -141,7 +141,7 @@ def test_a_noisy_gradient_is_never_certain(batch_size, nonnegative):
         weight_gradient=layer.weight_gradient + rng.normal(0, 1e-2, layer.weight.shape).astype(np.float32),
         bias_gradient=layer.bias_gradient + rng.normal(0, 1e-2, layer.bias.shape).astype(np.float32),
     )
-    separation = separate(noisy, batch_size, nonnegative=nonnegative, seconds=0.5)
+    separation = separate(noisy, batch_size, nonnegative=nonnegative, starts=5)
     assert not separation.certain
     assert separation.residual > 1e-3
     assert np.bincount(separation.labels, minlength=CLASSES).tolist() == next(likely_counts(noisy, batch_size)).tolist()
@@ -150,7 +150,7 @@ def test_a_noisy_gradient_is_never_certain(batch_size, nonnegative):
 def test_a_gradient_of_other_weights_is_not_certain():
     images, labels = digits(4, 0)
     layer = dataclasses.replace(shared(images, labels, *untrained(784, 0)), weight=untrained(784, 1)[0])
-    assert not separate(layer, 4, nonnegative=True, seconds=0.5).certain
+    assert not separate(layer, 4, nonnegative=True, starts=5).certain
 
 
 def test_a_sample_that_is_hidden_by_rounding_is_weak_and_the_others_are_not():
@@ -159,7 +159,7 @@ def test_a_sample_that_is_hidden_by_rounding_is_weak_and_the_others_are_not():
     # The first image is classified by far better than float32 can tell.
     direction = np.linalg.pinv(images.astype(np.float64))[:, 0]
     weight[:, labels[0]] += (15 * direction).astype(np.float32)
-    separation = separate(shared(images, labels, weight, bias), 4, nonnegative=True, seconds=1)
+    separation = separate(shared(images, labels, weight, bias), 4, nonnegative=True, starts=5)
     errors = (
         np.linalg.norm(images[:, None] - separation.features[None], axis=2) / np.linalg.norm(images, axis=1)[:, None]
     )
