@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -231,6 +232,29 @@ def test_least_squares_needs_no_range_of_the_features(tmp_path):
     trained = participant(networks.lenet, images, labels, 2)
     result = attack(trained, tmp_path, optimizer="lm", feature_range="none")
     assert np.abs(result.feature - images).max() < 0.05
+
+
+def test_least_squares_starts_again_where_nothing_explains_the_gradients(batch, tmp_path):
+    trained = participant(networks.softmax, *batch)
+    noise = np.random.default_rng(0)
+    noisy = {name: (g + 1e-2 * noise.standard_normal(g.shape)).astype(g.dtype) for name, g in trained.step().items()}
+    trained = dataclasses.replace(trained, step=lambda: noisy)
+    result = attack(trained, tmp_path, optimizer="lm", iterations=15)
+    assert len(result.starts) == 3
+    assert result.loss == min(start.loss for start in result.starts)
+    assert len(attack(trained, tmp_path, optimizer="lm", iterations=15, restarts=1).starts) == 1
+
+
+def test_later_starts_of_least_squares_are_spread_over_the_range(batch):
+    trained = participant(networks.lenet, *batch)
+    options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
+    optimizer = choose(trained.shared_step(), options).optimizer
+    first, second, third = (optimizer.start(0, restart).values[0] for restart in range(3))
+    assert first.std() == pytest.approx(0.1, rel=0.1)
+    assert first.min() < 0
+    for later in (second, third):
+        assert (later.min(), later.max()) == (0, 1)
+    assert not np.array_equal(second, third)
 
 
 @pytest.mark.parametrize("fine", [False, True])
