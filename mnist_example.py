@@ -219,7 +219,9 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
             f" number); {advice}",
             file=sys.stderr,
         )
-    elif recovered.loss > _FAILED * recovered.history[0][1]:
+    elif recovered.loss > _FAILED * recovered.history[0][1] and not any(
+        row["psnr"] is None or row["psnr"] >= metrics.RECOVERED for row in rows
+    ):
         print(
             f"the loss fell from {recovered.history[0][1]:.1e} to {recovered.loss:.1e} only: the attack failed, which"
             " does not mean that the gradients are safe; try --optimizer auto, more --iterations or --restarts"

@@ -192,7 +192,7 @@ def _attack(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int)
     return {
         "attack": attack,
         "strategy": best.strategy,
-        "images_recovered": sum(score.psnr >= report.RECOVERED for score in scores),
+        "images_recovered": sum(score.psnr >= metrics.RECOVERED for score in scores),
         "mean_psnr": _mean(score.psnr for score in scores),
         "best_psnr": max(score.psnr for score in scores),
         "mean_ssim": _mean(score.ssim for score in scores),

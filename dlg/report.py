@@ -18,12 +18,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from dlg import defenses
+from dlg.metrics import RECOVERED
 
 # PaddlePaddle lets the root logger print what is INFO: matplotlib would say that it built its cache of fonts.
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
-# From this PSNR, in dB, an image is hard to tell from its original: it counts as recovered.
-RECOVERED = 30.0
 # From this PSNR or this SSIM of a cell something of its images may be recognised.
 VISIBLE, SIMILAR = 15.0, 0.2
 VERDICTS = {"leaks": "leaks", "partly": "leaks in part", "stopped": "not recovered", "failed": "could not be run"}

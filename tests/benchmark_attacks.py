@@ -52,10 +52,9 @@ from scipy.stats import binomtest
 
 from dlg import data, metrics, networks
 from dlg.errors import InputError
-from dlg.metrics import ImageScore
+from dlg.metrics import RECOVERED, ImageScore
 from dlg.options import AttackOptions
 
-RECOVERED = 30.0  # dB
 REFERENCE = "torch DLG"
 OPTIMIZERS = ("sgd", "adam", "lbfgs", "lm", "auto")
 COLUMNS = (
