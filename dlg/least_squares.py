@@ -44,9 +44,9 @@ _STEP_ACCURACY, _PRODUCTS_PER_SAMPLE, _FEW_PRODUCTS, _MOST_PRODUCTS, _FINE_GAIN 
 _DIRECTIONS = 2
 # The largest element of a finite difference's step.
 _DIFFERENCE = 1e-6
-# The fine search has arrived where so many steps in turn move no sample by more than this part of its range, on which
-# its error is some three times as much; it is stuck where so many together take off less than this part of the squares.
-_STILL_STEPS, _STILL = 3, 2e-3
+# The fine search has arrived where so many steps in turn move the batch by less than this part of the range, in the
+# root mean square, and the gradients are explained; it is stuck where so many together take off less than this part.
+_STILL_STEPS, _STILL = 3, 3.5e-3
 _PATIENCE, _LEAST_GAIN = 20, 0.2
 
 
@@ -81,9 +81,9 @@ class _Step:
         return (self.before - self.after) / max(self.before, 1e-300)
 
     @property
-    def largest(self) -> float:
-        """By how much it moves the sample that it moves most, the root of the mean square of its elements."""
-        return float(np.sqrt(np.max(np.mean(self.change.reshape(len(self.change), -1) ** 2, axis=1))))
+    def length(self) -> float:
+        """The root of the mean square of its elements."""
+        return float(np.sqrt(np.mean(self.change**2)))
 
     @property
     def agreement(self) -> float:
@@ -170,7 +170,7 @@ class LeastSquares:
             trail.append(step.before)
             if step.after < step.before:
                 batch, growth = self._batch(batch.values[0] + step.change, step.outputs), 2.0
-                still = still + 1 if step.largest < _STILL * (high - low) else 0
+                still = still + 1 if step.length < _STILL * (high - low) else 0
                 # Nielsen (1999), but for the bound on how fast it falls.
                 damping = max(_LEAST_DAMPING, damping * max(0.1, 1 - (2 * step.agreement - 1) ** 3))
             else:
