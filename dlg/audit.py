@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,9 @@ from dlg.networks import NETWORKS
 from dlg.options import OneLineParser, argument_type, folder_path, integer_between
 from dlg.result_folder import ResultFolder
 from dlg.versions import versions
+
+# Loky replaces a worker whose memory has grown, which costs next to nothing.
+warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
 
 # The grids: what is attacked unless options say otherwise.
 DEFAULTS = {
