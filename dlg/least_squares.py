@@ -98,11 +98,12 @@ class LeastSquares:
     and the network's gradients before and after it.
 
     A coarse search holds on to the features, where they are known, and treats
-    all samples alike. What it leaves is in the samples that were classified
-    nearly right: their gradients are small, and so is what is seen of them. The
-    fine search measures that, and stretches each sample's steps so that all
-    have the same effect (Marquardt's scaling, sample by sample). Features then
-    count no more than their own errors allow.
+    all samples alike. What it leaves is in samples that were classified nearly
+    right, and in what samples of one class differ by: little of either is in
+    the gradients. The fine search measures how much, and stretches the steps of
+    samples and of their mixtures so that all have the same effect (Marquardt's
+    scaling, for mixtures). Features then count no more than their own errors
+    allow.
 
     Parameters
     ----------

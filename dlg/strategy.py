@@ -170,7 +170,9 @@ def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeak
     optimizer = LeastSquares(objective, value_range=options.range, **given)
     if options.range is not None and "initial" not in given:
         notes = [*notes, f"features: taken to lie in {options.feature_range} (--feature_range)"]
-    return Strategy(name, objective, optimizer, [*objective.notes, *notes], _LEAST_SQUARES_RESTARTS)
+    found = 0 if leakage is None or leakage.inputs is None else len(leakage.inputs)
+    restarts = 1 if found == step.batch_size else _LEAST_SQUARES_RESTARTS
+    return Strategy(name, objective, optimizer, [*objective.notes, *notes], restarts)
 
 
 def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
