@@ -33,7 +33,7 @@ EXIT_CODES = {"iterations": 0, "floor": 0, "converged": 0, "abandoned": 0, "dive
 # What is said of an attack that ended before its last iteration.
 ENDS = {
     "floor": ": the gradients agree as closely as float32 can tell",
-    "converged": ": it has converged, further steps would change next to nothing",
+    "converged": ": no step was found, or the last ones gained little",
 }
 
 

@@ -418,7 +418,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--iterations",
         type=argument_type(integer_between(1)),
         metavar="N",
-        help="of the cosine attack, and five times those of auto, at most"
+        help="at most, of the cosine attack; auto has a fifth of them"
         f" (default: {DEFAULTS['iterations']}, with --quick {QUICK['iterations']})",
     )
     grid.add_argument("--quick", action="store_true", help="a smaller grid, for what is not given")

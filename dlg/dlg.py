@@ -23,7 +23,8 @@ from dlg.shared_step import Network, SharedStep, numpy_dtype
 from dlg.snapshots import SNAPSHOTS, pictures, save_pictures
 from dlg.strategy import choose
 
-# A start is given up where its loss is this many times that of the best one at the same iteration, halfway through.
+# A start is given up where its loss is this many times that of the best one at the same iteration, from half of that
+# one's iterations on.
 _HOPELESS = 10.0
 
 
@@ -67,7 +68,7 @@ class Reconstruction:
     ended : str
         ``"iterations"`` when all of them were done, ``"floor"`` when the
         gradients agreed as closely as float32 can tell, ``"converged"`` when
-        no further step was found or none changed much, ``"diverged"`` when the
+        no further step was found or the last gained little, ``"diverged"`` when the
         loss left the range of numbers, ``"abandoned"`` where that start was
         still the best, ``"interrupted"`` on Ctrl-C.
     strategy : str

@@ -95,7 +95,8 @@ class LeastSquares:
     """Levenberg-Marquardt on the whole batch, the steps by conjugate gradients.
 
     One run of its program is one iteration: the step that the damping gives,
-    and the network's gradients before and after it.
+    and the network's gradients before and after it. Ctrl-C is heard between
+    iterations.
 
     A coarse search holds on to the features, where they are known, and treats
     all samples alike. What it leaves is in samples that were classified nearly
@@ -163,7 +164,7 @@ class LeastSquares:
                 return
         damping, growth, fine, nearly, trail, still = _FIRST_DAMPING, 2.0, False, False, [], 0
         low, high = self._range or (0.0, 1.0)
-        size = sum(gradient.size for gradient in self._known.values())
+        size = sum(value.size for value in self._known.values())
         products = min(_FEW_PRODUCTS, _PRODUCTS_PER_SAMPLE * (1 + self._batch_size))
         while iteration < iterations and damping < _MOST_DAMPING:
             step = self._step(batch.values[0], damping, products, fine, nearly)
@@ -189,6 +190,7 @@ class LeastSquares:
                     products = min(2 * products, _MOST_PRODUCTS)
             elif damping < _COARSE_DAMPING and 0 <= step.gain < _COARSE_GAINS[cut_short]:
                 damping, growth, fine, trail = max(damping, _FINE_DAMPING), 2.0, True, []
+                still = 0
 
     def _evaluated(self, x: np.ndarray) -> DummyBatch:
         self.evaluations += 1
@@ -228,7 +230,7 @@ class LeastSquares:
         return _Step(change, int(count), float(promised), float(before), float(after), outputs)
 
     def _mixing(self, x: np.ndarray) -> np.ndarray:
-        """The matrix, (B, B), that makes all mixtures of samples have the same effect on the gradients, at least 1."""
+        """The symmetric matrix, (B, B), that stretches mixtures of samples, 1 to 1000 times, to equal their effects."""
         fetched = list(self._objective.dummy_gradients.values())
 
         def gradients(values: np.ndarray) -> np.ndarray:

@@ -35,7 +35,8 @@ FEATURES = "known_features"
 # How many units in the last place of float32 the rounding of a gradient may come to: of the dummy batch's as well, or
 # of the shared one alone where the other is computed in float64 (for LeNet, 2 to 8 were measured).
 _ROUNDING, PRECISE_ROUNDING = (units * float(np.finfo(np.float32).eps) for units in (128, 32))
-# A right answer, not yet exact, is this many times above the floor; LeNet's wrong ones were a thousand times and more.
+# A right answer, not yet exact, is this many times above the floor of an objective in float64; LeNet's wrong ones were
+# a thousand times and more.
 _NEAR_THE_FLOOR = 300
 
 
@@ -72,6 +73,8 @@ class Objective:
         and in place of features zeros.
     floor : float
         What the loss of the right answer may come to, for float32's rounding.
+    explained : float
+        Up to which loss an answer explains the shared gradients.
     scope : paddle.static.Scope
         The attack's own copy of the weights.
     executor : paddle.static.Executor
@@ -92,6 +95,7 @@ class Objective:
     trained: dict[str, str]
     constants: dict[str, np.ndarray]
     floor: float
+    explained: float
     scope: paddle.static.Scope
     executor: paddle.static.Executor
     notes: list[str]
@@ -105,8 +109,8 @@ class Objective:
             return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
 
     def explains(self, loss: float) -> bool:
-        """Whether a loss is so near the floor that no wrong answer's was seen there."""
-        return loss <= _NEAR_THE_FLOOR * self.floor
+        """Whether a loss is so near what float32's rounding leaves that no wrong answer's was seen there."""
+        return loss <= self.explained
 
     def with_labels(self, labels: np.ndarray) -> Objective:
         """The same objective for other fixed labels, (B,)."""
@@ -282,6 +286,7 @@ def build_objective(
         trained=names,
         constants=constants,
         floor=floor,
+        explained=floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2,
         scope=copy_weights(weights, paddle.static.global_scope(), step.place, dtype),
         executor=paddle.static.Executor(step.place),
         notes=notes,

@@ -141,7 +141,7 @@ class AttackOptions:
         None,
         unless_none(integer_between(1)),
         "independent starts at most, of which the best by loss is kept",
-        "3 for least squares, 1 for all else",
+        "3 for least squares from random starts, 1 for all else",
     )
     labels: str = _option(
         "optimize",

@@ -76,7 +76,7 @@ def choose(step: SharedStep, options: AttackOptions) -> Strategy:
         "sgd": _descent,
         "adam": _descent,
         "lbfgs": _lbfgs,
-        "lm": _least_squares,
+        "lm": lambda step, options: _least_squares(step, options, _leakage(step, options)),
         "auto": _strongest,
     }[options.optimizer](step, options)
 
@@ -150,8 +150,7 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
 
 
-def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None = None) -> Strategy:
-    leakage = leakage or _leakage(step, options)
+def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None) -> Strategy:
     labels, notes = _inferred_labels(step, leakage)
     name, given = "least squares on the whole batch, by conjugate gradients", {}
     if leakage is None:
@@ -168,9 +167,9 @@ def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeak
             given = {"features": leakage.features, "feature_errors": leakage.feature_errors}
     verify(step, objective, fixed_label=labels)
     optimizer = LeastSquares(objective, value_range=options.range, **given)
-    if options.range is not None and "initial" not in given:
-        notes = [*notes, f"features: taken to lie in {options.feature_range} (--feature_range)"]
     found = 0 if leakage is None or leakage.inputs is None else len(leakage.inputs)
+    if options.range is not None and found < step.batch_size:
+        notes = [*notes, f"features: taken to lie in {options.feature_range} (--feature_range)"]
     restarts = 1 if found == step.batch_size else _LEAST_SQUARES_RESTARTS
     return Strategy(name, objective, optimizer, [*objective.notes, *notes], restarts)
 
