@@ -134,7 +134,6 @@ def train_and_attack(args: argparse.Namespace) -> int:
         gradients.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
 
     # The attacker is given the model and the gradients, and nothing of the batch but its size.
-    folder.remove(r"target\.png|progress\.png|summary\.json")
     ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         recovered = dlg.dlg_attack(args, *training.known, origin_grad)
@@ -142,6 +141,8 @@ def train_and_attack(args: argparse.Namespace) -> int:
         recovered = interruption.reconstruction
     # What was recovered is written whole, whoever presses Ctrl-C again.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Only now: an attack that is refused leaves an earlier one's files.
+    folder.remove(r"target\.png|progress\.png|summary\.json")
 
     # From here on the participant looks at what the attacker got.
     rows = []

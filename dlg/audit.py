@@ -128,7 +128,8 @@ def run_cell(cell: Cell, batch: tuple[np.ndarray, np.ndarray], iterations: int) 
     solves for the batch fits the noise as well, and the lengths that it
     compares may no longer be there. The reconstruction with the best mean PSNR
     is kept. An attacker could not make that choice, having no target to compare
-    with; the row is the worst case for the participant.
+    with; the row is the worst of both attacks for the participant, of one start
+    each, where undefended gradients get as many as auto takes.
 
     Parameters
     ----------
@@ -227,7 +228,7 @@ def _attempts(
                 iterations=math.ceil(share * iterations),
                 seed=cell.seed,
                 result_dir=folder,
-                # No start explains gradients that were changed, so that none would be the last.
+                # One start, for time: what a defence changed much no start explains, and all three would be run.
                 restarts=1 if defended else None,
                 **options,
             )

@@ -23,6 +23,10 @@ FLOOR = 1.6e-6
 _TRUSTED = 0.03
 # What a sum of probabilities may be off by.
 _ROUNDING = 1e-5
+# Of the equations, in each fit.
+_EVALUATIONS = 300
+# Multiply-adds of all random starts together, at most; ten classes stay far below, a thousand do not.
+_MOST_WORK = 1e11
 # How many sets of corners are tried; 30 were needed at most for nine digits.
 _MOST_SETS = 2000
 
@@ -155,7 +159,8 @@ def separate(
     nonnegative : bool
         Whether no feature is negative.
     starts : int
-        How many random starts there are at most; the best is returned.
+        How many random starts there are at most, and fewer where each is much
+        work; the best is returned.
 
     Returns
     -------
@@ -167,6 +172,8 @@ def separate(
         return None
     span = _Span.of(layer, batch_size)
     rng = np.random.default_rng(seed)
+    each = _EVALUATIONS * batch_size * len(layer.bias) * (batch_size * (batch_size - 1)) ** 2
+    starts = max(1, min(starts, int(_MOST_WORK / max(each, 1))))
     guesses = itertools.islice(_guesses_by_chance(span, likely_counts(layer, batch_size), rng), starts)
     if nonnegative and batch_size > 1:
         guesses = itertools.chain(_guesses_from_corners(span, rng), guesses)
@@ -270,7 +277,7 @@ def _jacobian(span: _Span, rows: np.ndarray, labels: np.ndarray, others: np.ndar
 
 
 def _fit(
-    span: _Span, rows: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None, evaluations: int = 300
+    span: _Span, rows: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None, evaluations: int = _EVALUATIONS
 ) -> tuple[np.ndarray, float]:
     """Improve rows of A by Levenberg and Marquardt's method.
 

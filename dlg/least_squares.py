@@ -174,7 +174,7 @@ class LeastSquares:
                 batch, growth = self._batch(batch.values[0] + step.change, step.outputs), 2.0
                 still = still + 1 if step.length < _STILL * (high - low) else 0
                 # Nielsen (1999), but for the bound on how fast it falls.
-                damping = max(_LEAST_DAMPING, damping * max(0.1, 1 - (2 * step.agreement - 1) ** 3))
+                damping = max(_LEAST_DAMPING, damping * max(0.1, 1 - (2 * min(step.agreement, 1.0) - 1) ** 3))
             else:
                 damping, growth = max(damping, 1e-10) * growth, 2 * growth
             if observe(iteration, batch, True):
@@ -250,6 +250,8 @@ class LeastSquares:
                 effects[sample] = gradients(moved) - here
             gram += effects @ effects.T
         values, vectors = np.linalg.eigh(gram)
+        if not values[-1] > 0:  # no sample moves the gradients: there is nothing to even out
+            return np.eye(self._batch_size)
         return vectors * np.sqrt(values[-1] / np.maximum(values, 1e-6 * values[-1])) @ vectors.T
 
     def _build(self) -> None:

@@ -361,3 +361,12 @@ def test_a_defense_is_applied_before_the_gradients_are_shared(spec, recovered, t
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["options"]["defense"].startswith("gaussian:0.")
     assert (summary["images"][0]["psnr"] > 30) == recovered
+
+
+def test_an_attack_that_is_refused_leaves_an_earlier_ones_files(tmp_path, capsys):
+    shared, results = tmp_path / "shared.npz", tmp_path / "results"
+    options = ["--iterations", "2", "--result_dir", str(results)]
+    assert mnist_example.main([*options, "--save_gradients", str(shared)]) == 0
+    before = {file.name: file.read_bytes() for file in results.iterdir()}
+    assert mnist_example.main([*options, "--network", "lenet", "--gradients", str(shared)]) == 2
+    assert {file.name: file.read_bytes() for file in results.iterdir()} == before

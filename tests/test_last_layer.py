@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlg import data
+from dlg import last_layer
 from dlg.last_layer import LastLayer, likely_counts, separate
 from dlg.metrics import compare
 
@@ -198,3 +199,14 @@ def test_the_same_seed_gives_the_same_samples(nonnegative):
     assert np.array_equal(first.features, second.features)
     assert np.array_equal(first.labels, second.labels)
     assert not np.array_equal(first.features, other.features)
+
+
+def test_many_classes_get_few_starts(monkeypatch):
+    monkeypatch.setattr(last_layer, "_MOST_WORK", 0)
+    fitted = []
+    fit = last_layer._fit
+    monkeypatch.setattr(last_layer, "_fit", lambda *args, **options: fitted.append(args) or fit(*args, **options))
+    images, labels = digits(4, 0)
+    wrong = dataclasses.replace(shared(images, labels, *untrained(784, 0)), weight=untrained(784, 1)[0])
+    assert not separate(wrong, 4).certain
+    assert len(fitted) == 2  # the one start, and the best once more

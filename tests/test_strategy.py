@@ -319,6 +319,23 @@ def test_mixtures_of_samples_that_leave_little_in_the_gradients_are_stretched(x,
     assert abs(mixtures[:, 1] @ weakest) > 0.99
 
 
+def test_samples_that_do_not_move_the_gradients_are_left_as_they_are():
+    trained = participant(steep, np.zeros((2, 4), "float32"), np.array([[0], [1]]))
+    objective = build_objective(trained.shared_step(), fixed_label=np.array([0, 1]), dtype="float64")
+    optimizer = LeastSquares(objective, value_range=None)
+    still = [np.zeros(g.shape) for g in objective.dummy_gradients.values()]
+    object.__setattr__(objective, "evaluate", lambda *_: still)
+    assert np.array_equal(optimizer._mixing(np.zeros((2, 4))), np.eye(2))
+
+
+def test_a_step_that_takes_off_more_than_it_promised_goes_on(batch, tmp_path, monkeypatch):
+    """Where conjugate gradients promise nothing, the agreement is beyond all numbers."""
+    step = LeastSquares._step
+    monkeypatch.setattr(LeastSquares, "_step", lambda self, *args: dataclasses.replace(step(self, *args), promised=0.0))
+    result = attack(participant(networks.lenet, *batch), tmp_path, optimizer="lm", iterations=3, restarts=1)
+    assert result.iterations == 3
+
+
 CHOSEN = {
     "softmax": ("exact recovery", {}),
     "mlp": ("exact recovery", {}),
