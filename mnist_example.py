@@ -19,12 +19,13 @@ import dlg  # before paddle: it keeps PaddlePaddle's log lines out of the output
 import numpy as np
 import paddle
 
-from dlg import comparison, data, defenses, gradients, metrics, snapshots
+from dlg.results import progress_figure, metrics, pictures
+from dlg.participant import data, defenses, gradient_file
 from dlg.errors import InputError
-from dlg.networks import NETWORKS
+from dlg.participant.networks import NETWORKS
 from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
-from dlg.result_folder import ResultFolder
-from dlg.versions import versions
+from dlg.results.folder import ResultFolder
+from dlg.results.versions import versions
 
 IMAGE = (1, 28, 28)
 # An attack that leaves more of the loss than this has not found the batch.
@@ -62,7 +63,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--network",
         choices=NETWORKS,
         default="softmax",
-        help="which of dlg/networks.py is trained (default: %(default)s)",
+        help="which of dlg/participant/networks.py is trained (default: %(default)s)",
     )
     sharing = parser.add_argument_group("sharing")
     sharing.add_argument(
@@ -109,7 +110,7 @@ def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
 
 def train_and_attack(args: argparse.Namespace) -> int:
     place = choose_place(args.use_gpu)
-    received = gradients.load(args.gradients) if args.gradients else None
+    received = gradient_file.load(args.gradients) if args.gradients else None
     if received:
         if received.feature_shape != IMAGE:
             raise InputError(
@@ -123,7 +124,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
     folder = ResultFolder(args.result_dir)
 
     paddle.enable_static()
-    training = gradients.TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
+    training = gradient_file.TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
     if received:
         origin_grad = received.gradients
     else:
@@ -131,7 +132,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
         captured = training.capture(images, labels)
         origin_grad = defenses.parse(args.defense)(captured, defenses.participants_generator(args.seed))
     if args.save_gradients:
-        gradients.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
+        gradient_file.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
 
     # The attacker is given the model and the gradients, and nothing of the batch but its size.
     ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -149,8 +150,8 @@ def train_and_attack(args: argparse.Namespace) -> int:
     if images is not None:
         scores = metrics.compare(images, recovered.feature)
         rows = [comparison_row(score, labels[:, 0], recovered.label) for score in scores]
-        snapshots.save_batch(folder, "target.png", images)
-        comparison.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
+        pictures.save_batch(folder, "target.png", images)
+        progress_figure.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
     save_summary(folder, args, recovered, rows)
     signal.signal(signal.SIGINT, ctrl_c)
     print_outcome(args, recovered, rows)

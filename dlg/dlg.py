@@ -13,15 +13,15 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
+from dlg.attack.optimizers import DummyBatch
+from dlg.attack.parameters import Gradients
+from dlg.attack.shared_step import Network, SharedStep, numpy_dtype
+from dlg.attack.strategy import choose
 from dlg.errors import InputError
-from dlg.gradient_rules import Value
-from dlg.optimizers import DummyBatch
+from dlg.graph.rules import Value
 from dlg.options import AttackOptions
-from dlg.parameters import Gradients
-from dlg.result_folder import ResultFolder
-from dlg.shared_step import Network, SharedStep, numpy_dtype
-from dlg.snapshots import SNAPSHOTS, pictures, save_pictures
-from dlg.strategy import choose
+from dlg.results.folder import ResultFolder
+from dlg.results.pictures import SNAPSHOTS, pictures, save_pictures
 
 # A start is given up where its loss is this many times that of the best one at the same iteration, from half of that
 # one's iterations on.
@@ -241,7 +241,7 @@ class _Attempt:
         self._snapshot()
 
     def observe(self, iteration: int, dummy: DummyBatch, decisive: bool) -> bool:
-        """Take note of a dummy batch; whether to stop there. See `dlg.optimizers.Observer`."""
+        """Take note of a dummy batch; whether to stop there. See `dlg.attack.optimizers.Observer`."""
         if not math.isfinite(dummy.loss):
             (self.iteration, self.last), self.ended = self._decided, "diverged"
             return True

@@ -1,6 +1,6 @@
 """Draws the README's figures: dlg.png, how the attack works, and result_example.png, a real run.
 
-    python images/draw_figures.py
+    python -m images.draw_figures
 
 Needs matplotlib, which is in tests/requirements.txt. result_example.png is the
 progress.png of the command with its defaults.
@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 IMAGES = Path(__file__).resolve().parent
-sys.path.insert(0, str(IMAGES.parent))
 
 import matplotlib
 

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 
-from dlg import audit, data
-from dlg.audit import Cell, Outcome, Workers, run_cell
+from dlg.audit import cell
+from dlg.participant import data
+from dlg.audit.cell import Cell, Outcome, Workers, run_cell
 
 TINY = ("--networks", "softmax", "--batch_sizes", "1", "2", "--defenses", "none", "prune:0.3", "--iterations", "30")
 LARGER = (*TINY, "--seeds", "2")
@@ -84,7 +85,7 @@ def test_a_grid_ends_in_a_row_for_each_cell(serial):
     assert keys == [("softmax", b, d, s) for b in (1, 2) for d in ("none", "prune:0.3") for s in range(2)]
     for row in rows(folder):
         assert row["error"] is None
-        assert row["attack"] in audit.ATTACKS
+        assert row["attack"] in cell.ATTACKS
         assert row["images_recovered"] == sum(psnr is None or psnr >= 30 for psnr in row["psnr"])
         assert row["labels_right"] <= row["batch_size"] == len(row["true_labels"]) == len(row["recovered_labels"])
     for row in rows(folder):
@@ -193,7 +194,7 @@ def test_a_cell_that_fails_is_a_row_that_says_why(tmp_path):
     failed, good = rows(tmp_path)
     assert "makes the gradient of" in failed["error"]
     assert "\n" not in failed["error"]
-    assert all(value is None for name, value in failed.items() if name in audit.SCORES and name != "error")
+    assert all(value is None for name, value in failed.items() if name in cell.SCORES and name != "error")
     assert good["error"] is None
     assert failed["error"].split("'")[0] in (tmp_path / "report.html").read_text()
     assert "1 failed" in finished.stdout
@@ -264,7 +265,7 @@ def test_another_grid_goes_on_with_the_same_settings(serial, tmp_path):
 )
 def test_an_option_that_cannot_be_is_one_line(options, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        sys.exit(audit.main(["--result_dir", str(tmp_path / "none"), *options]))
+        sys.exit(cell.main(["--result_dir", str(tmp_path / "none"), *options]))
     assert stopped.value.code == 2
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
@@ -283,7 +284,7 @@ def test_an_option_that_cannot_be_is_one_line(options, words, tmp_path, capsys):
 def test_a_folder_with_another_audit_is_refused(serial, options, words, capsys):
     _, folder = serial
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    assert audit.main([*options, "--result_dir", str(folder)]) == 2
+    assert cell.main([*options, "--result_dir", str(folder)]) == 2
     stdout, stderr = capsys.readouterr()
     assert (stdout, stderr.count("\n")) == ("", 1)
     assert words in stderr
@@ -292,7 +293,7 @@ def test_a_folder_with_another_audit_is_refused(serial, options, words, capsys):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert audit.main([*TINY, "--result_dir", str(tmp_path / "file")]) == 2
+    assert cell.main([*TINY, "--result_dir", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -1,15 +1,15 @@
-"""benchmark_attacks.py: what it counts, and the reference it compares with."""
+"""attacks.py: what it counts, and the reference it compares with."""
 
 from __future__ import annotations
 
-import benchmark_attacks
+from benchmarks import attacks
 import numpy as np
 import pytest
-from benchmark_attacks import Draw, measure, silent_attack, wilson_interval
+from benchmarks.attacks import Draw, measure, silent_attack, wilson_interval
 
-from dlg import data
+from dlg.participant import data
 
-ROW = dict.fromkeys(benchmark_attacks.COLUMNS)
+ROW = dict.fromkeys(attacks.COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_targets_are_drawn_by_seed_and_training_leaves_them_alone(draw):
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_a_trace_has_the_winning_start_over_time(draw, restarts):
     with draw.target("softmax", 2, 0) as target:
-        trace = benchmark_attacks.traced_attack(target, "sgd", {"iterations": 150, "restarts": restarts})
+        trace = attacks.traced_attack(target, "sgd", {"iterations": 150, "restarts": restarts})
     assert len(trace.seconds) == len(trace.loss) == len(trace.psnr) == 51
     assert trace.seconds == sorted(trace.seconds)
     assert trace.seconds[0] > 0
@@ -95,7 +95,7 @@ def test_a_trace_has_the_winning_start_over_time(draw, restarts):
 def test_the_command_prints_a_table_and_draws_a_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     file = tmp_path / "plot.png"
-    benchmark_attacks.main(["--batch_size", "1", "--seeds", "1", "--plot", str(file)])
+    attacks.main(["--batch_size", "1", "--seeds", "1", "--plot", str(file)])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.count("|") for line in table] == [len(ROW) + 1] * 3
     assert "| softmax | 1 | auto | 1 of 1 |" in table[2]
@@ -106,7 +106,7 @@ def test_the_command_prints_a_table_and_draws_a_plot(tmp_path, capsys):
 def test_the_reference_has_the_same_network(draw, network):
     torch_dlg = pytest.importorskip("torch_dlg")
     with draw.target(network, 2, 0) as target:
-        copied, gradients = benchmark_attacks.reference_network(target)
+        copied, gradients = attacks.reference_network(target)
         logits = np.where(np.eye(10)[target.labels[:, 0]], 100, 0).astype("f4")
         assert torch_dlg.matching_loss(copied, gradients, target.images, logits) < 1e-10
         weights = [1.1 * weight for weight in reversed(target.training.weights().values())]
@@ -127,7 +127,7 @@ def one_thread():
 def test_the_reference_brings_the_distance_down(draw, one_thread):
     torch_dlg = pytest.importorskip("torch_dlg")
     with draw.target("lenet", 1, 1) as target:
-        network, gradients = benchmark_attacks.reference_network(target)
+        network, gradients = attacks.reference_network(target)
         found = torch_dlg.attack(network, gradients, target.images.shape, seed=0, steps=5)
         losses = [torch_dlg.matching_loss(network, gradients, values, label) for _, values, label in found.trace]
     assert (found.feature.shape, found.label.shape, len(found.trace)) == ((1, 1, 28, 28), (1,), 6)
@@ -138,5 +138,5 @@ def test_the_reference_brings_the_distance_down(draw, one_thread):
 def test_networks_the_reference_does_not_take_are_refused(capsys):
     pytest.importorskip("torch_dlg")
     with pytest.raises(SystemExit):
-        benchmark_attacks.parse_args(["--network", "vit", "--against", "torch"])
+        attacks.parse_args(["--network", "vit", "--against", "torch"])
     assert "--against torch takes softmax, mlp, lenet, got vit" in capsys.readouterr().err

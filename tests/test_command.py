@@ -21,7 +21,7 @@ from conftest import PROJECT, SHARED_MNIST
 from PIL import Image
 
 import mnist_example
-from dlg import data
+from dlg.participant import data
 
 FILES = {"target.png", "progress.png", "summary.json"}
 

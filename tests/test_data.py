@@ -10,7 +10,7 @@ import pytest
 from conftest import SHARED_MNIST
 from PIL import Image
 
-from dlg import data
+from dlg.participant import data
 from dlg.errors import InputError
 
 

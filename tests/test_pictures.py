@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dlg import comparison, metrics, snapshots
+from dlg.results import progress_figure, metrics, pictures
 from dlg.errors import InputError
-from dlg.result_folder import ResultFolder
+from dlg.results.folder import ResultFolder
 
 
 def test_pixels_are_clipped_and_rounded_never_wrapped(tmp_path):
     values = np.array([-3, -0.001, 0, 0.4999 / 255, 0.5001 / 255, 0.5, 254.6 / 255, 1, 1.001, 7], np.float32)
     batch = np.tile(values, (2, 1, 10, 1))
-    snapshots.save_batch(ResultFolder(tmp_path), "batch.png", batch)
+    pictures.save_batch(ResultFolder(tmp_path), "batch.png", batch)
     written = np.asarray(Image.open(tmp_path / "batch.png"))
     assert written.shape == (10, 20)
     assert written[0].tolist() == [0, 0, 0, 0, 1, 128, 255, 255, 255, 255] * 2
@@ -25,7 +25,7 @@ def test_pixels_are_clipped_and_rounded_never_wrapped(tmp_path):
 def test_colour_batches_stay_in_colour(tmp_path):
     batch = np.zeros((2, 3, 4, 5), np.float32)
     batch[0, 0], batch[1, 2] = 1, 1
-    snapshots.save_batch(ResultFolder(tmp_path), "batch.png", batch)
+    pictures.save_batch(ResultFolder(tmp_path), "batch.png", batch)
     written = np.asarray(Image.open(tmp_path / "batch.png"))
     assert written.shape == (4, 10, 3)
     assert written[0, 0].tolist() == [255, 0, 0]
@@ -44,8 +44,8 @@ def test_colour_batches_stay_in_colour(tmp_path):
     ],
 )
 def test_what_counts_as_a_picture(sample, picture, tmp_path):
-    assert snapshots.picture_shape(sample) == picture
-    snapshots.save_batch(ResultFolder(tmp_path), "batch.png", np.zeros((2, *sample), np.float32))
+    assert pictures.picture_shape(sample) == picture
+    pictures.save_batch(ResultFolder(tmp_path), "batch.png", np.zeros((2, *sample), np.float32))
     assert (tmp_path / "batch.png").exists() is (picture is not None)
 
 
@@ -53,10 +53,10 @@ def progress_picture(folder, images):
     results = ResultFolder(folder)
     rng = np.random.default_rng(0)
     for number in (0, 100, 200):
-        snapshots.save_batch(results, f"result_{number}.png", rng.random(images.shape))
+        pictures.save_batch(results, f"result_{number}.png", rng.random(images.shape))
     recovered = images[::-1]
     labels = np.arange(len(images))
-    comparison.save_progress(results, images, recovered, metrics.compare(images, recovered), labels, labels[::-1])
+    progress_figure.save_progress(results, images, recovered, metrics.compare(images, recovered), labels, labels[::-1])
     return np.asarray(Image.open(folder / "progress.png"))
 
 
@@ -71,7 +71,7 @@ def find(canvas, picture):
 def test_progress_shows_each_recovered_image_beside_its_true_one(tmp_path):
     images = np.random.default_rng(1).random((2, 1, 28, 28))
     canvas = progress_picture(tmp_path, images)[..., 0]
-    for image in snapshots.pictures(images):
+    for image in pictures.pictures(images):
         large = image.repeat(4, axis=0).repeat(4, axis=1)
         row, column = find(canvas, large)
         beside = find(canvas[:, column + 28 * 4 :], large)

@@ -10,17 +10,19 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from conftest import participant
+from benchmarks.participant import participant
 
 import mnist_example
-from dlg import InputError, data, dlg_attack, metrics, networks
+from dlg import InputError, dlg_attack
+from dlg.participant import data, networks
+from dlg.results import metrics
 from dlg.errors import LabelError
-from dlg.least_squares import LeastSquares
-from dlg.linear_leakage import linear_leakage
-from dlg.objective import build_objective
-from dlg.optimizers import GradientDescent
+from dlg.attack.optimizers.levenberg_marquardt import LeastSquares
+from dlg.attack.analytic.leakage import linear_leakage
+from dlg.attack.objective import build_objective
+from dlg.attack.optimizers import GradientDescent
 from dlg.options import AttackOptions
-from dlg.strategy import choose
+from dlg.attack.strategy import choose
 
 
 def digits(batch_size, seed=0):
@@ -188,7 +190,7 @@ def test_what_descent_decides_does_not_depend_on_the_time_it_takes(batch, tmp_pa
     trained = participant(networks.softmax, batch[0][:1], batch[1][:1])
     results = []
     for seconds in (1.0, 0.02):
-        monkeypatch.setattr("dlg.optimizers._SECONDS_PER_RUN", seconds)
+        monkeypatch.setattr("dlg.attack.optimizers._SECONDS_PER_RUN", seconds)
         options = {"optimizer": "adam", "learning_rate": -0.02, "snapshot_every": 700, "iterations": 2000}
         results.append(attack(trained, tmp_path, **options))
     assert results[0].history == results[1].history

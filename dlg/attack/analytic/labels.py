@@ -1,0 +1,84 @@
+"""Labels read off the gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+from dlg.attack.parameters import tie
+from dlg.attack.shared_step import SharedStep, in_program
+from dlg.errors import LabelError
+from dlg.graph.linear_layers import PROBABILITIES, is_parameter, maker
+from dlg.graph.rules import Operation
+
+
+def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | None = None) -> np.ndarray:
+    """Read the labels of a batch off the gradient of its last layer.
+
+    With softmax and cross entropy, averaged over the batch, the bias's gradient
+    for class c is the mean over the samples of (probability of c − [label is
+    c]). It is negative only for classes that are in the batch: for a batch of
+    one that is the label (Zhao, Mopuri and Bilen 2020, iDLG, section 3). In
+    larger batches each sample of a class takes about 1/B off, and the most
+    negative one is counted until the batch is full (Wainakh et al. 2021, LLG,
+    section 4), with the mean probability of every class taken as 1/C.
+
+    Parameters
+    ----------
+    class_gradient : ndarray, shape (C,), floating
+        The gradient of the bias; or of the weight, summed over features that
+        are not negative, which has the same signs.
+    batch_size : int
+        B, the number of samples.
+    impact : float, optional
+        What a sample takes off its class. By default 1/B, as of the bias.
+
+    Returns
+    -------
+    ndarray, shape (B,), int64
+        The labels, in ascending order.
+    """
+    remaining = np.asarray(class_gradient, np.float64).copy()
+    labels = []
+    for _ in range(batch_size):
+        labels.append(int(remaining.argmin()))
+        remaining[labels[-1]] += 1 / batch_size if impact is None else impact
+    return np.array(sorted(labels), np.int64)
+
+
+def labels_from_gradients(step: SharedStep) -> np.ndarray:
+    """Find the network's last layer and read the labels off its bias's gradient, or its weight's if it has none.
+
+    Returns
+    -------
+    ndarray, shape (B,), int64
+        See `infer_labels`.
+
+    Raises
+    ------
+    LabelError
+        Where the prediction comes from no such layer, or it has no gradient.
+    """
+    with in_program(paddle.static.Program()):
+        call = step.call()
+        op = maker(call.prediction, PROBABILITIES)
+        names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
+        gradients = [step.gradients[names[name]] for name in _parameters_of(op) if names.get(name) in step.gradients]
+    if gradients and op.name() == "pd_op.add":
+        return infer_labels(gradients[0], step.batch_size)
+    if gradients and gradients[0].ndim == 2:
+        columns = gradients[0].sum(axis=0, dtype=np.float64)
+        # LLG, section 4: all that was taken off, and the share of it that the probabilities gave back.
+        impact = -columns[columns < 0].sum() / step.batch_size * (1 + 1 / len(columns))
+        return infer_labels(columns, step.batch_size, impact)
+    raise LabelError(
+        "the labels cannot be read off the gradients either, for the prediction does not come out of a fully connected"
+        " layer; let cross_entropy, nll_loss or one_hot read the label, or end the network in one"
+    )
+
+
+def _parameters_of(op: Operation | None) -> list[str]:
+    """The names of the parameters among the operands of a sum or a matrix product."""
+    if op is None or op.name() not in ("pd_op.add", "pd_op.matmul"):
+        return []
+    return [operand.name for operand in op.operands_source() if is_parameter(operand.get_defining_op())]

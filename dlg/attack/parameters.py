@@ -1,0 +1,181 @@
+"""Ties the attack's parameters to the trained ones, and their weights and gradients with them.
+
+The attack calls the network a second time, in a program of its own. Layers made
+there may get other names, so equal names alone do not tie parameters together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import paddle
+from paddle.base.libpaddle import pir
+
+from dlg.errors import InputError
+from dlg.graph.rules import Value
+
+Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None]"
+
+
+def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[str, np.ndarray]:
+    """The shared gradients by the name of the trained parameter they belong to.
+
+    Parameters
+    ----------
+    origin_grad : sequence of ndarray, or mapping of str to ndarray
+        The gradients in the order of `trained`, or by name. None stands for a
+        parameter that has no gradient.
+    trained : sequence of Value
+        The training program's trainable parameters.
+
+    Raises
+    ------
+    InputError
+        Where gradients are missing, too many, of another shape or dtype than
+        their parameter, or not finite.
+    """
+    by_name = {parameter.name: parameter for parameter in trained}
+    if isinstance(origin_grad, Mapping):
+        unknown = sorted(set(origin_grad) - set(by_name))
+        if unknown:
+            raise InputError(
+                f"origin_grad has {unknown[0]!r}, which is no trainable parameter of the training program;"
+                f" those are {', '.join(sorted(by_name)) or 'none'}"
+            )
+        given = dict(origin_grad)
+    elif isinstance(origin_grad, str) or not isinstance(origin_grad, Sequence):
+        raise InputError(f"origin_grad is {origin_grad!r}, expected a list of arrays or a dict of them by name")
+    else:
+        if len(origin_grad) != len(trained):
+            raise InputError(
+                f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
+                f" parameters ({', '.join(by_name)}); give one for each, in this order, or a dict by name"
+            )
+        given = dict(zip(by_name, origin_grad))
+    gradients = {name: np.asarray(gradient) for name, gradient in given.items() if gradient is not None}
+    if not gradients:
+        raise InputError("origin_grad holds no gradient; give one for each trainable parameter")
+    for name, gradient in gradients.items():
+        expected = tuple(by_name[name].shape)
+        if gradient.shape != expected:
+            raise InputError(f"the gradient of {name!r} is shaped {gradient.shape}, its parameter {expected}")
+        if not np.issubdtype(gradient.dtype, np.floating):
+            raise InputError(f"the gradient of {name!r} is {gradient.dtype}, expected floating-point numbers")
+        if not np.isfinite(gradient).all():
+            raise InputError(f"the gradient of {name!r} holds NaN or infinity; capture it again")
+    return gradients
+
+
+def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, same_dtype: bool) -> dict[str, str]:
+    """Pair the attack's parameters with the trained ones.
+
+    By name where all names agree, else by the order in which their programs list
+    them, which is that in which one callable makes them. Some equal names are no
+    evidence, since generated ones start anew in the attack's program; they
+    decide only where the training program has more parameters than the network.
+
+    Parameters
+    ----------
+    attacked, trained : sequence of Value
+        Parameters of the attack's and of the training program.
+    exactly : bool
+        Whether there must be as many of one as of the other.
+    same_dtype : bool
+        Whether the dtypes must agree; not where the attack's program has one of
+        its own.
+
+    Returns
+    -------
+    dict of str to str
+        From the attack's name to the trained one's.
+
+    Raises
+    ------
+    InputError
+        Where the two differ in number, shape or dtype.
+    """
+    by_name = {parameter.name: parameter for parameter in trained}
+    if len(attacked) == len(trained) and {parameter.name for parameter in attacked} != set(by_name):
+        pairs = list(zip(attacked, trained))
+    else:
+        if len(attacked) != len(trained) and (exactly or not all(p.name in by_name for p in attacked)):
+            raise InputError(
+                f"the network made {len(attacked)} parameters ({', '.join(p.name for p in attacked)}) where the shared"
+                f" gradients or the training program have {len(trained)} ({', '.join(by_name)}); give the callable that"
+                " built the training program and all of its gradients, or name its parameters with paddle.ParamAttr"
+            )
+        pairs = [(parameter, by_name[parameter.name]) for parameter in attacked]
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape or (same_dtype and ours.dtype != theirs.dtype):
+            raise InputError(
+                f"the attack's parameter {ours.name!r} is {_described(ours)}, the trained {theirs.name!r} is"
+                f" {_described(theirs)}; give the callable that built the training program"
+            )
+    return {ours.name: theirs.name for ours, theirs in pairs}
+
+
+def adopt_parameters(block: pir.Block) -> None:
+    """Give a block its own parameters for those of another program that its ops read.
+
+    A layer made outside the callable keeps the parameters of the program it was
+    made in; the attack's own get the same names, and so the same weights.
+    """
+    own = {op.id() for op in block.ops}
+    adopted: dict[str, Value] = {}
+    for op in block.ops:
+        for index, operand in enumerate(op.operands_source()):
+            maker = operand.get_defining_op()
+            if maker is None or maker.id() in own:
+                continue
+            if maker.name() != "builtin.parameter":
+                raise InputError(
+                    f"the network reads {maker.name().removeprefix('pd_op.')} of another program; compute everything"
+                    " but parameters from the feature and the label inside the callable"
+                )
+            if operand.name not in adopted:
+                attributes = paddle.ParamAttr(name=operand.name, trainable=bool(operand.trainable))
+                adopted[operand.name] = paddle.create_parameter(operand.shape, operand.dtype, attr=attributes)
+            op.operand(index).set_source(adopted[operand.name])
+
+
+def copy_weights(
+    names: Mapping[str, str], source: paddle.static.Scope, place: object, dtype: str | None = None
+) -> paddle.static.Scope:
+    """Copy weights, and nothing else, into a scope of the attack's own.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        From the attack's name to the trained one's, as `tie` gives it.
+    source : paddle.static.Scope
+        Where the trained weights are. It may hold more, the participant's last
+        batch for one; only the names asked for are read.
+    place : paddle.CPUPlace or paddle.CUDAPlace
+        Where the copies go.
+    dtype : str, optional
+        The floating-point type of the copies; by default the weights' own.
+
+    Raises
+    ------
+    InputError
+        Where a trained parameter has no value in the current scope.
+    """
+    scope = paddle.static.Scope()
+    for ours, theirs in names.items():
+        variable = source.find_var(theirs)
+        if variable is None or not variable.get_tensor()._is_initialized():
+            raise InputError(
+                f"the trained parameter {theirs!r} has no value in the current scope; run the startup program"
+                " with this executor first, and call the attack inside the same scope_guard"
+            )
+        weight = np.array(variable.get_tensor())
+        if dtype and np.issubdtype(weight.dtype, np.floating):
+            weight = weight.astype(dtype)
+        scope.var(ours).get_tensor().set(weight, place)
+    return scope
+
+
+def _described(parameter: Value) -> str:
+    return f"{tuple(parameter.shape)} {str(parameter.dtype).rpartition('.')[2].lower()}"

@@ -1,0 +1,207 @@
+"""Makes a network's gradients differentiable.
+
+Gradient matching differentiates through gradients, and many of PaddlePaddle's
+gradient ops have no gradient of their own. The user's network is left as it
+is: once the first gradient stands in the attack's program, the gradient ops
+that cannot be differentiated are written out there, by `dlg.graph.rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import paddle
+from paddle.base.libpaddle import pir
+
+from dlg.errors import LabelError, SecondDerivativeError
+from dlg.graph.rules import (
+    DROPOUT_RULES,
+    FORWARD_RULES,
+    GRADIENT_RULES,
+    SIMPLIFICATIONS,
+    Operation,
+    ProbabilityOf,
+    Rule,
+    Value,
+    short_name,
+    where,
+)
+
+# What a network may do to its integer label before an op that has a rule reads it.
+_LABEL_SHAPING = {f"pd_op.{name}" for name in ("unsqueeze", "squeeze", "reshape", "flatten", "cast", "assign")}
+
+
+def replace_label(label: Value, probability: Value) -> ProbabilityOf:
+    """Give the function by which rules exchange the network's label for probability vectors.
+
+    Parameters
+    ----------
+    label : Value, (B, ...), integer
+        The label the network was called with.
+    probability : Value, (B, C), floating
+        What stands for it.
+    """
+
+    def probability_of(value: Value) -> Value:
+        while not value.is_same(label):
+            op = value.get_defining_op()
+            if op.name() not in _LABEL_SHAPING:
+                raise _label_error(op)
+            value = op.operand_source(0)
+        return probability
+
+    return probability_of
+
+
+def make_deterministic(loss: Value) -> tuple[Value, list[str]]:
+    """Put dropout's expected value in its place; call it before the first differentiation.
+
+    Returns
+    -------
+    loss : Value
+        The network's loss, rewritten.
+    notes : list of str
+        What is taken for granted by that.
+    """
+    dropouts = [op for op in ops_behind([loss]) if op.name() == "pd_op.dropout" and not op.attrs()["is_test"]]
+    if not dropouts:
+        return loss, []
+    note = (
+        f"dropout{where(dropouts[0])}: the attack takes its expected value, for nobody tells it which units were"
+        " dropped; it can be exact only where the step was taken without dropout"
+    )
+    return _rewrite([loss], DROPOUT_RULES, _no_label)[0], [note]
+
+
+def rewrite_network(loss: Value, probability_of: ProbabilityOf) -> Value:
+    """Rewrite the forward ops that have another form that can be differentiated twice."""
+    return _rewrite([loss], FORWARD_RULES, probability_of)[0]
+
+
+def make_differentiable(
+    gradients: Sequence[Value], probability_of: ProbabilityOf, sources: Sequence[Value]
+) -> list[Value]:
+    """Rewrite the ops behind these gradients so that each can be differentiated.
+
+    Call it inside the program's guard, after the first differentiation and
+    before the second.
+
+    Parameters
+    ----------
+    gradients : sequence of Value
+        The parameters' gradients, from the first differentiation.
+    probability_of : callable
+        See `replace_label`.
+    sources : sequence of Value
+        What the second differentiation is with respect to.
+
+    Returns
+    -------
+    list of Value
+        The gradients, rewritten.
+
+    Raises
+    ------
+    LabelError
+        Where an op reads the label in a way that probability vectors cannot
+        stand in for.
+    SecondDerivativeError
+        Where an op has neither a gradient nor a rule. The messages have the
+        line of the network's code that the op came from.
+    """
+    gradients = _rewrite(gradients, GRADIENT_RULES | SIMPLIFICATIONS, probability_of)
+    _mark_constants(sources[0].block, sources)
+    for op in ops_behind(gradients):
+        varies = any(value.initialized() and not value.stop_gradient for value in op.results())
+        if varies and not op.name().startswith(("builtin.", "pd_op.data")) and not paddle.base.core.has_vjp(op):
+            raise SecondDerivativeError(
+                f"{short_name(op)}{where(op)} cannot be differentiated twice: PaddlePaddle"
+                f" {paddle.__version__} has no gradient for {op.name().removeprefix('pd_op.')}, and the attack has no"
+                " rule for it; use another op there, or add a rule to dlg/graph/rules/__init__.py"
+            )
+    return gradients
+
+
+def refuse_label_readers(results: Sequence[Value], label: Value) -> None:
+    """Raise LabelError, with the op's name and line, where one of these results needs the label."""
+    for op in ops_behind(results):
+        if any(label.is_same(operand) for operand in op.operands_source()):
+            raise _label_error(op)
+
+
+def simplify(results: Sequence[Value]) -> list[Value]:
+    """Rewrite the ops behind these results that have a cheaper form."""
+    return _rewrite(results, SIMPLIFICATIONS, _no_label)
+
+
+def remove_dead_ops(results: Sequence[Value]) -> None:
+    """Remove the ops that none of these results needs; the network's own loss is one."""
+    needed = {op.id() for op in ops_behind(results)}
+    block = results[0].get_defining_op().get_parent_block()
+    for op in reversed(block.ops):
+        if op.id() not in needed:
+            block.remove_op(op)
+
+
+def ops_behind(results: Sequence[Value]) -> list[Operation]:
+    """The ops that these results need, in the order of their block."""
+    needed: set[int] = set()
+    waiting = [value.get_defining_op() for value in results]
+    block = waiting[0].get_parent_block()
+    while waiting:
+        op = waiting.pop()
+        if op is not None and op.id() not in needed:
+            needed.add(op.id())
+            waiting.extend(value.get_defining_op() for value in op.operands_source())
+    return [op for op in block.ops if op.id() in needed]
+
+
+def _rewrite(results: Sequence[Value], rules: Mapping[str, Rule], probability_of: ProbabilityOf) -> list[Value]:
+    results = list(results)
+    # Backwards, so that an op whose results a rule no longer reads is left alone.
+    for op in reversed(ops_behind(results)):
+        unused = all(value.use_empty() and not _is_one_of(value, results) for value in op.results())
+        if unused or op.name() not in rules:
+            continue
+        pir.set_insertion_point(op)
+        written_out = rules[op.name()](op, probability_of)
+        if written_out is None:
+            continue
+        for old, new in zip(op.results(), written_out):
+            if new is not None and new.initialized():
+                results = [new if value.is_same(old) else value for value in results]
+                old.replace_all_uses_with(new)
+        if all(value.use_empty() for value in op.results()):
+            op.get_parent_block().remove_op(op)
+    pir.reset_insertion_point_to_end()
+    return results
+
+
+def _mark_constants(block: pir.Block, sources: Sequence[Value]) -> None:
+    """Mark as constant, for the second differentiation, what does not depend on the sources.
+
+    Without it Paddle also computes derivatives with respect to the weights.
+    """
+    for op in block.ops:
+        depends = any(value.initialized() and not value.stop_gradient for value in op.operands_source())
+        for value in op.results():
+            if value.initialized():
+                value.stop_gradient = not (_is_one_of(value, sources) or (depends and is_real(value)))
+
+
+def _is_one_of(value: Value, values: Sequence[Value]) -> bool:
+    return any(value.is_same(other) for other in values)
+
+
+def is_real(value: Value) -> bool:
+    """Whether a value is floating-point, and so can have a derivative."""
+    # A list of tensors has no dtype of its own.
+    return not value.is_dense_tensor_type() or "float" in str(value.dtype).lower()
+
+
+def _no_label(value: Value) -> Value:
+    raise AssertionError(f"a rule that reads no label asked for the probabilities of {value}")
+
+
+def _label_error(op: Operation) -> LabelError:
+    return LabelError(f"the label is read by {short_name(op)}{where(op)}")

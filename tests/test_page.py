@@ -1,0 +1,296 @@
+"""The audit's page: its numbers, and how a real browser shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlg.audit import cell
+from dlg.audit import page as page_module
+
+BATCH = 2
+DEFENSES = ["none", "gaussian:0.001", "gaussian:0.01", "prune:0.5", "clip:1:0.01", "int8", "sign"]
+
+
+def row(network, defense, seed=0, best=20.0, error=None, **more):
+    if error is not None:
+        return {"network": network, "batch_size": BATCH, "defense": defense, "seed": seed, "error": error} | {
+            name: None for name in cell.SCORES if name != "error"
+        }
+    return {
+        "network": network, "batch_size": BATCH, "defense": defense, "seed": seed,
+        "attack": "auto", "strategy": "least squares", "images_recovered": int(best >= 30), "mean_psnr": best - 1.25,
+        "best_psnr": best, "mean_ssim": 0.5, "labels_right": 2, "psnr": [best, best - 2.5],
+        "true_labels": [2, 4], "recovered_labels": [2, 4], "loss": 1.5e-9, "relative_error": 0.0625, "cosine": 0.998,
+        "epsilon": 5432.1 if defense.startswith("clip") else None, "failed_attacks": None, "seconds": 1.0,
+        "error": None,
+    } | more  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page with every kind of thing on it, and the results behind it."""
+    folder = tmp_path_factory.mktemp("report")
+    strengths = dict(zip(DEFENSES, (90.0, 41.0, 16.0, 33.0, 9.0, 50.0, 5.0)))
+    rows = [row(network, spec, best=best, mean_ssim=best / 100) for network in ("mlp", "lenet")
+            for spec, best in strengths.items()]  # fmt: skip
+    rows.append(row("softmax", "none", best=math.inf, best_psnr=None, mean_psnr=None, psnr=[None, None], mean_ssim=1.0))
+    rows.append(row("softmax", "gaussian:0.001", error="<script>alert('the defence broke')</script>"))
+    rng = np.random.default_rng(0)
+    for which in ("target", "recovered"):
+        Image.fromarray(rng.integers(0, 256, (28, 28 * BATCH), np.uint8)).save(folder / f"{which}.png")
+    results = {
+        "options": {"networks": ["mlp", "lenet", "softmax"], "batch_sizes": [BATCH], "seeds": 1},
+        "command": "python -m dlg.audit --networks mlp lenet softmax",
+        "versions": {"paddlepaddle": "3"},
+        "cells": len(rows) + 1,
+        "delta": cell.DELTA,
+        "rows": rows,
+    }
+    file = folder / "report.html"
+    file.write_text(page_module.render(results, lambda row, which: folder / f"{which}.png"))
+    return file, results
+
+
+class Outline(HTMLParser):
+    """What a screen reader goes by."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.images, self.headers, self.addresses, self.ids, self.tables = [], [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "th":
+            self.headers.append(attributes)
+        if tag == "table":
+            self.tables.append(0)
+        if tag == "caption":
+            self.tables[-1] += 1
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        self.addresses += [attributes[name] for name in ("src", "href", "xlink:href") if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def outline(page):
+    return Outline(page[0].read_text())
+
+
+def test_nothing_is_loaded_from_anywhere(page, outline):
+    assert all(address.startswith(("data:", "#")) for address in outline.addresses)
+    assert not re.search(r"url\((?!#)|@import", page[0].read_text())
+
+
+def test_what_a_row_says_is_text_and_no_markup(page):
+    text = page[0].read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_a_screen_reader_finds_its_way(page, outline):
+    assert outline.headings[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in zip(outline.headings, outline.headings[1:]))
+    assert outline.headings.count(1) == 1
+    assert len(outline.images) == 2 * BATCH * 15
+    assert all(image["alt"] for image in outline.images)
+    assert all(header.get("scope") in ("col", "row") for header in outline.headers)
+    assert set(outline.tables) == {1}
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert {address[1:] for address in outline.addresses if address.startswith("#")} <= set(outline.ids)
+    assert page[0].read_text().count('role="img" aria-label="') == 2 * 4 * 4
+
+
+def test_a_finding_is_the_worst_of_its_cells():
+    found = page_module.Finding.of([row("mlp", "int8", best=10.0), row("mlp", "int8", seed=1, best=35.0)])
+    assert (found.verdict, found.best_psnr, found.recovered, found.images) == ("leaks", 35.0, 1, 4)
+    assert found.mean_psnr == np.mean([8.75, 33.75])
+
+
+@pytest.mark.parametrize(
+    ("cells", "verdict"),
+    [
+        ([row("mlp", "sign", best=30.0)], "leaks"),
+        ([row("mlp", "sign", best_psnr=None)], "leaks"),
+        ([row("mlp", "sign", best=29.9, mean_ssim=0.9)], "partly"),
+        ([row("mlp", "sign", best=9.0, mean_ssim=0.3)], "partly"),
+        ([row("mlp", "sign", best=9.0, mean_ssim=0.1)], "stopped"),
+        ([row("mlp", "sign", best=9.0, mean_ssim=None)], "stopped"),
+        ([row("mlp", "sign", error="no")], "failed"),
+        ([row("mlp", "sign", error="no"), row("mlp", "sign", seed=1, best=31.0)], "leaks"),
+    ],
+)
+def test_a_picture_that_may_be_recognised_is_never_called_stopped(cells, verdict):
+    assert page_module.Finding.of(cells).verdict == verdict
+
+
+def test_the_paper_is_compared_on_lenet_alone(page):
+    claims = page_module.claims(page_module.findings(page[1]["rows"]))
+    found = {claim.defense: (claim.stops, claim.agrees) for claim in claims}
+    assert found == {
+        "gaussian:0.001": (False, True),
+        "gaussian:0.01": (True, False),
+        "prune:0.5": (True, False),
+        "int8": (True, False),
+    }
+    assert page_module.claims(page_module.findings([row("mlp", "prune:0.5")])) == []
+
+
+def test_nothing_finished_is_a_page_too():
+    results = {
+        "options": {"seeds": 1, "batch_sizes": [1]},
+        "command": "", "versions": {}, "cells": 3, "delta": 1e-5, "rows": [],
+    }  # fmt: skip
+    assert "Nothing was finished" in page_module.render(results, None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with a chromedriver on this machine (Debian: apt install chromium chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    quiet = (
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "disable-quic",
+    )
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", *quiet):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def show(browser, page, width=1280, scheme="light"):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    preferred = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preferred)
+    browser.get(page[0].as_uri())
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_every_picture_without_complaint(browser, page, width, scheme):
+    show(browser, page, width, scheme)
+    assert browser.get_log("browser") == []
+    sizes = browser.execute_script(
+        "return [...document.images].map(image => [image.complete, image.naturalWidth, image.offsetWidth])"
+    )
+    assert len(sizes) == 2 * BATCH * 15
+    assert all(complete and natural == 28 and shown == 56 for complete, natural, shown in sizes)
+    plots = browser.execute_script(
+        "return [...document.querySelectorAll('svg')].map(plot => {"
+        "  const box = plot.getBoundingClientRect(); return [box.width, box.height, box.right]})"
+    )
+    assert len(plots) == 2 * 4 * 4
+    assert all(w > 150 and h > 100 and right <= width for w, h, right in plots)
+
+
+def test_a_phone_need_not_scroll_sideways(browser, page):
+    show(browser, page, 375)
+    # What is wider scrolls in its own box, which the keyboard reaches.
+    beyond = browser.execute_script(
+        "return [...document.querySelectorAll('main *')].filter(element => !element.closest('.scroll, pre, svg'))"
+        ".filter(element => element.getBoundingClientRect().right > 375).map(element => element.outerHTML.slice(0, 99))"
+    )
+    assert beyond == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 375
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.scroll')].every(box => box.tabIndex === 0 && box.ariaLabel)"
+    )
+
+
+def luminance(colour):
+    parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_plots_stand_out_in_both_schemes(browser, page, scheme):
+    show(browser, page, scheme=scheme)
+
+    def style(selector, name):
+        script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        return browser.execute_script(script, selector, name)
+
+    paper, panel = style("body", "backgroundColor"), style(".card", "backgroundColor")
+    assert (luminance(paper) < 0.1) == (scheme == "dark")
+    for selector in ("body", "nav a", ".soft", ".leaks", ".partly", ".stopped", ".failed"):
+        assert contrast(style(selector, "color"), paper) >= 4.5
+        assert contrast(style(selector, "color"), panel) >= 4.5
+    assert contrast(style("svg text", "fill"), paper) >= 4.5
+    for colour in page_module._COLOURS:
+        rgb = str([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+        assert contrast(rgb, paper) >= 3
+
+
+def test_the_numbers_shown_are_those_of_the_results(browser, page):
+    show(browser, page)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('#all-cells tbody tr')].map(row => Object.fromEntries("
+        "  [...row.querySelectorAll('[data-name]')].map(cell => [cell.dataset.name,"
+        "    cell.querySelector('data') ? Number(cell.querySelector('data').value) : cell.innerText])))"
+    )
+    rows = json.loads(json.dumps(page[1]["rows"]))
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows):
+        if row["error"]:
+            assert line == {}
+            continue
+        assert len(line) == 10
+        assert {name: value for name, value in line.items() if value not in ("–", "∞")} == {
+            name: row[name] for name in line if row[name] is not None
+        }
+
+
+def test_the_findings_shown_are_those_of_the_results(browser, page):
+    show(browser, page)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('[data-finding]')].map(row =>"
+        "  [row.dataset.finding, [...row.querySelectorAll('data')].map(number => Number(number.value))])"
+    )
+    found = page_module.findings(page[1]["rows"])
+    assert [name for name, _ in shown] == [f"{finding.network} {finding.defense}" for finding in found]
+    for finding, (_, line) in zip(found, shown):
+        numbers = (finding.best_psnr, finding.mean_psnr, finding.mean_ssim, finding.relative_error, finding.cosine)
+        expected = [number for number in (*numbers, finding.epsilon) if number is not None and math.isfinite(number)]
+        assert line == expected
+
+
+def test_the_keyboard_can_skip_to_the_report(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, page)
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    link = browser.switch_to.active_element
+    assert link.text == "Skip to the report"
+    assert link.is_displayed()
+    link.send_keys(Keys.ENTER)
+    assert browser.execute_script("return document.activeElement.id") == "main"
