@@ -23,6 +23,7 @@ from dlg.results import progress_figure, metrics, pictures
 from dlg.participant import data, defenses, gradient_file
 from dlg.errors import InputError
 from dlg.participant.networks import NETWORKS
+from dlg.participant.training_step import TrainingStep
 from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
 from dlg.results.folder import ResultFolder
 from dlg.results.versions import versions
@@ -124,7 +125,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
     folder = ResultFolder(args.result_dir)
 
     paddle.enable_static()
-    training = gradient_file.TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
+    training = TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
     if received:
         origin_grad = received.gradients
     else:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
-from dlg.attack.shared_step import Network, SharedStep, numpy_dtype
+from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import choose
 from dlg.errors import InputError
-from dlg.graph.rules import Value
+from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.options import AttackOptions
 from dlg.results.folder import ResultFolder
 from dlg.results.pictures import SNAPSHOTS, pictures, save_pictures

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ import paddle.nn.functional as F
 from paddle.base.libpaddle import pir
 
 from dlg.attack.parameters import copy_weights, tie
-from dlg.attack.shared_step import LABEL, NetworkCall, SharedStep, in_program, numpy_dtype
+from dlg.attack.shared_step import LABEL, NetworkCall, SharedStep
 from dlg.errors import InputError, PrecisionError
 from dlg.graph.linear_layers import Linear, linear_layers
+from dlg.graph.programs import in_program, traced_execution
 from dlg.graph.rewriting import (
-    is_real,
     make_deterministic,
     make_differentiable,
     refuse_label_readers,
@@ -26,7 +25,7 @@ from dlg.graph.rewriting import (
     rewrite_network,
     simplify,
 )
-from dlg.graph.rules import Value
+from dlg.graph.values import Value, is_real, numpy_dtype
 from dlg.results.pictures import picture_shape
 
 # How the shared gradients, and features known otherwise, are named where they are fed.
@@ -291,18 +290,6 @@ def build_objective(
         executor=paddle.static.Executor(step.place),
         notes=notes,
     )
-
-
-@contextlib.contextmanager
-def traced_execution() -> Iterator[None]:
-    """Let PaddlePaddle's executor record a program's order once and replay it, which halves the time per op."""
-    flag = "FLAGS_enable_pir_in_executor_trace_run"
-    before = paddle.get_flags([flag])
-    paddle.set_flags({flag: True})
-    try:
-        yield
-    finally:
-        paddle.set_flags(before)
 
 
 def build_precise_objective(step: SharedStep, **options: Any) -> Objective:

@@ -14,7 +14,7 @@ import paddle
 from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
-from dlg.graph.rules import Value
+from dlg.graph.values import Value
 
 Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None]"
 

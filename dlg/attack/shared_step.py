@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
 
 import numpy as np
 import paddle
 
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
-from dlg.graph.rewriting import is_real
-from dlg.graph.rules import Value
-from dlg.interrupts import interrupts_deferred
-
-Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
+from dlg.graph.values import Network, Value, is_real
 
 # How the label is named where the attack's programs are fed it.
 LABEL = "label"
@@ -132,21 +125,3 @@ class SharedStep:
                 f"{self.label.name!r} is {self.label.dtype} and shaped {label.shape}, the prediction {shape};"
                 " a label that is no integer must be a probability for each class"
             )
-
-
-@contextlib.contextmanager
-def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iterator[None]:
-    """Build into a program of the attack's own, where generated names start anew."""
-    before = paddle.get_default_dtype()
-    guard = paddle.static.program_guard(program, paddle.static.Program())
-    with interrupts_deferred(), guard, paddle.utils.unique_name.guard():
-        paddle.set_default_dtype(dtype or before)
-        try:
-            yield
-        finally:
-            paddle.set_default_dtype(before)
-
-
-def numpy_dtype(value: Value) -> str:
-    """The NumPy name of a value's dtype."""
-    return str(value.dtype).rpartition(".")[2]

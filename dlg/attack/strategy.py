@@ -16,7 +16,7 @@ from dlg.attack.optimizers.levenberg_marquardt import LeastSquares
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
 from dlg.errors import LabelError, PrecisionError
-from dlg.graph.rewriting import is_real
+from dlg.graph.values import is_real
 from dlg.options import STEPS, AttackOptions
 from dlg.results.pictures import picture_shape
 

@@ -14,10 +14,11 @@ import paddle
 
 from dlg.attack.objective import SHARED, Objective, build_objective
 from dlg.attack.parameters import copy_weights
-from dlg.attack.shared_step import NetworkCall, SharedStep, in_program, numpy_dtype
+from dlg.attack.shared_step import NetworkCall, SharedStep
 from dlg.errors import InputError, SecondDerivativeError
-from dlg.graph.rewriting import is_real, make_deterministic, ops_behind
-from dlg.graph.rules import Value, short_name
+from dlg.graph.programs import in_program
+from dlg.graph.rewriting import make_deterministic
+from dlg.graph.values import Value, is_real, numpy_dtype, ops_behind, short_name
 
 # How far two gradients may differ, relative to their own size and to the largest of them: some
 # are zero but for rounding, such as that of a bias before a batch norm.

@@ -37,8 +37,8 @@ from dlg.errors import InputError
 from dlg.interrupts import interrupts_deferred
 from dlg.options import OneLineParser, argument_type, folder_path, integer_between
 from dlg.participant import data, defenses
-from dlg.participant.gradient_file import TrainingStep
 from dlg.participant.networks import NETWORKS
+from dlg.participant.training_step import TrainingStep
 from dlg.results import metrics, pictures
 from dlg.results.folder import ResultFolder
 from dlg.results.versions import versions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paddle.autograd.backward_utils import ValueDict, ValueSet
 from paddle.base.libpaddle import pir
 
-from dlg.graph.rules import Operation, Value
+from dlg.graph.values import Operation, Value
 
 
 def split_by_sources(ops: Sequence[Operation], sources: Sequence[Value]) -> tuple[list[Operation], list[Operation]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dlg.graph.rules import Operation, Value, short_name
+from dlg.graph.values import Operation, Value, short_name
 
 # What passes samples on, each as it is.
 _SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")

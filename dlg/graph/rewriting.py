@@ -14,18 +14,8 @@ import paddle
 from paddle.base.libpaddle import pir
 
 from dlg.errors import LabelError, SecondDerivativeError
-from dlg.graph.rules import (
-    DROPOUT_RULES,
-    FORWARD_RULES,
-    GRADIENT_RULES,
-    SIMPLIFICATIONS,
-    Operation,
-    ProbabilityOf,
-    Rule,
-    Value,
-    short_name,
-    where,
-)
+from dlg.graph.rules import DROPOUT_RULES, FORWARD_RULES, GRADIENT_RULES, SIMPLIFICATIONS, ProbabilityOf, Rule
+from dlg.graph.values import Operation, Value, is_real, ops_behind, short_name, where
 
 # What a network may do to its integer label before an op that has a rule reads it.
 _LABEL_SHAPING = {f"pd_op.{name}" for name in ("unsqueeze", "squeeze", "reshape", "flatten", "cast", "assign")}
@@ -143,19 +133,6 @@ def remove_dead_ops(results: Sequence[Value]) -> None:
             block.remove_op(op)
 
 
-def ops_behind(results: Sequence[Value]) -> list[Operation]:
-    """The ops that these results need, in the order of their block."""
-    needed: set[int] = set()
-    waiting = [value.get_defining_op() for value in results]
-    block = waiting[0].get_parent_block()
-    while waiting:
-        op = waiting.pop()
-        if op is not None and op.id() not in needed:
-            needed.add(op.id())
-            waiting.extend(value.get_defining_op() for value in op.operands_source())
-    return [op for op in block.ops if op.id() in needed]
-
-
 def _rewrite(results: Sequence[Value], rules: Mapping[str, Rule], probability_of: ProbabilityOf) -> list[Value]:
     results = list(results)
     # Backwards, so that an op whose results a rule no longer reads is left alone.
@@ -191,12 +168,6 @@ def _mark_constants(block: pir.Block, sources: Sequence[Value]) -> None:
 
 def _is_one_of(value: Value, values: Sequence[Value]) -> bool:
     return any(value.is_same(other) for other in values)
-
-
-def is_real(value: Value) -> bool:
-    """Whether a value is floating-point, and so can have a derivative."""
-    # A list of tensors has no dtype of its own.
-    return not value.is_dense_tensor_type() or "float" in str(value.dtype).lower()
 
 
 def _no_label(value: Value) -> Value:

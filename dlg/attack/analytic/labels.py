@@ -6,10 +6,11 @@ import numpy as np
 import paddle
 
 from dlg.attack.parameters import tie
-from dlg.attack.shared_step import SharedStep, in_program
+from dlg.attack.shared_step import SharedStep
 from dlg.errors import LabelError
 from dlg.graph.linear_layers import PROBABILITIES, is_parameter, maker
-from dlg.graph.rules import Operation
+from dlg.graph.programs import in_program
+from dlg.graph.values import Operation
 
 
 def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ from dlg.attack.analytic.softmax_regression import LastLayer, likely_counts, sep
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
 from dlg.graph.linear_layers import Linear, reads
-from dlg.graph.rules import Value
+from dlg.graph.values import Value
 
 # How closely the layers read off the graph must give the network's own gradients, in float64.
 _TOLERANCE = 1e-6

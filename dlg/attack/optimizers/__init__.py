@@ -11,11 +11,10 @@ import numpy as np
 import paddle
 from paddle.autograd.backward_utils import ValueDict
 
-from dlg.attack.objective import Objective, traced_execution
-from dlg.attack.shared_step import numpy_dtype
+from dlg.attack.objective import Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
-from dlg.graph.rewriting import ops_behind
-from dlg.graph.rules import Value
+from dlg.graph.programs import traced_execution
+from dlg.graph.values import Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
 
 # Keeps the attack's random numbers apart from others drawn with the same seed.

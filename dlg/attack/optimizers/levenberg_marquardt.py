@@ -18,11 +18,11 @@ import numpy as np
 import paddle
 from paddle.autograd.backward_utils import ValueDict
 
-from dlg.attack.objective import FEATURES, PRECISE_ROUNDING, SHARED, Objective, traced_execution
+from dlg.attack.objective import FEATURES, PRECISE_ROUNDING, SHARED, Objective
 from dlg.attack.optimizers import DummyBatch, Observer, generator, random_start
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
-from dlg.graph.rewriting import ops_behind
-from dlg.graph.rules import Operation, Value
+from dlg.graph.programs import traced_execution
+from dlg.graph.values import Operation, Value, ops_behind
 from dlg.interrupts import interrupts_deferred
 
 # How much the last layer's features count, where they are known to this share of their spread, against all gradients.

@@ -14,17 +14,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import paddle
 import paddle.nn.functional as F
-from paddle.base.libpaddle import pir
 
 from dlg.errors import LabelError, SecondDerivativeError
-
-Operation: TypeAlias = pir.Operation
-Value: TypeAlias = pir.Value
+from dlg.graph.values import Operation, Value, short_name, where
 
 # Gives, for an integer label in the network, the probability vectors that stand for it.
 ProbabilityOf: TypeAlias = Callable[[Value], Value]
@@ -455,35 +451,3 @@ def _add_n(op: Operation, _: ProbabilityOf) -> Sequence[Value | None]:
 
 def _has_fixed_shape(value: Value) -> bool:
     return all(size >= 0 for size in value.shape)
-
-
-# What messages say of an op.
-
-
-def short_name(op: Operation) -> str:
-    """The name of the network's op that this is, or is the gradient of, as its documentation has it."""
-    return op.name().removeprefix("pd_op.").removesuffix("_grad")
-
-
-def where(op: Operation) -> str:
-    """The innermost line outside PaddlePaddle behind an op: ' (net.py, line 7: y = f(x))'."""
-    op, paddle_folder = _forward_op(op), str(Path(paddle.__file__).parent)
-    for place, code in reversed(list(zip(op.callstack[::2], op.callstack[1::2]))):
-        file, _, rest = place.strip().removeprefix('File "').partition('"')
-        if not file.startswith(paddle_folder):
-            line = rest.removeprefix(", line ").partition(",")[0]
-            return f" ({Path(file).name}, line {line}: {code.strip()})"
-    return ""
-
-
-def _forward_op(op: Operation) -> Operation:
-    """The op of the network that this gradient op belongs to; itself, if it is none."""
-    name = op.name().removesuffix("_grad")
-    if name == op.name():
-        return op
-    for operand in op.operands_source():
-        if operand.initialized():
-            for candidate in (operand.get_defining_op(), *operand.all_used_ops()):
-                if candidate is not None and candidate.name() in (name, f"{name}_"):
-                    return candidate
-    return op
