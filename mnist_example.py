@@ -21,6 +21,7 @@ import paddle
 
 from dlg.results import progress_figure, metrics, pictures
 from dlg.participant import data, defenses, gradient_file
+from dlg import random_streams
 from dlg.errors import InputError
 from dlg.participant.networks import NETWORKS
 from dlg.participant.training_step import TrainingStep
@@ -131,7 +132,7 @@ def train_and_attack(args: argparse.Namespace) -> int:
     else:
         # The first step on the first batch. What a participant would share is captured here.
         captured = training.capture(images, labels)
-        origin_grad = defenses.parse(args.defense)(captured, defenses.participants_generator(args.seed))
+        origin_grad = defenses.parse(args.defense)(captured, random_streams.defense_noise(args.seed))
     if args.save_gradients:
         gradient_file.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
 

@@ -1,4 +1,9 @@
-"""What goes wrong for reasons the user can mend."""
+"""What goes wrong for reasons the user can mend, and how an error becomes a line."""
+
+import textwrap
+
+# PaddlePaddle's errors are pages; more of one than this is no line.
+_LONGEST = 500
 
 
 class InputError(ValueError):
@@ -19,3 +24,16 @@ class LabelError(SecondDerivativeError):
 
 class PrecisionError(InputError):
     """A network that runs in its own precision and not in float64, which an attack needs."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message in one line.
+
+    Of a message over several lines, the one that names an error, as
+    PaddlePaddle's pages have it, else the first. Without a message, the
+    error's type.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line]
+    line = (named or lines or [type(error).__name__])[0]
+    return textwrap.shorten(line, _LONGEST, placeholder=" …")

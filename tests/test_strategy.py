@@ -144,7 +144,7 @@ OTHER_LOSSES = {
 @pytest.mark.parametrize("loss", OTHER_LOSSES)
 def test_a_loss_that_is_not_mean_cross_entropy_is_not_taken_for_it(loss, batch):
     trained = participant(with_loss(OTHER_LOSSES[loss]), *batch)
-    assert linear_leakage(trained.shared_step(), (0,), nonnegative=True) is None
+    assert linear_leakage(trained.shared_step(), 0, nonnegative=True) is None
 
 
 def without_bias(feature, label):

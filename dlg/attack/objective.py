@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle.base.libpaddle import pir
 
+from dlg.attack.losses import cosine_distance, gradient_matching_loss, total_variation
 from dlg.attack.parameters import copy_weights, tie
 from dlg.attack.shared_step import LABEL, NetworkCall, SharedStep
 from dlg.errors import InputError, PrecisionError
@@ -26,7 +27,6 @@ from dlg.graph.rewriting import (
     simplify,
 )
 from dlg.graph.values import Value, is_real, numpy_dtype
-from dlg.results.pictures import picture_shape
 
 # How the shared gradients, and features known otherwise, are named where they are fed.
 SHARED = "shared_gradient_"
@@ -121,51 +121,6 @@ class Objective:
         return dataclasses.replace(self, constants=self.constants | {LABEL: fed})
 
 
-def gradient_matching_loss(
-    dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value], batch_size: int
-) -> Value:
-    """D = B² · Σ over parameters of mean((∇W' − ∇W)²), step 4 of the attack.
-
-    The objective of Zhu et al. (2019), equation (2), with each parameter's
-    squared difference averaged over its elements. B² undoes the batch average
-    in the shared gradients, so that one learning rate serves every batch size.
-    """
-    differences = [
-        paddle.mean(paddle.square(dummy - shared)) for dummy, shared in zip(dummy_gradients, shared_gradients)
-    ]
-    return paddle.add_n(differences) * float(batch_size**2)
-
-
-def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value]) -> Value:
-    """1 − ⟨∇W', ∇W⟩ / (‖∇W'‖ ‖∇W‖), over all parameters together: Geiping et al. (2020), equation (4)."""
-
-    def normed(gradients: Sequence[Value]) -> list[Value]:
-        scale = paddle.rsqrt(paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients]))
-        return [gradient * scale for gradient in gradients]
-
-    # Half the squared distance of the unit vectors is the same, and does not lose its digits near zero.
-    pairs = zip(normed(dummy_gradients), normed(shared_gradients))
-    distance = paddle.add_n([paddle.sum(paddle.square(ours - theirs)) for ours, theirs in pairs])
-    return distance * paddle.full([], 0.5, distance.dtype)
-
-
-def total_variation(data: Value) -> Value:
-    """The mean absolute difference of neighbouring pixels, down and across: Geiping et al. (2020), section 4.
-
-    Raises
-    ------
-    InputError
-        Where the samples are not pictures.
-    """
-    shape = picture_shape(data.shape[1:])
-    if shape is None or min(shape[-2:]) < 2:
-        raise InputError(f"tv: samples shaped {list(data.shape[1:])} are no pictures; leave the total variation away")
-    images = paddle.reshape(data, [data.shape[0], -1, *shape[-2:]])
-    down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
-    across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
-    return paddle.mean(down) + paddle.mean(across)
-
-
 def build_objective(
     step: SharedStep,
     *,
@@ -254,7 +209,7 @@ def build_objective(
         else:
             loss = gradient_matching_loss(dummy_gradients, shared, step.batch_size)
         rounding = PRECISE_ROUNDING if dtype == "float64" else _ROUNDING
-        floor = _floor(distance, given.values(), step.batch_size, rounding)
+        floor = _floor(distance, list(given.values()), step.batch_size, rounding)
         if tv:
             loss, floor = loss + tv * total_variation(call.data), 0.0
         features = []
@@ -315,13 +270,12 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
         ) from error
 
 
-def _floor(distance: str, gradients: Iterable[np.ndarray], batch_size: int, rounding: float) -> float:
+def _floor(distance: str, gradients: Sequence[np.ndarray], batch_size: int, rounding: float) -> float:
     """The loss of gradients that agree up to float32's rounding."""
     if distance == "cosine":
         return rounding**2 / 2
-    return (batch_size * rounding) ** 2 * sum(
-        float(np.mean(np.square(gradient, dtype=np.float64))) for gradient in gradients
-    )
+    exact = [gradient.astype(np.float64) for gradient in gradients]
+    return rounding**2 * float(gradient_matching_loss(exact, [np.zeros_like(each) for each in exact], batch_size))
 
 
 def _optimised_label(call: NetworkCall) -> tuple[Value, Value]:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _SMALL_NETWORK = 1_000_000
 # A start that leads nowhere stops early there, and the next one may well arrive.
 _LEAST_SQUARES_RESTARTS = 3
-# Keeps the random numbers of the search within layers apart from those of the starts.
-_SEPARATION = 3
 _LIKELY = "labels: the likeliest by the last layer's gradient, and fixed; they may be wrong"
 
 # Labels, (B,), and what is to be said of them.
@@ -180,7 +178,7 @@ def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return linear_leakage(step, (options.seed, _SEPARATION), nonnegative=nonnegative)
+        return linear_leakage(step, options.seed, nonnegative=nonnegative)
     except PrecisionError:
         return None
 

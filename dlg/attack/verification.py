@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 import paddle
 
+from dlg import random_streams
 from dlg.attack.objective import SHARED, Objective, build_objective
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import NetworkCall, SharedStep
-from dlg.errors import InputError, SecondDerivativeError
+from dlg.errors import InputError, SecondDerivativeError, one_line
 from dlg.graph.programs import in_program
 from dlg.graph.rewriting import make_deterministic
 from dlg.graph.values import Value, is_real, numpy_dtype, ops_behind, short_name
@@ -62,10 +63,8 @@ def verify(step: SharedStep, objective: Objective | None = None, *, fixed_label:
         except Exception as error:
             # In float64: whatever PaddlePaddle raises for a network with an op that insists on float32.
             failure, objective = error, None
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
     raise SecondDerivativeError(
-        f"PaddlePaddle {paddle.__version__} cannot run the attack's program for this network:"
-        f" {next((line for line in lines if 'Error' in line), lines[-1])}"
+        f"PaddlePaddle {paddle.__version__} cannot run the attack's program for this network: {one_line(failure)}"
     ) from failure
 
 
@@ -81,7 +80,7 @@ class _Check:
     def __init__(self, objective: Objective, dtype: str) -> None:
         self._objective = objective
         self._dtype = dtype
-        rng = np.random.default_rng(0)
+        rng = random_streams.probe()
         self._point = [rng.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
         self._labels = rng.integers(0, objective.label_probability.shape[1], objective.label_probability.shape[0])
         self._random = rng

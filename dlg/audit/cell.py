@@ -31,9 +31,10 @@ import paddle
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
+from dlg import random_streams
 from dlg.audit import page
 from dlg.dlg import Reconstruction, dlg_attack
-from dlg.errors import InputError
+from dlg.errors import InputError, one_line
 from dlg.interrupts import interrupts_deferred
 from dlg.options import OneLineParser, argument_type, folder_path, integer_between
 from dlg.participant import data, defenses
@@ -159,7 +160,7 @@ def run_cell(cell: Cell, batch: tuple[np.ndarray, np.ndarray], iterations: int) 
         row |= scores
     except Exception as error:
         # Whatever it is: the other cells' rows are worth having.
-        row["error"] = _one_line(error)
+        row["error"] = one_line(error)
     row["seconds"] = time.perf_counter() - started
     return Outcome({name: _json_number(value) for name, value in row.items()}, target, recovered)
 
@@ -187,7 +188,7 @@ def _attack(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int)
     defense = defenses.parse(cell.defense)
     step = TrainingStep(NETWORKS[cell.network], images.shape[1:], paddle.CPUPlace(), cell.seed)
     gradients = step.capture(images, labels)
-    shared = defense(gradients, defenses.participants_generator(cell.seed))
+    shared = defense(gradients, random_streams.defense_noise(cell.seed))
     attempts, failures = _attempts(cell, step.known, shared, iterations)
     if not attempts:
         raise InputError("; ".join(failures))
@@ -237,7 +238,7 @@ def _attempts(
             try:
                 attempts[name] = dlg_attack(args, *known, shared)
             except InputError as error:
-                failures.append(f"{name}: {_one_line(error)}")
+                failures.append(f"{name}: {one_line(error)}")
     return attempts, failures
 
 
@@ -248,10 +249,6 @@ def _mean(values: Iterable[float]) -> float:
 def _in_common(true: np.ndarray, recovered: np.ndarray) -> int:
     """How many labels are right, in whatever order: a gradient does not say which image each is of."""
     return (collections.Counter(true.tolist()) & collections.Counter(recovered.tolist())).total()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _json_number(value: Any) -> Any:
@@ -538,7 +535,7 @@ def _check_folder(args: argparse.Namespace, settings: Mapping[str, Any]) -> None
     try:
         found = dict(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {str(file)!r} ({_one_line(error)}); give another --result_dir") from None
+        raise InputError(f"cannot read {str(file)!r} ({one_line(error)}); give another --result_dir") from None
     different = [
         f"{name} ({json.dumps(found.get(name))} there, {json.dumps(settings[name])} now)"
         for name in settings
@@ -562,7 +559,7 @@ def _connect(address: str) -> Any:
         client.wait_for_workers(1, timeout=30)
     except (OSError, ValueError, TypeError, ImportError) as error:
         waited = isinstance(error, TimeoutError) and "workers" in str(error)
-        reason = "it has no workers" if waited else _one_line(error)
+        reason = "it has no workers" if waited else one_line(error)
         raise InputError(
             f"--dask {address}: cannot work with a Dask scheduler there ({reason}); expected tcp://HOST:PORT, with"
             " `dask scheduler` running there and a `dask worker` connected to it"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dlg.errors import InputError
+from dlg import random_streams
+from dlg.errors import InputError, one_line
 
 BUNDLED = Path(__file__).parent / "sample"
 SIDE = 28
@@ -88,7 +89,7 @@ def first_batch(images: np.ndarray, labels: np.ndarray, batch_size: int, seed: i
             f"--batch_size {batch_size}: the data has only {len(images)} image{'s' * (len(images) != 1)};"
             f" give more, or a --batch_size of at most {len(images)}"
         )
-    chosen = np.random.default_rng(seed).permutation(len(images))[:batch_size]
+    chosen = random_streams.batch_order(seed).permutation(len(images))[:batch_size]
     return images[chosen], labels[chosen]
 
 
@@ -188,12 +189,7 @@ def _load_whole_mnist() -> tuple[np.ndarray, np.ndarray]:
         # Paddle raises a bare RuntimeError, AssertionError or OSError, by what failed.
         raise InputError(
             "--data mnist: the set is neither in PaddlePaddle's cache nor could it be downloaded"
-            f" ({_first_line(error)}); --data bundled needs no network"
+            f" ({one_line(error)}); --data bundled needs no network"
         ) from None
     images = np.stack(dataset.images).reshape(-1, 1, SIDE, SIDE).astype(np.float32) / 255
     return images, np.stack(dataset.labels).reshape(-1, 1).astype(np.int64)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

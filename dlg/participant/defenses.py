@@ -15,8 +15,6 @@ import numpy as np
 
 from dlg.errors import InputError
 
-_PARTICIPANT = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class Defense:
@@ -125,11 +123,6 @@ class Defense:
         # Where ε is vast, its δ on the far side is 0, and the search for ε takes the logarithm of that.
         with np.errstate(divide="ignore"):
             return float(get_epsilon_gaussian(multiplier, delta))
-
-
-def participants_generator(seed: int) -> np.random.Generator:
-    """Where a defence's noise comes from, apart from other numbers drawn with the same seed."""
-    return np.random.default_rng((seed, _PARTICIPANT))
 
 
 @dataclasses.dataclass(frozen=True)

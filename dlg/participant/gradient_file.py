@@ -8,7 +8,6 @@ import json
 import math
 import os
 import reprlib
-import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dlg.errors import InputError
+from dlg.errors import InputError, one_line
 from dlg.results.folder import write_whole
 from dlg.results.versions import versions
 
@@ -138,7 +137,7 @@ def load(path: str | os.PathLike[str]) -> SavedGradients:
     except OSError as error:
         reason = str(error.strerror or error)
     except Exception as error:  # zipfile, zlib, json and NumPy raise a dozen types at bytes they did not write
-        reason = f"it is damaged or not from gradient_file.save ({_one_line(error)})"
+        reason = f"it is damaged or not from gradient_file.save ({type(error).__name__}: {one_line(error)})"
     raise InputError(f"cannot load gradients from {str(path)!r}: {reason}")
 
 
@@ -325,7 +324,3 @@ def _bytes(described: dict[str, Any]) -> int:
 def _check_finite(name: str, gradient: np.ndarray) -> None:
     if not np.isfinite(gradient).all():
         raise InputError(f"the gradient of {reprlib.repr(name)} holds NaN or infinity; capture it again")
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.special
 
+from dlg import random_streams
 from dlg.attack.analytic.perceptron import ACTIVATIONS, Layer, recover_inputs
 from dlg.attack.analytic.softmax_regression import LastLayer, likely_counts, separate
 from dlg.attack.objective import Objective, build_precise_objective
@@ -49,15 +50,15 @@ class LinearLeakage:
     feature_errors: np.ndarray | None = None
 
 
-def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) -> LinearLeakage | None:
+def linear_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> LinearLeakage | None:
     """Read labels, and what comes with them, off the gradients of the fully connected layers a network ends in.
 
     Parameters
     ----------
     step : SharedStep
         The network and its gradients.
-    seed : sequence of int
-        For the random starts within.
+    seed : int
+        Of the random starts within.
     nonnegative : bool
         Whether the network's inputs cannot be negative, as pixels.
 
@@ -81,12 +82,13 @@ def linear_leakage(step: SharedStep, seed: Sequence[int], *, nonnegative: bool) 
     whole = None not in layers and reads(probe.layers[0], probe.dummies[0]) and _gives_the_features(layers, probe)
     shape = tuple(probe.dummies[0].shape[1:])
     if whole and len(layers) > 1:
-        samples = recover_inputs(layers, step.batch_size, seed)
+        samples = recover_inputs(layers, step.batch_size, random_streams.analytic_search(seed))
         if len(samples.labels):
             labels = _completed(samples.labels, last, step.batch_size)
             certain = len(samples.labels) == step.batch_size
             return LinearLeakage(probe.with_labels(labels), labels, certain, inputs=samples.inputs.reshape(-1, *shape))
-    separation = separate(last, step.batch_size, seed, nonnegative=whole and len(layers) == 1 and nonnegative)
+    search = random_streams.analytic_search(seed)
+    separation = separate(last, step.batch_size, search, nonnegative=whole and len(layers) == 1 and nonnegative)
     if separation is None:
         labels = _completed([], last, step.batch_size)
         return LinearLeakage(probe.with_labels(labels), labels, certain=False)
@@ -132,7 +134,7 @@ def _gives_the_features(layers: Sequence[Layer], probe: Objective) -> bool:
 
 
 def _at_random(probe: Objective, fetched: Sequence[Value]) -> list[np.ndarray]:
-    data = np.random.default_rng(0).standard_normal(probe.dummies[0].shape)
+    data = random_streams.probe().standard_normal(probe.dummies[0].shape)
     return probe.evaluate([data], fetched)
 
 

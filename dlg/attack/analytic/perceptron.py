@@ -114,7 +114,7 @@ class Samples:
     rank: int
 
 
-def recover_inputs(layers: Sequence[Layer], batch_size: int, seed: int | tuple[int, ...] = 0) -> Samples:
+def recover_inputs(layers: Sequence[Layer], batch_size: int, rng: np.random.Generator) -> Samples:
     """Find the batch that a fully connected classifier's gradients were made from.
 
     Parameters
@@ -123,8 +123,8 @@ def recover_inputs(layers: Sequence[Layer], batch_size: int, seed: int | tuple[i
         The whole network from its input to its logits, at least two layers.
     batch_size : int
         B, the number of samples.
-    seed : int or tuple of int
-        For the search's random directions.
+    rng : numpy.random.Generator
+        Of the search's random directions.
 
     Returns
     -------
@@ -148,7 +148,6 @@ def recover_inputs(layers: Sequence[Layer], batch_size: int, seed: int | tuple[i
     """
     _check(layers)
     network = _Network(layers, batch_size)
-    rng = np.random.default_rng(seed)
     search = _ReluSearch(network, rng) if layers[0].activation == "relu" else _SmoothSearch(network, rng)
     found: list[_Sample] = []
     rejections = 0

@@ -131,7 +131,7 @@ def likely_counts(layer: LastLayer, batch_size: int) -> Iterator[np.ndarray]:
 def separate(
     layer: LastLayer,
     batch_size: int,
-    seed: int | tuple[int, ...] = 0,
+    rng: np.random.Generator,
     *,
     nonnegative: bool = False,
     starts: int = 100,
@@ -154,7 +154,7 @@ def separate(
     layer : LastLayer
     batch_size : int
         B.
-    seed : int or tuple of int
+    rng : numpy.random.Generator
         Of the random starts.
     nonnegative : bool
         Whether no feature is negative.
@@ -171,7 +171,6 @@ def separate(
     if batch_size > min(len(layer.bias) - 1, len(layer.weight) + 1) or not np.any(layer.bias_gradient):
         return None
     span = _Span.of(layer, batch_size)
-    rng = np.random.default_rng(seed)
     each = _EVALUATIONS * batch_size * len(layer.bias) * (batch_size * (batch_size - 1)) ** 2
     starts = max(1, min(starts, int(_MOST_WORK / max(each, 1))))
     guesses = itertools.islice(_guesses_by_chance(span, likely_counts(layer, batch_size), rng), starts)

@@ -11,14 +11,13 @@ import numpy as np
 import paddle
 from paddle.autograd.backward_utils import ValueDict
 
+from dlg import random_streams
 from dlg.attack.objective import Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.programs import traced_execution
 from dlg.graph.values import Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
 
-# Keeps the attack's random numbers apart from others drawn with the same seed.
-ATTACKER = 1
 # A run of the program cannot be interrupted: Ctrl-C is heard between runs.
 _SECONDS_PER_RUN = 1.0
 # Adam's, as Kingma and Ba (2015) have them.
@@ -70,11 +69,6 @@ class Optimizer(Protocol):
         """
 
 
-def generator(seed: int, restart: int) -> np.random.Generator:
-    """The random numbers of one start."""
-    return np.random.default_rng((seed, restart, ATTACKER) if restart else (seed, ATTACKER))
-
-
 def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarray]:
     """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable.
 
@@ -82,7 +76,7 @@ def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarr
     without normalisation, and the descent does not leave that plateau.
     """
     data, *label = objective.dummies
-    noise = 0.1 * generator(seed, restart).standard_normal(data.shape)
+    noise = 0.1 * random_streams.attack_start(seed, restart).standard_normal(data.shape)
     return [noise.astype(numpy_dtype(data)), *(np.zeros(v.shape, numpy_dtype(v)) for v in label)]
 
 

@@ -18,8 +18,10 @@ import numpy as np
 import paddle
 from paddle.autograd.backward_utils import ValueDict
 
+from dlg import random_streams
+from dlg.attack.losses import gradient_matching_divisor, gradient_matching_loss
 from dlg.attack.objective import FEATURES, PRECISE_ROUNDING, SHARED, Objective
-from dlg.attack.optimizers import DummyBatch, Observer, generator, random_start
+from dlg.attack.optimizers import DummyBatch, Observer, random_start
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.programs import traced_execution
 from dlg.graph.values import Operation, Value, ops_behind
@@ -137,8 +139,8 @@ class LeastSquares:
         names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
         self._known = {name: objective.constants[name] for name in names}
         self._weights = {name: np.sqrt(g.size) / (np.linalg.norm(g) or 1.0) for name, g in self._known.items()}
-        # What the objective divides each squared difference by, twice over.
-        self._divisors = {name: g.size / (2 * self._batch_size**2) for name, g in self._known.items()}
+        # By what a difference of gradients is divided in the objective's own derivative.
+        self._divisors = {name: gradient_matching_divisor(g.size, self._batch_size) for name, g in self._known.items()}
         if objective.features is not None:
             self._known[FEATURES] = objective.constants[FEATURES] if features is None else features
             self._divisors[FEATURES] = self._known[FEATURES].size / 2
@@ -151,7 +153,7 @@ class LeastSquares:
         """See `dlg.attack.optimizers.random_start`; where that led nowhere, N(0, 1) kept within the pixels' range."""
         if not restart:
             return self._evaluated(random_start(self._objective, seed, restart)[0])
-        noise = generator(seed, restart).standard_normal(self._objective.dummies[0].shape)
+        noise = random_streams.attack_start(seed, restart).standard_normal(self._objective.dummies[0].shape)
         return self._evaluated(noise if self._range is None else np.clip(noise, *self._range))
 
     def run(self, start: DummyBatch, iterations: int, every: int, observe: Observer) -> None:
@@ -198,9 +200,9 @@ class LeastSquares:
 
     def _batch(self, x: np.ndarray, outputs: Sequence[np.ndarray]) -> DummyBatch:
         """The dummy batch with these outputs, of which the gradients come first."""
-        pairs = zip(outputs, list(self._known.values())[: len(self._objective.dummy_gradients)])
-        loss = self._batch_size**2 * sum(float(np.mean((ours - theirs) ** 2)) for ours, theirs in pairs)
-        return DummyBatch([x], self._label_probability, loss)
+        shared = list(self._known.values())[: len(self._objective.dummy_gradients)]
+        loss = gradient_matching_loss([np.asarray(ours) for ours in outputs[: len(shared)]], shared, self._batch_size)
+        return DummyBatch([x], self._label_probability, float(loss))
 
     def _step(self, x: np.ndarray, damping: float, products: int, fine: bool, nearly: bool) -> _Step:
         """The step of this damping, solved with so many products at most."""
@@ -240,7 +242,7 @@ class LeastSquares:
 
         here = gradients(x)
         gram = np.zeros((self._batch_size, self._batch_size))
-        rng = np.random.default_rng(0)
+        rng = random_streams.probe()
         for _ in range(_DIRECTIONS):
             direction = rng.choice([-_DIFFERENCE, _DIFFERENCE], x.shape[1:])
             effects = np.empty((self._batch_size, len(here)))

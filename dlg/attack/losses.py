@@ -1,0 +1,81 @@
+"""What an attack brings down: the gradient-matching loss, other distances of gradients, and a prior."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import paddle
+
+from dlg.errors import InputError
+from dlg.graph.values import Value
+from dlg.results.pictures import picture_shape
+
+# One of PaddlePaddle's values in a program, or an array of numbers.
+Tensor = TypeVar("Tensor", Value, np.ndarray)
+
+
+def gradient_matching_loss(
+    dummy_gradients: Sequence[Tensor], shared_gradients: Sequence[Tensor], batch_size: int
+) -> Tensor:
+    """D = B² · Σ over parameters of mean((∇W' − ∇W)²), step 4 of the attack.
+
+    The objective of Zhu et al. (2019), equation (2), with each parameter's
+    squared difference averaged over its elements. B² undoes the batch average
+    in the shared gradients, so that one learning rate serves every batch size.
+
+    Parameters
+    ----------
+    dummy_gradients, shared_gradients : sequence of Value or of ndarray
+        ∇W' and ∇W, parameter by parameter, of any shapes: values of a program,
+        or numbers.
+    batch_size : int
+        B.
+
+    Returns
+    -------
+    Value or float64, ()
+    """
+    library = np if isinstance(dummy_gradients[0], np.ndarray) else paddle
+    differences = [
+        library.mean(library.square(dummy - shared)) for dummy, shared in zip(dummy_gradients, shared_gradients)
+    ]
+    return functools.reduce(operator.add, differences) * float(batch_size**2)
+
+
+def gradient_matching_divisor(size: int, batch_size: int) -> float:
+    """∂D/∂∇W' of one parameter with `size` elements is ∇W' − ∇W, divided by this number."""
+    return size / (2 * batch_size**2)
+
+
+def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value]) -> Value:
+    """1 − ⟨∇W', ∇W⟩ / (‖∇W'‖ ‖∇W‖), over all parameters together: Geiping et al. (2020), equation (4)."""
+
+    def normed(gradients: Sequence[Value]) -> list[Value]:
+        scale = paddle.rsqrt(paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients]))
+        return [gradient * scale for gradient in gradients]
+
+    # Half the squared distance of the unit vectors is the same, and does not lose its digits near zero.
+    pairs = zip(normed(dummy_gradients), normed(shared_gradients))
+    distance = paddle.add_n([paddle.sum(paddle.square(ours - theirs)) for ours, theirs in pairs])
+    return distance * paddle.full([], 0.5, distance.dtype)
+
+
+def total_variation(data: Value) -> Value:
+    """The mean absolute difference of neighbouring pixels, down and across: Geiping et al. (2020), section 4.
+
+    Raises
+    ------
+    InputError
+        Where the samples are not pictures.
+    """
+    shape = picture_shape(data.shape[1:])
+    if shape is None or min(shape[-2:]) < 2:
+        raise InputError(f"tv: samples shaped {list(data.shape[1:])} are no pictures; leave the total variation away")
+    images = paddle.reshape(data, [data.shape[0], -1, *shape[-2:]])
+    down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
+    across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
+    return paddle.mean(down) + paddle.mean(across)
