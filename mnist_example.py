@@ -23,6 +23,7 @@ from dlg.results import progress_figure, metrics, pictures
 from dlg.participant import data, defenses, gradient_file
 from dlg import random_streams
 from dlg.errors import InputError
+from dlg.interrupts import CtrlC
 from dlg.participant.networks import NETWORKS
 from dlg.participant.training_step import TrainingStep
 from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
@@ -137,27 +138,38 @@ def train_and_attack(args: argparse.Namespace) -> int:
         gradient_file.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
 
     # The attacker is given the model and the gradients, and nothing of the batch but its size.
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        recovered = dlg.dlg_attack(args, *training.known, origin_grad)
-    except dlg.AttackInterrupted as interruption:
-        recovered = interruption.reconstruction
-    # What was recovered is written whole, whoever presses Ctrl-C again.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Only now: an attack that is refused leaves an earlier one's files.
-    folder.remove(r"target\.png|progress\.png|summary\.json")
+    with CtrlC() as ctrl_c:
+        try:
+            recovered = dlg.dlg_attack(args, *training.known, origin_grad)
+        except dlg.AttackInterrupted as interruption:
+            recovered = interruption.reconstruction
+        # What was recovered is written whole, whoever presses Ctrl-C again.
+        ctrl_c.ignore()
+        rows = write_results(args, folder, recovered, images, labels)
+    print_outcome(args, recovered, rows)
+    return EXIT_CODES[recovered.ended]
 
-    # From here on the participant looks at what the attacker got.
+
+def write_results(
+    args: argparse.Namespace,
+    folder: ResultFolder,
+    recovered: dlg.Reconstruction,
+    images: np.ndarray | None,
+    labels: np.ndarray | None,
+) -> list[dict]:
+    """Look, as the participant, at what the attacker got; write the pictures and summary.json.
+
+    The files of an earlier run go only now: an attack that is refused leaves them.
+    """
+    folder.remove(r"target\.png|progress\.png|summary\.json")
     rows = []
-    if images is not None:
+    if images is not None and labels is not None:
         scores = metrics.compare(images, recovered.feature)
         rows = [comparison_row(score, labels[:, 0], recovered.label) for score in scores]
         pictures.save_batch(folder, "target.png", images)
         progress_figure.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
     save_summary(folder, args, recovered, rows)
-    signal.signal(signal.SIGINT, ctrl_c)
-    print_outcome(args, recovered, rows)
-    return EXIT_CODES[recovered.ended]
+    return rows
 
 
 def comparison_row(score: metrics.ImageScore, true_label: np.ndarray, recovered_label: np.ndarray) -> dict:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import sys
 import time
 from typing import Any
 
 import numpy as np
 import paddle
-from tqdm import tqdm
 
-from dlg.attack.optimizers import DummyBatch
+from dlg.attack.attempts import Attempts
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
-from dlg.attack.strategy import choose
+from dlg.attack.strategy import Strategy, choose
 from dlg.errors import InputError
 from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.options import AttackOptions
 from dlg.results.folder import ResultFolder
-from dlg.results.pictures import SNAPSHOTS, pictures, save_pictures
-
-# A start is given up where its loss is this many times that of the best one at the same iteration, from half of that
-# one's iterations on.
-_HOPELESS = 10.0
+from dlg.results.pictures import SNAPSHOTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,51 +158,30 @@ def dlg_attack(
     for note in strategy.notes:
         print(note)
 
-    attempts: list[_Attempt] = []
-    best = None
-    interrupted = False
-    try:
-        restarts = options.restarts or strategy.restarts
-        with _Progress(options.iterations, restarts) as progress:
-            for restart in range(restarts):
-                progress.restart(restart)
-                start = strategy.optimizer.start(options.seed, restart) if restart else first
-                if not math.isfinite(start.loss):
-                    continue
-                attempt = _Attempt(start, options, strategy.objective.floor, best, progress)
-                attempts.append(attempt)
-                attempt.watch(None if restart else folder)
-                strategy.optimizer.run(start, options.iterations, options.snapshot_every, attempt.observe)
-                attempt.close()
-                best = min(attempts, key=lambda attempt: attempt.last.loss)
-                if strategy.objective.explains(best.last.loss):
-                    break
-    except KeyboardInterrupt:
-        if not attempts:
-            raise
-        interrupted = True
-        attempts[-1].close("interrupted")
-        best = min(attempts, key=lambda attempt: attempt.last.loss)
-    if best is not attempts[0]:
-        folder.remove(SNAPSHOTS)
-    best.watch(folder)
+    attempts = Attempts(strategy, options, folder, first)
+    attempts.run()
+    reconstruction = _reconstruction(attempts, strategy, numpy_dtype(feature), started)
+    if attempts.interrupted:
+        raise AttackInterrupted(reconstruction)
+    return reconstruction
 
-    reconstruction = Reconstruction(
-        feature=best.last.values[0].astype(numpy_dtype(feature)),
+
+def _reconstruction(attempts: Attempts, strategy: Strategy, dtype: str, started: float) -> Reconstruction:
+    """What the best start recovered, in the feature's dtype."""
+    best = attempts.best
+    return Reconstruction(
+        feature=best.last.values[0].astype(dtype),
         label=best.last.label_probability.argmax(axis=1).astype(np.int64),
-        label_probability=best.last.label_probability.astype(numpy_dtype(feature)),
+        label_probability=best.last.label_probability.astype(dtype),
         loss=best.last.loss,
         history=best.history,
         iterations=best.iteration,
         evaluations=strategy.optimizer.evaluations,
         seconds=time.perf_counter() - started,
-        ended="interrupted" if interrupted else best.ended,
+        ended="interrupted" if attempts.interrupted else best.ended,
         strategy=strategy.name,
-        starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts],
+        starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts.started],
     )
-    if interrupted:
-        raise AttackInterrupted(reconstruction)
-    return reconstruction
 
 
 def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
@@ -222,97 +194,3 @@ def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
         raise InputError(f"network is {network!r}, expected a callable (feature, label) -> (prediction, loss)")
     if not isinstance(exe, paddle.static.Executor):
         raise InputError(f"exe is a {type(exe).__name__}, expected the training's paddle.static.Executor")
-
-
-class _Attempt:
-    """One start of the attack as it goes on: where it is, its snapshots, and whether it should stop."""
-
-    def __init__(
-        self, start: DummyBatch, options: AttackOptions, floor: float, best: _Attempt | None, progress: _Progress
-    ) -> None:
-        self.iteration, self.last, self.ended = 0, start, ""
-        self.history: list[tuple[int, float]] = []
-        self._options, self._floor, self._progress = options, floor, progress
-        self.losses: dict[int, float] = {}
-        self._best = best
-        self._decided = 0, start
-        self._snapshots: dict[int, np.ndarray | None] = {}
-        self._folder: ResultFolder | None = None
-        self._snapshot()
-
-    def observe(self, iteration: int, dummy: DummyBatch, decisive: bool) -> bool:
-        """Take note of a dummy batch; whether to stop there. See `dlg.attack.optimizers.Observer`."""
-        if not math.isfinite(dummy.loss):
-            (self.iteration, self.last), self.ended = self._decided, "diverged"
-            return True
-        self.iteration, self.last = iteration, dummy
-        if iteration % self._options.snapshot_every == 0:
-            self._snapshot()
-        if not decisive:
-            return False
-        self._decided, self.losses[iteration] = (iteration, dummy), dummy.loss
-        if dummy.loss <= self._floor:
-            self.ended = "floor"
-        elif self._is_hopeless(iteration, dummy.loss):
-            self.ended = "abandoned"
-        return bool(self.ended)
-
-    def _is_hopeless(self, iteration: int, loss: float) -> bool:
-        """Far behind the best start when that was halfway; before, it says little how fast a start begins."""
-        halfway = self._best is not None and self._best.iteration / 2 <= iteration < self._options.iterations
-        return halfway and loss > _HOPELESS * self._best.losses.get(iteration, math.inf)
-
-    def close(self, ended: str = "") -> None:
-        """Nothing comes after this."""
-        done = "iterations" if self.iteration >= self._options.iterations else "converged"
-        self.ended = self.ended or ended or done
-        self._snapshot()
-
-    def watch(self, folder: ResultFolder | None) -> None:
-        """Write the snapshots there, those so far and those to come."""
-        if folder is self._folder:
-            return
-        self._folder = folder
-        for iteration, pixels in self._snapshots.items():
-            save_pictures(folder, f"result_{iteration}.png", pixels)
-
-    def _snapshot(self) -> None:
-        if self.iteration in self._snapshots:
-            return
-        self._snapshots[self.iteration] = pixels = pictures(self.last.values[0])
-        self.history.append((self.iteration, self.last.loss))
-        if self._folder is not None:
-            save_pictures(self._folder, f"result_{self.iteration}.png", pixels)
-        self._progress.show(self.iteration, self.last.loss)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line for each snapshot."""
-
-    def __init__(self, iterations: int, restarts: int) -> None:
-        self._restarts = restarts
-        self._bar = tqdm(total=iterations, unit="it", file=sys.stdout, disable=not sys.stdout.isatty())
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def restart(self, number: int) -> None:
-        """The next start begins."""
-        self._started = time.perf_counter()
-        self._prefix = f"start {number + 1} of {self._restarts}  " if self._restarts > 1 else ""
-        if not self._bar.disable:
-            self._bar.reset()
-            self._bar.set_description(self._prefix.strip() or "attack")
-
-    def show(self, iteration: int, loss: float) -> None:
-        """Where the attack is."""
-        if self._bar.disable:
-            speed = iteration / (time.perf_counter() - self._started)
-            with contextlib.suppress(BrokenPipeError):  # nobody reads on; the attack goes on
-                print(f"{self._prefix}iteration {iteration}  loss {loss:.3e}  {speed:.0f} it/s", flush=True)
-        else:
-            self._bar.set_postfix(loss=f"{loss:.3e}", refresh=False)
-            self._bar.update(iteration - self._bar.n)

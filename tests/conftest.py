@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import dlg  # noqa: F401  before paddle, whose log lines it keeps away
@@ -21,6 +22,14 @@ def a_program_and_a_scope_of_its_own():
     paddle.enable_static()
     with fresh_scope():
         yield
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Python does not hear Ctrl-C where it was started with it ignored, as by nohup or in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -178,12 +178,11 @@ def test_ctrl_c_gives_what_was_recovered_until_then(batch, tmp_path, monkeypatch
         return descend(self, *given)
 
     monkeypatch.setattr(GradientDescent, "descend", interrupted)
-    monkeypatch.setattr("dlg.attack.optimizers._SECONDS_PER_RUN", 0)
     with pytest.raises(AttackInterrupted) as caught:
-        dlg_attack(options(tmp_path), *arguments)
+        dlg_attack(options(tmp_path, snapshot_every=1), *arguments)
     result = caught.value.reconstruction
     assert (result.ended, result.iterations) == ("interrupted", 3)
-    assert [iteration for iteration, _ in result.history] == [0, 3]
+    assert [iteration for iteration, _ in result.history] == [0, 1, 2, 3]
     written = np.asarray(Image.open(tmp_path / "result_3.png"))
     assert (written == np.hstack(pictures.pictures(result.feature))).all()
 
