@@ -12,7 +12,7 @@ from dlg.errors import one_line
     [
         ("a plain message", "a plain message"),
         ("  spaces \t and\n\nanother line", "spaces and"),
-        ("Traceback:\n  file.cc:12\nInvalidArgumentError: the axis is 7\n  [Hint: ...]", "InvalidArgumentError: the axis is 7"),
+        ("Traceback:\n  file.cc:12\nAxisError: the axis is 7\n  [Hint: ...]", "AxisError: the axis is 7"),
         ("", "ValueError"),
     ],
 )  # fmt: skip

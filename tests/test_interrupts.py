@@ -16,16 +16,25 @@ def press():
 
 def test_ctrl_c_is_held_back_to_the_end_of_the_block():
     done = []
-    with pytest.raises(KeyboardInterrupt), interrupts_deferred():
-        press()
-        done.append("the rest of the block")
+
+    def block():
+        with interrupts_deferred():
+            press()
+            done.append("the rest of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert done
 
 
 def test_an_error_in_the_block_is_not_hidden_by_a_ctrl_c():
-    with pytest.raises(ZeroDivisionError), interrupts_deferred():
-        press()
-        raise ZeroDivisionError
+    def block():
+        with interrupts_deferred():
+            press()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
 
 
 def test_other_threads_may_hold_it_back_too():
