@@ -50,13 +50,12 @@ from scipy.stats import binomtest
 import dlg
 from benchmarks.participant import Participant, fresh_scope, participant
 from dlg.errors import InputError
-from dlg.options import AttackOptions
+from dlg.options import OPTIMIZER_CHOICES, AttackOptions
 from dlg.participant import data, networks
 from dlg.results import metrics
 from dlg.results.metrics import RECOVERED, ImageScore
 
 REFERENCE = "torch DLG"
-OPTIMIZERS = ("sgd", "adam", "lbfgs", "lm", "auto")
 COLUMNS = (
     *("network", "batch", "optimizer", "images ≥ 30 dB", "95 % interval", "labels right", "median PSNR"),
     *("median SSIM", "median evaluations", "median seconds", "max seconds"),
@@ -408,7 +407,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax"])
     parser.add_argument("--batch_size", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=["auto"])
+    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZER_CHOICES, default=["auto"])
     parser.add_argument("--seeds", type=int, default=20, help="how many targets; seeds 0, 1, ...")
     parser.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE", help="as the command takes it")
     parser.add_argument("--image", nargs=3, type=int, default=[1, 28, 28], metavar=("C", "H", "W"))

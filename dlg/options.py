@@ -8,11 +8,29 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dlg.attack.optimizers import OPTIMIZERS, OptimizerEntry
 from dlg.errors import InputError
+
+# What the option ``optimizer`` calls the strategy that picks an optimiser itself.
+AUTO = "auto"
+# What the option ``optimizer`` takes.
+OPTIMIZER_CHOICES = (*OPTIMIZERS, AUTO)
+# The default step of each optimiser that takes one, in words.
+_DEFAULT_STEPS = ", ".join(
+    f"{entry.default_step:g} for {entry.name}" for entry in OPTIMIZERS.values() if entry.default_step is not None
+)
+# The optimisers that need fixed labels, in words.
+_INFERRING = " and ".join(entry.name for entry in OPTIMIZERS.values() if entry.needs_fixed_labels)
+
+
+def either(words: Iterable[str]) -> str:
+    """A list of alternatives as a sentence has it: "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def integer_between(low: int, high: int | None = None) -> Callable[[Any], int]:
@@ -45,7 +63,7 @@ def descending_step(value: Any) -> float:
     if not -math.inf < number < 0:
         raise ValueError(
             f"expected a negative number, got {value!r}: the step is added to the dummy data,"
-            " so a step that descends is negative (the default for sgd is -8.5)"
+            f" so a step that descends is negative (by default {_DEFAULT_STEPS})"
         )
     return number
 
@@ -55,7 +73,7 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 
     def check(value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+            raise ValueError(f"expected {either(choices)}, got {value!r}")
         return value
 
     return check
@@ -109,8 +127,14 @@ def _option(default: Any, check: Callable[[Any], Any], text: str, shown: str = "
     return dataclasses.field(default=default, metadata={"check": check, "help": f"{text} (default: {shown})"})
 
 
-# The step of each optimizer that takes one.
-STEPS = {"sgd": -8.5, "adam": -0.05}
+def _optimizer_help() -> str:
+    lines = [f"{entry.name}: {entry.help}" for entry in OPTIMIZERS.values()]
+    return "; ".join([*lines, f"{AUTO}: the strongest for the network and the batch"])
+
+
+def _default_restarts_help() -> str:
+    more = [f"{entry.default_restarts} for {entry.name}" for entry in OPTIMIZERS.values() if entry.default_restarts > 1]
+    return ", ".join([*more, "1 for all else, and where every sample is read off exactly"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,31 +150,27 @@ class AttackOptions:
     learning_rate: float | None = _option(
         None,
         unless_none(descending_step),
-        "the attack's step, for sgd and adam; it is added, so it is negative",
-        ", ".join(f"{step:g} for {optimizer}" for optimizer, step in STEPS.items()),
+        "the attack's step; it is added, so it is negative",
+        _DEFAULT_STEPS,
     )
     result_dir: Path = _option(Path("./att_results"), folder_path, "where results go; created if missing")
     seed: int = _option(0, integer_between(0, 2**32 - 1), "the same seed gives the same run")
     snapshot_every: int = _option(100, integer_between(1), "iterations between two result_NUM.png")
-    optimizer: str = _option(
-        "sgd",
-        one_of("sgd", "adam", "lbfgs", "lm", "auto"),
-        "sgd, adam, lbfgs, lm (least squares, the strongest where it fits) or auto (chosen for the network and batch)",
-    )
+    optimizer: str = _option("sgd", one_of(*OPTIMIZER_CHOICES), _optimizer_help())
     restarts: int | None = _option(
         None,
         unless_none(integer_between(1)),
         "independent starts at most, of which the best by loss is kept",
-        "3 for least squares from random starts, 1 for all else",
+        _default_restarts_help(),
     )
     labels: str = _option(
         "optimize",
         one_of("optimize", "infer"),
-        "optimize: along with the data; infer: from the gradients, then fixed, as lm and auto always do",
+        f"optimize: along with the data; infer: from the gradients, then fixed. Always inferred by {_INFERRING}",
     )
     loss: str = _option("l2", one_of("l2", "cosine"), "the distance of the gradients: l2 or cosine")
     feature_range: str = _option(
-        "0:1", value_range, "what is known of the features, LOW:HIGH or none; lm keeps its images near it"
+        "0:1", value_range, "the known range of the features, LOW:HIGH or none; least squares keeps its images near it"
     )
     tv: float = _option(0.0, weight, "weight of the total variation, a prior for natural images")
 
@@ -171,7 +191,14 @@ class AttackOptions:
                 raise InputError(f"{field.name}: {error}") from None
         options = cls(**values)
         options._refuse_conflicts()
-        return dataclasses.replace(options, learning_rate=options.learning_rate or STEPS.get(options.optimizer))
+        if options.learning_rate is None and options.entry is not None:
+            options = dataclasses.replace(options, learning_rate=options.entry.default_step)
+        return options
+
+    @property
+    def entry(self) -> OptimizerEntry | None:
+        """The optimiser's entry in the table. None where the optimiser is still to be chosen."""
+        return OPTIMIZERS.get(self.optimizer)
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -182,15 +209,17 @@ class AttackOptions:
         return low, high
 
     def _refuse_conflicts(self) -> None:
-        if self.learning_rate is not None and self.optimizer not in STEPS:
+        takes_a_step = [entry.name for entry in OPTIMIZERS.values() if entry.default_step is not None]
+        if self.learning_rate is not None and self.optimizer not in takes_a_step:
             raise InputError(
                 f"learning_rate: {self.optimizer} finds its own step, got {self.learning_rate:g}; leave it away, or"
-                " take sgd or adam"
+                f" take {either(takes_a_step)}"
             )
-        if self.optimizer in ("lm", "auto") and (self.loss != "l2" or self.tv):
+        takes_any_loss = [entry.name for entry in OPTIMIZERS.values() if entry.takes_any_loss]
+        if (self.loss != "l2" or self.tv) and self.optimizer not in takes_any_loss:
             raise InputError(
                 f"loss and tv: {self.optimizer} chooses them itself, got {self.loss} and {self.tv:g}; leave them away,"
-                " or take sgd, adam or lbfgs"
+                f" or take {either(takes_any_loss)}"
             )
 
 

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlg.attack.analytic.labels import labels_from_gradients
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
-from dlg.attack.optimizers import LBFGS, GradientDescent, Optimizer
-from dlg.attack.optimizers.levenberg_marquardt import LeastSquares
+from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
 from dlg.errors import LabelError, PrecisionError
 from dlg.graph.values import is_real
-from dlg.options import STEPS, AttackOptions
+from dlg.options import AUTO, AttackOptions
 from dlg.results.pictures import picture_shape
 
 if TYPE_CHECKING:
     from dlg.attack.analytic.leakage import LinearLeakage
 
-# The largest network, in trained numbers, on which a least-squares attack ends in good time.
+# The largest network, in trained numbers, on which least squares ends in good time.
 _SMALL_NETWORK = 1_000_000
-# A start that leads nowhere stops early there, and the next one may well arrive.
-_LEAST_SQUARES_RESTARTS = 3
-_LIKELY = "labels: the likeliest by the last layer's gradient, and fixed; they may be wrong"
-
-# Labels, (B,), and what is to be said of them.
-InferredLabels: TypeAlias = tuple[np.ndarray, list[str]]
+# The weight of the total variation that auto adds to the cosine distance, for deep networks.
+_PRIOR_WEIGHT = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +38,44 @@ class Strategy:
     objective : Objective
         What it brings down.
     optimizer : Optimizer
-        How.
+        How it brings that down.
     notes : list of str
         What it takes for granted, a line each.
     restarts : int
-        How many independent starts it has unless an option says.
+        How many independent starts it has unless an option says otherwise.
     """
 
     name: str
     objective: Objective
     optimizer: Optimizer
     notes: list[str]
-    restarts: int = 1
+    restarts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _InferredLabels:
+    """Labels that were read off the gradients.
+
+    Attributes
+    ----------
+    labels : ndarray, (B,), int64
+    note : str
+        How sure they are.
+    """
+
+    labels: np.ndarray
+    note: str
 
 
 def choose(step: SharedStep, options: AttackOptions) -> Strategy:
     """Build the attack that the options ask for; its derivatives are verified.
+
+    Parameters
+    ----------
+    step : SharedStep
+        What the attacker holds.
+    options : AttackOptions
+        Which optimiser, and how.
 
     Raises
     ------
@@ -67,112 +83,128 @@ def choose(step: SharedStep, options: AttackOptions) -> Strategy:
         See `dlg.attack.objective.build_objective`.
     LabelError
         Where the labels can neither be optimised nor read off the gradients.
+    PrecisionError
+        Where the optimiser needs float64, and the network cannot run in it.
     SecondDerivativeError
         See `dlg.attack.verification.verify`.
     """
-    return {
-        "sgd": _descent,
-        "adam": _descent,
-        "lbfgs": _lbfgs,
-        "lm": lambda step, options: _least_squares(step, options, _leakage(step, options)),
-        "auto": _strongest,
-    }[options.optimizer](step, options)
-
-
-def _descent(step: SharedStep, options: AttackOptions, inferred: InferredLabels | None = None) -> Strategy:
-    objective, notes = _proven_objective(step, options, inferred=inferred)
-    optimizer = GradientDescent(objective, options.learning_rate, adam=options.optimizer == "adam")
-    return Strategy(options.optimizer, objective, optimizer, notes)
-
-
-def _lbfgs(step: SharedStep, options: AttackOptions) -> Strategy:
-    try:
-        objective, notes = _proven_objective(step, options, build_precise_objective)
-    except PrecisionError:
-        # Its line searches end earlier in float32, which is no reason to do without.
-        objective, notes = _proven_objective(step, options)
-    return Strategy("lbfgs", objective, LBFGS(objective), notes)
-
-
-def _proven_objective(
-    step: SharedStep,
-    options: AttackOptions,
-    builder: Callable[..., Objective] = build_objective,
-    inferred: InferredLabels | None = None,
-) -> tuple[Objective, list[str]]:
-    """The objective of a network whose derivatives were checked."""
-
-    def build(labels: np.ndarray | None) -> Objective:
-        return builder(step, fixed_label=labels, distance=options.loss, tv=options.tv)
-
-    labels, notes = None, []
-    if options.labels == "infer":
-        labels, notes = inferred or _inferred_labels(step, _leakage(step, options))
-        objective = build(labels)
-    else:
-        try:
-            objective = build(None)
-        except LabelError as error:
-            labels = labels_from_gradients(step)
-            objective = build(labels)
-            notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
-    verify(step, fixed_label=labels)
-    return objective, [*objective.notes, *notes]
+    if options.optimizer == AUTO:
+        return _strongest(step, options)
+    entry = OPTIMIZERS[options.optimizer]
+    if entry.needs_fixed_labels:
+        return _from_leakage(entry, step, options, _leakage(step, options))
+    return _from_random_start(entry, step, options)
 
 
 def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
-    """The rule behind auto: least squares for small networks and for what layers give away; else descent."""
+    """The rule behind auto.
+
+    Least squares, where whole samples were read off the gradients, and for a
+    small network whose labels are known. L-BFGS for other small networks. For
+    the rest, the recipe for deep networks.
+    """
     leakage = _leakage(step, options)
     certain = leakage is not None and leakage.certain
-    small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
-    # A label that is no class can be any mixture, which least squares with fixed labels cannot follow.
     exact = certain and leakage.inputs is not None
-    if exact or (small and (certain or not is_real(step.label))):
+    small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
+    # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
+    known_labels = certain or not is_real(step.label)
+    if exact or (small and known_labels):
         with contextlib.suppress(LabelError, PrecisionError):
-            return _least_squares(step, options, leakage)
+            return _from_leakage(OPTIMIZERS["lm"], step, options, leakage)
     if small:
-        return _lbfgs(step, dataclasses.replace(options, optimizer="lbfgs", labels="optimize"))
+        return _from_random_start(OPTIMIZERS["lbfgs"], step, dataclasses.replace(options, labels="optimize"))
+    return _for_deep_networks(step, options, leakage)
+
+
+def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None) -> Strategy:
+    """Adam on the cosine distance with total variation: Geiping et al. (2020), section 4."""
+    inferred: _InferredLabels | None
     try:
         inferred = _inferred_labels(step, leakage)
     except LabelError:
         inferred = None
+    entry = OPTIMIZERS["adam"]
     chosen = dataclasses.replace(
         options,
-        optimizer="adam",
-        learning_rate=STEPS["adam"],
+        learning_rate=entry.default_step,
         labels="optimize" if inferred is None else "infer",
         loss="cosine",
-        tv=0.0 if picture_shape(step.feature.shape[1:]) is None else 1e-2,
+        tv=0.0 if picture_shape(step.feature.shape[1:]) is None else _PRIOR_WEIGHT,
     )
-    strategy = _descent(step, chosen, inferred)
+    strategy = _from_random_start(entry, step, chosen, inferred)
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
 
 
-def _least_squares(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None) -> Strategy:
-    labels, notes = _inferred_labels(step, leakage)
-    name, given = "least squares on the whole batch, by conjugate gradients", {}
-    if leakage is None:
-        objective = build_precise_objective(step, fixed_label=labels)
+def _from_random_start(
+    entry: OptimizerEntry, step: SharedStep, options: AttackOptions, inferred: _InferredLabels | None = None
+) -> Strategy:
+    """An optimiser on dummy data and, where they can be optimised, dummy labels."""
+    labels: np.ndarray | None = None
+    notes: list[str] = []
+    if options.labels == "infer":
+        inferred = inferred or _inferred_labels(step, _leakage(step, options))
+        labels, notes = inferred.labels, [inferred.note]
+        objective = _objective(entry, step, options, labels)
     else:
-        objective = leakage.objective
-        if leakage.inputs is not None:
-            name = "exact recovery from the gradients of the fully connected layers"
-            if len(leakage.inputs) < step.batch_size:
-                name += f" ({len(leakage.inputs)} of {step.batch_size}), the rest by least squares"
-            given = {"initial": leakage.inputs}
-        elif leakage.certain:
-            name = "least squares on the whole batch and the last layer's features, by conjugate gradients"
-            given = {"features": leakage.features, "feature_errors": leakage.feature_errors}
-    verify(step, objective, fixed_label=labels)
-    optimizer = LeastSquares(objective, value_range=options.range, **given)
-    found = 0 if leakage is None or leakage.inputs is None else len(leakage.inputs)
+        try:
+            objective = _objective(entry, step, options, None)
+        except LabelError as error:
+            labels = labels_from_gradients(step)
+            notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
+            objective = _objective(entry, step, options, labels)
+    verify(step, fixed_label=labels)
+    optimizer = entry.build(objective, options.learning_rate, BatchKnowledge(value_range=options.range))
+    return Strategy(optimizer.description, objective, optimizer, [*objective.notes, *notes], entry.default_restarts)
+
+
+def _objective(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, labels: np.ndarray | None) -> Objective:
+    """The objective in the precision that the optimiser asks for."""
+    if entry.precision is not Precision.NETWORK:
+        try:
+            return build_precise_objective(step, fixed_label=labels, distance=options.loss, tv=options.tv)
+        except PrecisionError:
+            if entry.precision is Precision.FLOAT64:
+                raise
+    return build_objective(step, fixed_label=labels, distance=options.loss, tv=options.tv)
+
+
+def _from_leakage(
+    entry: OptimizerEntry, step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None
+) -> Strategy:
+    """An optimiser on dummy data, the labels fixed, with all that was read off the gradients."""
+    inferred = _inferred_labels(step, leakage)
+    objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
+    verify(step, objective, fixed_label=inferred.labels)
+    knowledge = _knowledge(leakage, options)
+    optimizer = entry.build(objective, options.learning_rate, knowledge)
+    name, notes, restarts = optimizer.description, [*objective.notes, inferred.note], entry.default_restarts
+    found = 0 if knowledge.inputs is None else len(knowledge.inputs)
+    if found:
+        name = "exact recovery from the gradients of the fully connected layers"
+    if found == step.batch_size:
+        restarts = 1
+    elif found:
+        name += f" ({found} of {step.batch_size}), the rest by {optimizer.description}"
     if options.range is not None and found < step.batch_size:
-        notes = [*notes, f"features: taken to lie in {options.feature_range} (--feature_range)"]
-    restarts = 1 if found == step.batch_size else _LEAST_SQUARES_RESTARTS
-    return Strategy(name, objective, optimizer, [*objective.notes, *notes], restarts)
+        notes.append(f"features: taken to lie in {options.feature_range} (--feature_range)")
+    return Strategy(name, objective, optimizer, notes, restarts)
+
+
+def _knowledge(leakage: LinearLeakage | None, options: AttackOptions) -> BatchKnowledge:
+    """What the optimiser is told: the samples that were recovered, or else the features that are certain."""
+    known = BatchKnowledge(value_range=options.range)
+    if leakage is None:
+        return known
+    if leakage.inputs is not None:
+        return dataclasses.replace(known, inputs=leakage.inputs)
+    if leakage.certain:
+        return dataclasses.replace(known, features=leakage.features, feature_errors=leakage.feature_errors)
+    return known
 
 
 def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
+    """What the analytic attacks read off the gradients. None where they do not apply."""
     # Imported here: it needs much of SciPy, and plain descent starts sooner without it.
     from dlg.attack.analytic.leakage import linear_leakage
 
@@ -183,9 +215,9 @@ def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
         return None
 
 
-def _inferred_labels(step: SharedStep, leakage: LinearLeakage | None) -> InferredLabels:
-    if leakage is None:
-        return labels_from_gradients(step), [_LIKELY]
-    return leakage.labels, [
-        "labels: read off the gradients, which they explain exactly" if leakage.certain else _LIKELY
-    ]
+def _inferred_labels(step: SharedStep, leakage: LinearLeakage | None) -> _InferredLabels:
+    """The labels from an analytic attack, or else the likeliest by the last layer's gradient."""
+    if leakage is not None and leakage.certain:
+        return _InferredLabels(leakage.labels, "labels: read off the gradients, which they explain exactly")
+    labels = labels_from_gradients(step) if leakage is None else leakage.labels
+    return _InferredLabels(labels, "labels: the likeliest by the last layer's gradient, and fixed; they may be wrong")

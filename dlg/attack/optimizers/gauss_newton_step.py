@@ -1,0 +1,470 @@
+"""One damped Gauss-Newton step for the whole batch, as one run of a program.
+
+The residual r(x) is ∇W'(x) − ∇W, each parameter relative to the size of its
+shared gradient; and, where the last layer's features are known, their weighted
+difference. Pixels outside of their range add a penalty. With the Jacobian
+J = ∂r/∂x, a symmetric preconditioner S over the samples, the damping λ, and the
+penalty's gradient c and diagonal curvature C, the step is S s, where s solves
+
+    (S (JᵀJ + C) S + λ) s = −S (Jᵀr + c)
+
+by conjugate gradients (Nocedal and Wright 2006, sections 7.1 and 10.3). J is
+never formed. A vector–Jacobian product Jᵀu comes exactly out of the
+gradient-matching objective, which is quadratic in what it compares with. A
+Jacobian–vector product Jv is a finite difference of the network's gradients,
+for which the program computes in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Container, Mapping, Sequence
+
+import numpy as np
+import paddle
+from paddle.autograd.backward_utils import ValueDict
+
+from dlg import random_streams
+from dlg.attack.losses import gradient_matching_divisor
+from dlg.attack.objective import FEATURES, SHARED, Objective
+from dlg.graph.copying import copy_ops, exchange, split_by_sources
+from dlg.graph.programs import traced_execution
+from dlg.graph.values import Operation, Value, ops_behind
+from dlg.interrupts import interrupts_deferred
+
+# Conjugate gradients end at this residual relative to the right side: an inexact Newton step does not gain from more.
+_STEP_ACCURACY = 0.05
+# The largest element of a finite difference's step: between rounding, about 1e-16 / 1e-6, and curvature, about 1e-6.
+_DIFFERENCE = 1e-6
+# Along how many random directions `GaussNewtonStep.preconditioner` moves each sample.
+_PROBED_DIRECTIONS = 2
+# Mixtures of samples whose effect is below this share of the strongest one's (as a square) are stretched no further.
+_LEAST_EFFECT = 1e-6
+# What a number is divided by where it would be divided by zero.
+_TINY = 1e-300
+
+
+@dataclasses.dataclass(frozen=True)
+class DampedStep:
+    """A step, and what it does. A sum of squares is that of the residual and the range penalty.
+
+    Attributes
+    ----------
+    change : ndarray, (B, ...), float64
+        The step.
+    products : int
+        How many products with the matrix of the normal equations it took.
+    predicted_reduction : float
+        By how much the sum of squares falls if the outputs are linear in x.
+    before, after : float
+        The sum of squares without and with the step.
+    outputs : list of ndarray
+        The gradients, and the features if they are matched, after the step.
+    """
+
+    change: np.ndarray
+    products: int
+    predicted_reduction: float
+    before: float
+    after: float
+    outputs: list[np.ndarray]
+
+    @property
+    def reduction(self) -> float:
+        """By how much the step lowers the sum of squares, as a share of it."""
+        return (self.before - self.after) / max(self.before, _TINY)
+
+    @property
+    def gain_ratio(self) -> float:
+        """By how much the step lowers the sum of squares, as a share of the prediction."""
+        return (self.before - self.after) / max(self.predicted_reduction, _TINY)
+
+    @property
+    def length(self) -> float:
+        """The root mean square of the step's elements."""
+        return float(np.sqrt(np.mean(self.change**2)))
+
+
+class GaussNewtonStep:
+    """The program that finds a step, see the module.
+
+    Parameters
+    ----------
+    objective : Objective
+        In float64, by the l2 distance, with fixed labels.
+    features : ndarray, (B, d), float64, optional
+        What the last layer was given, where that is known and the objective
+        matches features.
+    held : int
+        How many samples, the first ones, no step changes.
+    value_range : tuple of float, optional
+        Between which numbers pixels are.
+
+    Attributes
+    ----------
+    evaluations : int
+        How often the network's gradients, or a product with J, were computed.
+    batch_size : int
+        B.
+    shared_gradients : list of ndarray
+        ∇W, in the order of the objective's.
+    residual_size : int
+        How many numbers the residual has.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        features: np.ndarray | None = None,
+        held: int = 0,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        self._objective = objective
+        self.evaluations = 0
+        self.batch_size: int = objective.label_probability.shape[0]
+        names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
+        targets = {name: objective.constants[name] for name in names}
+        self.shared_gradients = list(targets.values())
+        self._gradient_weights = [np.sqrt(g.size) / (np.linalg.norm(g) or 1.0) for g in self.shared_gradients]
+        if objective.features is not None:
+            targets[FEATURES] = objective.constants[FEATURES] if features is None else features
+        self.residual_size = sum(target.size for target in targets.values())
+        self._targets = targets
+        self._program = paddle.static.Program()
+        with interrupts_deferred(), paddle.static.program_guard(self._program):
+            self._fetched = self._build(held, value_range)
+
+    def solve(
+        self,
+        x: np.ndarray,
+        *,
+        damping: float,
+        preconditioner: np.ndarray,
+        most_products: int,
+        range_weight: float = 0.0,
+        feature_weight: np.ndarray | None = None,
+    ) -> DampedStep:
+        """Find a step and the outputs after it.
+
+        Parameters
+        ----------
+        x : ndarray, (B, ...), float64
+            Where to step from.
+        damping : float
+            λ.
+        preconditioner : ndarray, (B, B), float64
+            S, symmetric. The identity treats all samples alike.
+        most_products : int
+            Conjugate gradients end after this many products with the matrix.
+        range_weight : float
+            The weight of a pixel's distance from its range.
+        feature_weight : ndarray, (B, 1), float64, optional
+            The weights of the samples' features, if the objective matches them.
+        """
+        objective = self._objective
+        feed = {
+            objective.dummies[0].name: x,
+            "preconditioner": preconditioner,
+            "damping": np.array(damping),
+            "most_products": np.array(most_products),
+            "range_weight": np.array(range_weight),
+        }
+        if objective.features is not None:
+            feed["feature_weight"] = np.zeros((self.batch_size, 1)) if feature_weight is None else feature_weight
+        with traced_execution():
+            change, products, predicted_reduction, before, after, *outputs = objective.executor.run(
+                self._program,
+                feed=objective.constants | self._targets | feed,
+                fetch_list=self._fetched,
+                scope=objective.scope,
+            )
+        self.evaluations += int(products) + 1
+        return DampedStep(change, int(products), float(predicted_reduction), float(before), float(after), outputs)
+
+    def preconditioner(self, x: np.ndarray) -> np.ndarray:
+        """Measure how the samples move the gradients, and even it out.
+
+        Each sample is moved along random directions. The Gram matrix of the
+        changes of the gradients says how strongly each mixture of samples acts
+        on them. A mixture that acts weakly is stretched, up to 1000 times, so
+        that all act alike: Marquardt's scaling, for mixtures of samples.
+
+        Parameters
+        ----------
+        x : ndarray, (B, ...), float64
+            The dummy data.
+
+        Returns
+        -------
+        ndarray, (B, B), float64
+            Symmetric, with eigenvalues from 1 to 1000; the identity where no
+            sample moves the gradients.
+        """
+        gradients = self._relative_gradients(x)
+        gram = np.zeros((self.batch_size, self.batch_size))
+        rng = random_streams.probe()
+        for _ in range(_PROBED_DIRECTIONS):
+            direction = rng.choice([-_DIFFERENCE, _DIFFERENCE], x.shape[1:])
+            effects = np.empty((self.batch_size, len(gradients)))
+            for sample in range(self.batch_size):
+                moved = x.copy()
+                moved[sample] += direction
+                effects[sample] = self._relative_gradients(moved) - gradients
+            gram += effects @ effects.T
+        values, vectors = np.linalg.eigh(gram)
+        if not values[-1] > 0:
+            return np.eye(self.batch_size)
+        return vectors * np.sqrt(values[-1] / np.maximum(values, _LEAST_EFFECT * values[-1])) @ vectors.T
+
+    def _relative_gradients(self, x: np.ndarray) -> np.ndarray:
+        """All gradients in one vector, each relative to the size of the shared one."""
+        self.evaluations += 1
+        found = self._objective.evaluate([x], list(self._objective.dummy_gradients.values()))
+        return np.concatenate([(w * gradient).ravel() for w, gradient in zip(self._gradient_weights, found)])
+
+    def _build(self, held: int, value_range: tuple[float, float] | None) -> list[Value]:
+        """Build the program; gives what is fetched, in the order of `DampedStep`."""
+        data = self._objective.dummies[0]
+        x = paddle.static.data(data.name, data.shape, data.dtype)
+        damping = paddle.static.data("damping", [], data.dtype)
+        most_products = paddle.static.data("most_products", [], "int64")
+        range_weight = paddle.static.data("range_weight", [], data.dtype)
+        preconditioner = paddle.static.data("preconditioner", [self.batch_size] * 2, data.dtype)
+        residual = _Residual(self._objective, x, self._targets, self._gradient_weights)
+        samples = _SampleScaling(preconditioner, x, held)
+        penalty = _RangePenalty(x, range_weight, value_range)
+        equations = _NormalEquations(residual, penalty, samples, damping)
+
+        right_side = equations.right_side()
+        products, solution, remainder = conjugate_gradients(equations.product, right_side, most_products)
+        change = samples.step(solution)
+        predicted_reduction = equations.predicted_reduction(solution, right_side, remainder)
+        outputs = residual.outputs_at(x + change)
+        before = _sum_of_squares([*residual.of(residual.outputs), penalty.excess])
+        after = _sum_of_squares([*residual.of(outputs), penalty.of(x + change)])
+        return [change, products, predicted_reduction, before, after, *outputs]
+
+
+class _Residual:
+    """r around the point x, in the program that is being built.
+
+    Attributes
+    ----------
+    outputs : list of Value
+        The network's gradients, and the features if they are matched, at x.
+    """
+
+    def __init__(
+        self, objective: Objective, x: Value, targets: Mapping[str, np.ndarray], gradient_weights: Sequence[float]
+    ) -> None:
+        self._data = objective.dummies[0]
+        self._x = x
+        self._network_outputs = list(objective.dummy_gradients.values())
+        if objective.features is not None:
+            self._network_outputs.append(objective.features)
+        (self._loss_gradient,) = objective.gradients
+        self._split_ops(targets)
+        self._divisors = _divisors(objective, targets)
+        self._targets = {name: paddle.static.data(name, target.shape, x.dtype) for name, target in targets.items()}
+        self._weights = [_constant(weight, x) for weight in gradient_weights]
+        if objective.features is not None:
+            self._weights.append(paddle.static.data("feature_weight", [x.shape[0], 1], x.dtype))
+        self._copies = copy_ops(self._ops_before_targets, exchange(ValueDict(), [self._data], [x]))
+        self.outputs = [self._copies[output] for output in self._network_outputs]
+
+    def _split_ops(self, targets: Container[str]) -> None:
+        """Tell the objective's ops apart: those before it reads its targets, those after, and the network's own."""
+        all_ops = ops_behind([self._loss_gradient, *self._network_outputs])
+        self._fed_targets = [op.result(0) for op in ops_behind([self._loss_gradient]) if _is_fed_as(op, targets)]
+        _, self._network_ops = split_by_sources(ops_behind(self._network_outputs), [self._data])
+        before_targets, self._ops_after_targets = split_by_sources(all_ops, self._fed_targets)
+        self._ops_before_targets = [
+            op for op in before_targets if not any(result.is_same(self._data) for result in op.results())
+        ]
+
+    def outputs_at(self, values: Value) -> list[Value]:
+        """The network's outputs at other data than x."""
+        copies = copy_ops(self._network_ops, exchange(self._copies, [self._data], [values]))
+        return [copies[output] for output in self._network_outputs]
+
+    def of(self, outputs: Sequence[Value]) -> list[Value]:
+        """The residual of these outputs: their weighted differences from the targets."""
+        targets = self._targets.values()
+        return [w * (output - target) for w, output, target in zip(self._weights, outputs, targets, strict=True)]
+
+    def jacobian_vector_product(self, direction: Value) -> list[Value]:
+        """Jv by a forward difference."""
+        size = _constant(_DIFFERENCE, self._x) / paddle.max(paddle.abs(direction))
+        moved = self.outputs_at(self._x + size * direction)
+        return [
+            weight * (after - before) / size
+            for weight, after, before in zip(self._weights, moved, self.outputs, strict=True)
+        ]
+
+    def vector_jacobian_product(self, vectors: Sequence[Value]) -> Value:
+        """Jᵀu: the objective's gradient where its targets are the outputs less u."""
+        # u at its own size would drown in the rounding of the outputs, so it is scaled to norm 1.
+        norm = paddle.maximum(paddle.sqrt(_sum_of_squares(vectors)), _constant(_TINY, self._x))
+        moved_targets = {
+            name: output - weight * vector * (_constant(self._divisors[name], self._x) / norm)
+            for name, output, weight, vector in zip(self._targets, self.outputs, self._weights, vectors, strict=True)
+        }
+        fed = [moved_targets[target.name] for target in self._fed_targets]
+        copies = copy_ops(self._ops_after_targets, exchange(self._copies, self._fed_targets, fed))
+        return copies[self._loss_gradient] * norm
+
+
+class _SampleScaling:
+    """The preconditioner S over the samples; samples that are held are left out of it on the data's side."""
+
+    def __init__(self, preconditioner: Value, x: Value, held: int) -> None:
+        self._preconditioner = preconditioner
+        self._shape = x.shape
+        free = np.ones([x.shape[0]] + [1] * (len(x.shape) - 1))
+        free[:held] = 0
+        self._free = _constant(free, x)
+
+    def step(self, solution: Value) -> Value:
+        """From the unknowns s to a change of the data, S s."""
+        return self._free * self._apply(solution)
+
+    def pull_back(self, gradient: Value) -> Value:
+        """From a gradient by the data to one by the unknowns."""
+        return self._apply(self._free * gradient)
+
+    def _apply(self, values: Value) -> Value:
+        flat = paddle.reshape(values, [self._shape[0], -1])
+        return paddle.reshape(paddle.matmul(self._preconditioner, flat), self._shape)
+
+
+class _RangePenalty:
+    """Half the squared, weighted distance of the pixels from their range; without a range, zero.
+
+    Attributes
+    ----------
+    excess : Value
+        The weighted distance at x, its share of the residual.
+    gradient, curvature : Value
+        The first derivative and the diagonal of the second.
+    """
+
+    def __init__(self, x: Value, weight: Value, value_range: tuple[float, float] | None) -> None:
+        self._weight, self._value_range = weight, value_range
+        self.excess = self.of(x)
+        outside = paddle.cast(self.excess != _constant(0, x), x.dtype)
+        self.curvature = paddle.square(outside * weight)
+
+    def of(self, values: Value) -> Value:
+        """The weighted distance of other values from the range."""
+        if self._value_range is None:
+            return paddle.zeros_like(values)
+        return self._weight * (values - paddle.clip(values, *self._value_range))
+
+    @property
+    def gradient(self) -> Value:
+        return self._weight * self.excess
+
+
+class _NormalEquations:
+    """(S (JᵀJ + C) S + λ) s = −S (Jᵀr + c)."""
+
+    def __init__(self, residual: _Residual, penalty: _RangePenalty, samples: _SampleScaling, damping: Value) -> None:
+        self._residual, self._penalty, self._samples, self._damping = residual, penalty, samples, damping
+
+    def right_side(self) -> Value:
+        """−S (Jᵀr + c)."""
+        residual = self._residual
+        gradient = residual.vector_jacobian_product(residual.of(residual.outputs))
+        return -self._samples.pull_back(gradient + self._penalty.gradient)
+
+    def product(self, unknowns: Value) -> Value:
+        """(S (JᵀJ + C) S + λ) times a vector."""
+        step = self._samples.step(unknowns)
+        image = self._residual.vector_jacobian_product(self._residual.jacobian_vector_product(step))
+        return self._samples.pull_back(image + self._penalty.curvature * step) + self._damping * unknowns
+
+    def predicted_reduction(self, solution: Value, right_side: Value, remainder: Value) -> Value:
+        """By how much the sum of squares falls with a step whose equations leave this remainder, r being linear."""
+        undamped = paddle.sum(solution * (right_side + remainder))
+        return undamped + self._damping * paddle.sum(paddle.square(solution))
+
+
+def conjugate_gradients(
+    product: Callable[[Value], Value], right_side: Value, most_products: Value
+) -> tuple[Value, Value, Value]:
+    """Solve A s = b roughly, A symmetric and positive definite, by a loop in the current program.
+
+    Parameters
+    ----------
+    product : callable (Value) -> Value
+        From a vector to A times it.
+    right_side : Value, any shape
+        b.
+    most_products : Value, (), int64
+        The loop ends after this many products, if the remainder is not small before.
+
+    Returns
+    -------
+    products : Value, (), int64
+        How many there were.
+    solution : Value, shaped like b
+        s, to a relative residual of 0.05 unless products ran out.
+    remainder : Value, shaped like b
+        b − A s.
+    """
+    first_square = paddle.sum(right_side * right_side)
+    enough = first_square * _constant(_STEP_ACCURACY**2, right_side)
+
+    def not_done(products: Value, solution: Value, remainder: Value, direction: Value, square: Value) -> Value:
+        return paddle.logical_and(products < most_products, square > enough)
+
+    def iterate(products: Value, solution: Value, remainder: Value, direction: Value, square: Value) -> list[Value]:
+        image = product(direction)
+        length = square / paddle.sum(direction * image)
+        solution, remainder = solution + length * direction, remainder - length * image
+        next_square = paddle.sum(remainder * remainder)
+        return [
+            products + paddle.ones([], "int64"),
+            solution,
+            remainder,
+            remainder + next_square / square * direction,
+            next_square,
+        ]
+
+    # PaddlePaddle frees what a loop starts from, though it is used after it: remainder and direction start from copies.
+    start = [
+        paddle.zeros([], "int64"),
+        paddle.zeros_like(right_side),
+        paddle.assign(right_side),
+        paddle.assign(right_side),
+        first_square,
+    ]
+    products, solution, remainder, _, _ = paddle.static.nn.while_loop(not_done, iterate, start)
+    return products, solution, remainder
+
+
+def _divisors(objective: Objective, targets: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By what a difference from each target is divided in the objective's gradient."""
+    batch_size = objective.label_probability.shape[0]
+    return {
+        # The features' term is their mean squared difference.
+        name: target.size / 2 if name == FEATURES else gradient_matching_divisor(target.size, batch_size)
+        for name, target in targets.items()
+    }
+
+
+def _is_fed_as(op: Operation, names: Container[str]) -> bool:
+    return op.name() == "pd_op.data" and op.result(0).name in names
+
+
+def _constant(value: float | np.ndarray, like: Value) -> Value:
+    # A Python number in arithmetic would be rounded to float32.
+    if np.ndim(value) == 0:
+        return paddle.full([], float(value), like.dtype)
+    return paddle.cast(paddle.to_tensor(value), like.dtype)
+
+
+def _sum_of_squares(values: Sequence[Value]) -> Value:
+    return functools.reduce(paddle.add, [paddle.sum(value * value) for value in values])

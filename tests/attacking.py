@@ -1,0 +1,38 @@
+"""An attack on digits, as many tests run it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+from benchmarks.participant import Participant
+
+from dlg import Reconstruction, dlg_attack
+from dlg.participant import data
+from dlg.results import metrics
+
+
+def digits(batch_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first bundled digits after a shuffle with this seed."""
+    return data.first_batch(*data.load(["bundled"]), batch_size, seed)
+
+
+def attack(trained: Participant, folder: object, **options: object) -> Reconstruction:
+    """Attack the participant's next step; the results go into the folder."""
+    args = SimpleNamespace(batch_size=trained.batch_size, result_dir=folder, **options)
+    return dlg_attack(args, *trained.attack_arguments)
+
+
+def worst_psnr(images: np.ndarray, labels: np.ndarray, result: Reconstruction) -> float:
+    """The lowest PSNR of the batch; every label has to be right."""
+    scores = metrics.compare(images, result.feature)
+    assert [labels[score.image, 0] for score in scores] == [result.label[score.recovered] for score in scores]
+    return min(score.psnr for score in scores)
+
+
+def shallow_perceptron(feature, label):
+    """A network of two fully connected layers, narrow enough for quick tests."""
+    hidden = paddle.nn.functional.relu(paddle.nn.Linear(784, 32)(paddle.flatten(feature, 1)))
+    prediction = paddle.nn.Linear(32, 10)(hidden)
+    return prediction, paddle.nn.functional.cross_entropy(prediction, label)
