@@ -224,7 +224,7 @@ BAD_OPTIONS = {
     "--gradients nowhere.npz": "nowhere.npz",
     "--optimizer lbfgs --learning_rate -1": "learning_rate: lbfgs finds its own step, got -1",
     "--optimizer lm --loss cosine": "loss and tv: lm chooses them itself",
-    "--optimizer newton": "expected sgd, adam, lbfgs, lm or auto, got 'newton'",
+    "--optimizer newton": "or auto, got 'newton'",
     "--restarts 0": "expected an integer of at least 1",
     "--tv -1": "expected a number of at least 0, got '-1'",
     "--feature_range 1:0": "expected LOW:HIGH",

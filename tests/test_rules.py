@@ -16,7 +16,6 @@ from dlg import dlg_attack
 from dlg.graph import rules, rewriting
 from dlg.participant import networks
 from dlg.errors import LabelError, SecondDerivativeError
-from dlg.attack.analytic.labels import infer_labels, labels_from_gradients
 from dlg.attack.objective import build_objective
 from dlg.attack.optimizers import GradientDescent
 from dlg.attack.verification import verify
@@ -377,28 +376,3 @@ def test_a_label_that_is_read_elsewhere_is_read_off_the_gradients_instead(tmp_pa
     assert result.label.tolist() == labels[:1, 0].tolist()
     assert result.loss < result.history[0][1]
     assert "weight = paddle.cast(label + 1" in capsys.readouterr().out
-
-
-def test_labels_are_read_off_the_last_bias_wherever_its_layer_was_made():
-    """A layer made outside the callable keeps its name, and is met in another order."""
-    made = []
-
-    def network(feature, label):
-        if not made:
-            made.extend([nn.Linear(CLASSES, CLASSES), nn.Linear(6, CLASSES)])  # the last layer first
-        prediction = made[0](paddle.tanh(made[1](paddle.flatten(feature, start_axis=1))))
-        return prediction, weighted(prediction, label)
-
-    images, labels = batch_of((2, 3))
-    trained = participant(network, images[:1], labels[:1])
-    gradients = trained.step()
-    first, last = (gradients[layer.bias.name] for layer in made[::-1])
-    assert first.argmin() != last.argmin()
-    assert labels_from_gradients(trained.shared_step(gradients)).tolist() == labels[0].tolist()
-
-
-@pytest.mark.parametrize("labels", [[3], [0, 1], [2, 2], [1, 1, 1, 5], list(range(8))])
-def test_labels_are_read_off_a_bias_gradient(labels):
-    probability = np.random.default_rng(0).dirichlet(np.full(10, 50), len(labels))
-    gradient = (probability - np.eye(10)[labels]).mean(axis=0)
-    assert infer_labels(gradient, len(labels)).tolist() == sorted(labels)

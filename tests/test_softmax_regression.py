@@ -8,41 +8,18 @@ import itertools
 import numpy as np
 import pytest
 
-from dlg.participant import data
-from dlg.attack.analytic import softmax_regression
-from dlg.attack.analytic.softmax_regression import LastLayer, likely_counts, separate
-from dlg.results.metrics import compare
+from numpy_networks import CLASSES, untrained
+from numpy_networks import flat_digits as digits
+from numpy_networks import softmax_regression as shared
 
-CLASSES = 10
+from dlg.participant import data
+from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.softmax_regression import affordable_starts, likely_counts, likely_labels, separate
+from dlg.results.metrics import compare
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-def softmax(logits):
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
-def shared(features, labels, weight, bias):
-    """The layer and its gradients, all in float32."""
-    errors = softmax(features @ weight + bias) - np.eye(len(bias), dtype=np.float32)[labels]
-    layer = LastLayer(weight, bias, features.T @ errors / len(labels), errors.mean(axis=0))
-    assert layer.weight_gradient.dtype == layer.bias_gradient.dtype == np.float32
-    return layer
-
-
-def digits(batch_size, seed):
-    images, labels = data.first_batch(*data.load(["bundled"]), batch_size, seed)
-    return images.reshape(batch_size, -1), labels[:, 0]
-
-
-def untrained(inputs, seed, classes=CLASSES):
-    """Weights by Glorot and Bengio, as PaddlePaddle draws them, and no bias."""
-    limit = np.sqrt(6 / (inputs + classes))
-    weight = np.random.default_rng(seed).uniform(-limit, limit, (inputs, classes))
-    return weight.astype(np.float32), np.zeros(classes, np.float32)
 
 
 def trained(seed, steps=100):
@@ -132,7 +109,7 @@ def test_beyond_the_rank_limit_there_is_nothing_to_separate(batch_size):
 
 def test_a_gradient_of_nothing_is_not_separated():
     weight, bias = untrained(784, 0)
-    assert separate(LastLayer(weight, bias, 0 * weight, 0 * bias), 2, rng()) is None
+    assert separate(Layer(weight, bias, 0 * weight, 0 * bias), 2, rng()) is None
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
@@ -205,14 +182,17 @@ def test_the_same_seed_gives_the_same_samples(nonnegative):
     assert not np.array_equal(first.features, other.features)
 
 
-def test_many_classes_get_few_starts(monkeypatch):
-    monkeypatch.setattr(softmax_regression, "_MOST_WORK", 0)
-    fitted = []
-    fit = softmax_regression._fit
-    monkeypatch.setattr(
-        softmax_regression, "_fit", lambda *args, **options: fitted.append(args) or fit(*args, **options)
-    )
-    images, labels = digits(4, 0)
-    wrong = dataclasses.replace(shared(images, labels, *untrained(784, 0)), weight=untrained(784, 1)[0])
-    assert not separate(wrong, 4, rng()).certain
-    assert len(fitted) == 2  # the one start, and the best once more
+def test_starts_are_as_many_as_can_be_afforded():
+    assert affordable_starts(batch_size=8, classes=10) > 100
+    assert affordable_starts(batch_size=1, classes=10) > 100
+    assert affordable_starts(batch_size=16, classes=1000) == 1
+
+
+def test_the_likeliest_labels_complete_those_that_are_known():
+    images, labels = digits(8, 0)
+    layer = shared(images, labels, *untrained(784, 0))
+    assert sorted(likely_labels(layer, 8)) == sorted(labels)
+    completed = likely_labels(layer, 8, labels[:3])
+    assert completed.dtype == np.int64
+    assert completed[:3].tolist() == labels[:3].tolist()
+    assert sorted(completed) == sorted(labels)

@@ -17,7 +17,6 @@ from dlg import InputError
 from dlg.participant import networks
 from dlg.results import metrics
 from dlg.errors import LabelError
-from dlg.attack.analytic.leakage import linear_leakage
 from dlg.attack.objective import build_objective
 from dlg.options import AttackOptions
 from dlg.attack.strategy import choose
@@ -74,27 +73,6 @@ def test_labels_are_inferred_also_of_trained_networks_and_repeated_classes(steps
     trained.train(steps)
     result = attack(trained, tmp_path, labels="infer", iterations=1)
     assert sorted(result.label) == sorted(labels[:, 0])
-
-
-def with_loss(loss):
-    def network(feature, label):
-        prediction, _ = networks.softmax(feature, label)
-        return prediction, loss(prediction, label)
-
-    return network
-
-
-OTHER_LOSSES = {
-    "sum": lambda p, y: F.cross_entropy(p, y, reduction="sum"),
-    "squared error": lambda p, y: F.mse_loss(p, paddle.cast(F.one_hot(paddle.squeeze(y, -1), 10), p.dtype)),
-    "scaled": lambda p, y: F.cross_entropy(3 * p, y),
-}
-
-
-@pytest.mark.parametrize("loss", OTHER_LOSSES)
-def test_a_loss_that_is_not_mean_cross_entropy_is_not_taken_for_it(loss, batch):
-    trained = participant(with_loss(OTHER_LOSSES[loss]), *batch)
-    assert linear_leakage(trained.shared_step(), 0, nonnegative=True) is None
 
 
 def without_bias(feature, label):

@@ -19,7 +19,7 @@ from dlg.options import AUTO, AttackOptions
 from dlg.results.pictures import picture_shape
 
 if TYPE_CHECKING:
-    from dlg.attack.analytic.leakage import LinearLeakage
+    from dlg.attack.analytic.reading import Leakage
 
 # The largest network, in trained numbers, on which least squares ends in good time.
 _SMALL_NETWORK = 1_000_000
@@ -104,12 +104,10 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     the rest, the recipe for deep networks.
     """
     leakage = _leakage(step, options)
-    certain = leakage is not None and leakage.certain
-    exact = certain and leakage.inputs is not None
     small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
-    known_labels = certain or not is_real(step.label)
-    if exact or (small and known_labels):
+    known_labels = (leakage is not None and leakage.certain) or not is_real(step.label)
+    if (leakage is not None and leakage.is_exact) or (small and known_labels):
         with contextlib.suppress(LabelError, PrecisionError):
             return _from_leakage(OPTIMIZERS["lm"], step, options, leakage)
     if small:
@@ -117,7 +115,7 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     return _for_deep_networks(step, options, leakage)
 
 
-def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None) -> Strategy:
+def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakage | None) -> Strategy:
     """Adam on the cosine distance with total variation: Geiping et al. (2020), section 4."""
     inferred: _InferredLabels | None
     try:
@@ -169,9 +167,7 @@ def _objective(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, 
     return build_objective(step, fixed_label=labels, distance=options.loss, tv=options.tv)
 
 
-def _from_leakage(
-    entry: OptimizerEntry, step: SharedStep, options: AttackOptions, leakage: LinearLeakage | None
-) -> Strategy:
+def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, leakage: Leakage | None) -> Strategy:
     """An optimiser on dummy data, the labels fixed, with all that was read off the gradients."""
     inferred = _inferred_labels(step, leakage)
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
@@ -180,8 +176,8 @@ def _from_leakage(
     optimizer = entry.build(objective, options.learning_rate, knowledge)
     name, notes, restarts = optimizer.description, [*objective.notes, inferred.note], entry.default_restarts
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
-    if found:
-        name = "exact recovery from the gradients of the fully connected layers"
+    if leakage is not None and found:
+        name = f"exact recovery from the gradients of {leakage.source}"
     if found == step.batch_size:
         restarts = 1
     elif found:
@@ -191,7 +187,7 @@ def _from_leakage(
     return Strategy(name, objective, optimizer, notes, restarts)
 
 
-def _knowledge(leakage: LinearLeakage | None, options: AttackOptions) -> BatchKnowledge:
+def _knowledge(leakage: Leakage | None, options: AttackOptions) -> BatchKnowledge:
     """What the optimiser is told: the samples that were recovered, or else the features that are certain."""
     known = BatchKnowledge(value_range=options.range)
     if leakage is None:
@@ -203,19 +199,19 @@ def _knowledge(leakage: LinearLeakage | None, options: AttackOptions) -> BatchKn
     return known
 
 
-def _leakage(step: SharedStep, options: AttackOptions) -> LinearLeakage | None:
+def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
     """What the analytic attacks read off the gradients. None where they do not apply."""
     # Imported here: it needs much of SciPy, and plain descent starts sooner without it.
-    from dlg.attack.analytic.leakage import linear_leakage
+    from dlg.attack.analytic.leakage import find_leakage
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return linear_leakage(step, options.seed, nonnegative=nonnegative)
+        return find_leakage(step, options.seed, nonnegative=nonnegative)
     except PrecisionError:
         return None
 
 
-def _inferred_labels(step: SharedStep, leakage: LinearLeakage | None) -> _InferredLabels:
+def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:
     """The labels from an analytic attack, or else the likeliest by the last layer's gradient."""
     if leakage is not None and leakage.certain:
         return _InferredLabels(leakage.labels, "labels: read off the gradients, which they explain exactly")

@@ -1,4 +1,4 @@
-"""Labels read off the gradients."""
+"""Labels read off the gradients of a network's last layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | No
     With softmax and cross entropy, averaged over the batch, the bias's gradient
     for class c is the mean over the samples of (probability of c − [label is
     c]). It is negative only for classes that are in the batch: for a batch of
-    one that is the label (Zhao, Mopuri and Bilen 2020, iDLG, section 3). In
-    larger batches each sample of a class takes about 1/B off, and the most
-    negative one is counted until the batch is full (Wainakh et al. 2021, LLG,
-    section 4), with the mean probability of every class taken as 1/C.
+    one, that class is the label (Zhao, Mopuri and Bilen 2020, iDLG, section 3).
+    In larger batches each sample lowers its class's gradient by about 1/B. So
+    the class with the most negative gradient is counted, its gradient is raised
+    by as much, and so on until there are B labels (Wainakh et al. 2021, LLG,
+    section 4), the mean probability of every class being taken for 1/C.
 
     Parameters
     ----------
@@ -32,7 +33,8 @@ def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | No
     batch_size : int
         B, the number of samples.
     impact : float, optional
-        What a sample takes off its class. By default 1/B, as of the bias.
+        By how much a sample lowers its class's gradient. By default 1/B, which
+        is right for the bias.
 
     Returns
     -------
@@ -48,7 +50,12 @@ def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | No
 
 
 def labels_from_gradients(step: SharedStep) -> np.ndarray:
-    """Find the network's last layer and read the labels off its bias's gradient, or its weight's if it has none.
+    """Find the network's last layer, and read the labels off its bias's gradient, or its weight's if it has no bias.
+
+    Parameters
+    ----------
+    step : SharedStep
+        The network and its gradients.
 
     Returns
     -------
@@ -58,24 +65,33 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
     Raises
     ------
     LabelError
-        Where the prediction comes from no such layer, or it has no gradient.
+        Where the prediction does not come out of a fully connected layer, or
+        no gradient was shared of that layer.
     """
     with in_program(paddle.static.Program()):
         call = step.call()
         op = maker(call.prediction, PROBABILITIES)
         names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
         gradients = [step.gradients[names[name]] for name in _parameters_of(op) if names.get(name) in step.gradients]
-    if gradients and op.name() == "pd_op.add":
+        has_bias = op is not None and op.name() == "pd_op.add"
+    if gradients and has_bias:
         return infer_labels(gradients[0], step.batch_size)
     if gradients and gradients[0].ndim == 2:
-        columns = gradients[0].sum(axis=0, dtype=np.float64)
-        # LLG, section 4: all that was taken off, and the share of it that the probabilities gave back.
-        impact = -columns[columns < 0].sum() / step.batch_size * (1 + 1 / len(columns))
-        return infer_labels(columns, step.batch_size, impact)
+        by_class = gradients[0].sum(axis=0, dtype=np.float64)
+        return infer_labels(by_class, step.batch_size, _weight_impact(by_class, step.batch_size))
     raise LabelError(
         "the labels cannot be read off the gradients either, for the prediction does not come out of a fully connected"
         " layer; let cross_entropy, nll_loss or one_hot read the label, or end the network in one"
     )
+
+
+def _weight_impact(class_gradient: np.ndarray, batch_size: int) -> float:
+    """By how much a sample lowers its class's weight gradient, summed over the features: LLG, section 4.
+
+    All that is below zero, shared by the samples, and 1/C more, which the
+    probabilities gave back.
+    """
+    return -class_gradient[class_gradient < 0].sum() / batch_size * (1 + 1 / len(class_gradient))
 
 
 def _parameters_of(op: Operation | None) -> list[str]:

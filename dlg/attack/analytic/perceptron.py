@@ -2,96 +2,72 @@
 
 A layer y = x W + b whose outputs get the gradients D, one row per sample, has
 the weight gradient Xᵀ D and the bias gradient 1ᵀ D. Stacked, they are
-[X, 1]ᵀ D: a matrix of rank B at most, whose column space is spanned by the
-samples [x, 1] themselves (Dimitrov et al. 2024, SPEAR, section 3). A batch of
-one can be read off it at once (Phong et al. 2017). In a larger one any mixture
-of the samples lies in that space, and something else must tell a sample from a
-mixture. SPEAR uses the zeros that ReLU leaves in D; here, and this is the
-project's own, it is the second layer, whose gradients span the space of the
-[h, 1] in the same way:
+[X, 1]ᵀ D: a matrix of rank B at most, whose columns span the samples [x, 1]
+(Dimitrov et al. 2024, SPEAR, section 3). For a batch of one, that is the sample
+itself up to a factor (Phong et al. 2017). In a larger batch every mixture of the
+samples lies in the span as well, and something must tell samples from mixtures.
 
-    [f(x W₁ + b₁), 1] lies in the second space for [x, 1] in the first one
+SPEAR uses the zeros that ReLU leaves in D. This project uses the second layer,
+whose gradients span the [h, 1] of the hidden units h = f(x W₁ + b₁) in the same
+way. The condition
 
-holds for the samples and, f not being linear, for next to no mixture. Both
-spaces have B dimensions, so this is n equations in 2 B unknowns for n hidden
-units. Samples are found one at a time, and each is taken out of both spaces
-before the next is looked for.
+    [f(x W₁ + b₁), 1] lies in the second span, for [x, 1] in the first
+
+holds for each sample and, since f is not linear, for next to no mixture. Both
+spans have B dimensions, so that n hidden units give n equations for 2 B
+unknowns. Samples are found one at a time. Each one found is taken out of both
+spans before the next is looked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import block_diag, null_space
 from scipy.optimize import least_squares, linprog
-from scipy.special import erf, expit
 
-# Singular values below this part of the largest one are the rounding of float32.
-_NOISE = 1e-6
-# The certificate, see `_Network.certify`. With MNIST digits in batches of up to 64, samples recovered to
-# 60 dB were at no more than 1e-3, 1e-2 and 6e-3, by rounding. No mixture passed; none was below 0.1 in the
-# last, but sigmoid's come to 1e-4 in the first, for it is nearly linear, and some of ReLU's to 0 in the second.
-_MOST_RESIDUAL, _MOST_DUAL_RESIDUAL, _MOST_LABEL_ERROR = 5e-3, 0.05, 0.05
-_REJECTIONS_IN_A_ROW = 40
-_INFEASIBLE = 2  # linprog's status
+from dlg.attack.analytic.layers import ACTIVATIONS, Activation, Layer
+from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.analytic.softmax_regression import likely_labels
 
-
-@dataclasses.dataclass(frozen=True)
-class Activation:
-    """A function applied to each unit, with PaddlePaddle's default constants.
-
-    Attributes
-    ----------
-    function, derivative : callable
-        From an ndarray of pre-activations to one of the same shape.
-    """
-
-    function: Callable[[np.ndarray], np.ndarray]
-    derivative: Callable[[np.ndarray], np.ndarray]
-
-
-def _normal(z: np.ndarray) -> np.ndarray:
-    return np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-
-
-def _cumulative_normal(z: np.ndarray) -> np.ndarray:
-    return (1 + erf(z / np.sqrt(2))) / 2
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype)),
-    "leaky_relu": Activation(lambda z: np.where(z > 0, z, 0.01 * z), lambda z: np.where(z > 0, 1, 0.01)),
-    "elu": Activation(lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), lambda z: np.exp(np.minimum(z, 0))),
-    "tanh": Activation(np.tanh, lambda z: 1 - np.tanh(z) ** 2),
-    "sigmoid": Activation(expit, lambda z: expit(z) * expit(-z)),
-    "gelu": Activation(lambda z: z * _cumulative_normal(z), lambda z: _cumulative_normal(z) + z * _normal(z)),
-    "silu": Activation(lambda z: z * expit(z), lambda z: expit(z) * (1 + z * expit(-z))),
-    "softplus": Activation(lambda z: np.logaddexp(0, z), expit),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A fully connected layer, y = f(x W + b), and what its participant shared.
-
-    Attributes
-    ----------
-    weight : ndarray, shape (in, out), float32 or float64
-    bias : ndarray, shape (out,), float32 or float64
-    weight_gradient, bias_gradient : ndarray
-        Of the mean loss of the batch; shaped like the parameters.
-    activation : str or None
-        f, a key of `ACTIVATIONS`. None for the last layer, whose output goes
-        into softmax and cross entropy.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    weight_gradient: np.ndarray
-    bias_gradient: np.ndarray
-    activation: str | None
+# Singular values below this share of the largest are the rounding of float32.
+_RANK_TOLERANCE = 1e-6
+# The three bounds of the certificate, see `_Network.certify`. MNIST digits in batches of up to 64, recovered to 60 dB,
+# came to no more than 1e-3, 1e-2 and 6e-3, by rounding. No mixture met all three.
+# The distance of [h, 1] from the second span, relative to its length. Mixtures under sigmoid, which is nearly linear,
+# came down to 1e-4.
+_MOST_DISTANCE = 5e-3
+# The smallest singular value of the gradients' mismatch, relative to the next. Some mixtures under ReLU came to 0.
+_MOST_MISMATCH = 0.05
+# The distance of the gradient from the one that the label gives, both of length 1. No mixture was below 0.1.
+_MOST_LABEL_DISTANCE = 0.05
+# The search ends after this many proposals in a row that are no new sample.
+_MOST_REJECTIONS = 40
+# Two samples are the same one where they differ by less than this share of their length.
+_SAME_SAMPLE = 1e-2
+# The slack of ReLU's inequalities has a constant part, for rounding,
+_LEAST_SLACK = 1e-6
+# and a part in proportion to the condition number, because singular vectors of small values are known less exactly.
+# Where both together prove too little, the search doubles them.
+_SLACK_PER_CONDITION = 1e-7
+# The spread of the random weights of ReLU's linear programs. With so large a spread a few of the inequalities decide,
+# and each vertex has a chance.
+_WEIGHT_SPREAD = 3
+# How often a proposal is solved again with the units that it makes active, at most; it settles after a few.
+_MOST_REFINEMENTS = 20
+# The status of SciPy's linprog for a program without a feasible point.
+_INFEASIBLE = 2
+# For smooth activations, the least-squares search ends where the sum of squares changes by less than this share,
+_COST_TOLERANCE = 1e-8
+# or the point by less than this share,
+_POINT_TOLERANCE = 1e-10
+# or the gradient is orthogonal to the residual up to this cosine,
+_GRADIENT_TOLERANCE = 1e-12
+# or after this many evaluations.
+_MOST_EVALUATIONS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +88,31 @@ class Samples:
     inputs: np.ndarray
     labels: np.ndarray
     rank: int
+
+
+def read_off(reading: Reading) -> Leakage | None:
+    """Recover inputs of a network that consists of two or more fully connected layers.
+
+    Returns
+    -------
+    Leakage or None
+        With `inputs`: all of them, and then the labels are certain; or some,
+        and then the labels of the others are the likeliest. None for another
+        network, or where no sample was found.
+    """
+    layers, last = reading.perceptron, reading.softmax_regression
+    if layers is None or last is None or len(layers) < 2:
+        return None
+    samples = recover_inputs(layers, reading.batch_size, reading.random_stream())
+    if not len(samples.labels):
+        return None
+    labels = likely_labels(last, reading.batch_size, samples.labels)
+    return Leakage(
+        objective=reading.probe.with_labels(labels),
+        labels=labels,
+        certain=len(samples.labels) == reading.batch_size,
+        inputs=samples.inputs.reshape(-1, *reading.input_shape),
+    )
 
 
 def recover_inputs(layers: Sequence[Layer], batch_size: int, rng: np.random.Generator) -> Samples:
@@ -148,10 +149,10 @@ def recover_inputs(layers: Sequence[Layer], batch_size: int, rng: np.random.Gene
     """
     _check(layers)
     network = _Network(layers, batch_size)
-    search = _ReluSearch(network, rng) if layers[0].activation == "relu" else _SmoothSearch(network, rng)
+    search: _Search = _ReluSearch(network, rng) if layers[0].activation == "relu" else _SmoothSearch(network, rng)
     found: list[_Sample] = []
     rejections = 0
-    while network.tells_samples_from_mixtures and len(found) < network.rank and rejections < _REJECTIONS_IN_A_ROW:
+    while network.tells_samples_from_mixtures and len(found) < network.rank and rejections < _MOST_REJECTIONS:
         coordinates = search.propose(found)
         sample = None if coordinates is None else network.certify(coordinates)
         if sample is None or any(_are_equal(sample, other) for other in found):
@@ -171,7 +172,7 @@ def _check(layers: Sequence[Layer]) -> None:
     if len(layers) < 2:
         raise ValueError(f"layers has {len(layers)}, expected at least 2: samples are told from mixtures by the second")
     for number, layer in enumerate(layers[:-1], 1):
-        if layer.activation not in ACTIVATIONS:
+        if layer.known_activation is None:
             raise ValueError(
                 f"layer {number} is followed by {layer.activation!r}, expected one of {', '.join(ACTIVATIONS)}"
             )
@@ -181,14 +182,14 @@ def _check(layers: Sequence[Layer]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """A sample in the coordinates of the two subspaces.
+    """A sample in the coordinates of the two spans.
 
     Attributes
     ----------
     coordinates : ndarray, shape (r₁,)
-        Those of [x, 1].
+        Those of [x, 1] in the first span.
     dual, hidden_dual : ndarray, shapes (r₁,) and (r₂,)
-        Unit vectors orthogonal to the coordinates of every other sample.
+        Unit vectors, one for each span, orthogonal to every other sample.
     label : int
     """
 
@@ -200,34 +201,34 @@ class _Sample:
 
 def _are_equal(sample: _Sample, other: _Sample) -> bool:
     distance = np.linalg.norm(sample.coordinates - other.coordinates)
-    return bool(distance < 1e-2 * np.linalg.norm(sample.coordinates))
+    return bool(distance < _SAME_SAMPLE * np.linalg.norm(sample.coordinates))
 
 
-class _Subspace:
-    """What one layer's gradient tells: [X, 1]ᵀ D = `basis` diag(`scale`) `directions`ᵀ, of rank r.
+class _Span:
+    """One layer's gradient, [X, 1]ᵀ D = `basis` diag(`singular_values`) `directions`ᵀ, of rank r.
 
     Attributes
     ----------
     basis : ndarray, shape (in + 1, r)
         Spans the samples [x, 1].
-    scale : ndarray, shape (r,)
+    singular_values : ndarray, shape (r,)
     directions : ndarray, shape (out, r)
         Spans the samples' gradients, the rows of D.
     """
 
     def __init__(self, layer: Layer, batch_size: int) -> None:
-        stacked = np.vstack([layer.weight_gradient, layer.bias_gradient]).astype(np.float64)
-        basis, scale, directions = np.linalg.svd(stacked, full_matrices=False)
-        self.rank = min(batch_size, int(np.sum(scale > _NOISE * scale[0])))
-        self.basis, self.scale, self.directions = basis[:, : self.rank], scale[: self.rank], directions[: self.rank].T
+        basis, values, directions = np.linalg.svd(layer.stacked_gradient, full_matrices=False)
+        self.rank = min(batch_size, int(np.sum(values > _RANK_TOLERANCE * values[0])))
+        self.basis, self.singular_values = basis[:, : self.rank], values[: self.rank]
+        self.directions = directions[: self.rank].T
 
 
 class _Network:
-    """The network and its first two layers' subspaces.
+    """The network, and the spans of its first two layers.
 
     Attributes
     ----------
-    inputs, hidden : _Subspace
+    inputs, hidden : _Span
         Of the first and the second layer's samples.
     pre_activations : ndarray, shape (hidden units, r₁)
         Maps the coordinates of [x, 1] to x W₁ + b₁.
@@ -236,44 +237,44 @@ class _Network:
     def __init__(self, layers: Sequence[Layer], batch_size: int) -> None:
         self.weights = [layer.weight.astype(np.float64) for layer in layers]
         self.biases = [layer.bias.astype(np.float64) for layer in layers]
-        self.activations = [ACTIVATIONS[layer.activation] for layer in layers[:-1]]
-        self.inputs, self.hidden = _Subspace(layers[0], batch_size), _Subspace(layers[1], batch_size)
+        self.activations = [known for layer in layers if (known := layer.known_activation) is not None]
+        self.inputs, self.hidden = _Span(layers[0], batch_size), _Span(layers[1], batch_size)
         self.rank = self.inputs.rank
         self.pre_activations = np.vstack([self.weights[0], self.biases[0]]).T @ self.inputs.basis
 
     @property
     def tells_samples_from_mixtures(self) -> bool:
-        """Whether there are enough equations for the unknowns; with fewer, mixtures would pass for samples."""
+        """Whether there are enough equations for the unknowns. With fewer, mixtures would pass for samples."""
         ranks = self.inputs.rank, self.hidden.rank
         return min(ranks) > 0 and sum(ranks) <= len(self.pre_activations)
 
-    def off_subspace(self, augmented: np.ndarray) -> np.ndarray:
-        """The part of [h, 1], or of columns like it, that is outside the second subspace."""
+    def outside_hidden_span(self, augmented: np.ndarray) -> np.ndarray:
+        """The part of [h, 1], or of columns like it, that is outside of the second span."""
         return augmented - self.hidden.basis @ (self.hidden.basis.T @ augmented)
 
     def certify(self, coordinates: np.ndarray) -> _Sample | None:
-        """The sample at these coordinates, or None if there is a mixture of several, or nothing.
+        """The sample at these coordinates. None where there is a mixture of several, or nothing.
 
-        Three conditions, each relative: [h, 1] lies in the second subspace;
+        Three conditions, each relative: [h, 1] lies in the second span;
         gradients D₁ and D₂ that fit the sample, D₁ = (D₂ W₂ᵀ) f'(z), lie in
-        the spaces of the layers' gradients, and only one such pair; and D₂ is,
-        up to a factor, what some label gives.
+        the spans of the layers' gradients, and only one such pair does; and D₂
+        is, up to a factor, what some label gives.
         """
         z = self.pre_activations @ coordinates
         h = np.append(self.activations[0].function(z), 1)
-        # D₁ = directions₁ v₁ and D₂ = directions₂ v₂, so (v₁, v₂) is a null vector of this.
+        # D₁ = directions₁ v₁ and D₂ = directions₂ v₂, so (v₁, v₂) is a null vector of the mismatch.
         hidden_directions = self.weights[1] @ self.hidden.directions
         mismatch = np.hstack([self.inputs.directions, -self.activations[0].derivative(z)[:, None] * hidden_directions])
-        _, scale, vectors = np.linalg.svd(mismatch, full_matrices=False)
+        _, values, vectors = np.linalg.svd(mismatch, full_matrices=False)
         v1, v2 = np.split(vectors[-1], [self.rank])
-        # By [X, 1]ᵀ D = basis diag(scale) directionsᵀ, v / scale is orthogonal to all samples but this one.
-        dual, hidden_dual = v1 / self.inputs.scale, v2 / self.hidden.scale
-        # A null vector has no sign of its own; a sample's product with its own dual vector is positive.
-        label, label_error = self._label(h[:-1], self.hidden.directions @ v2 * np.sign(dual @ coordinates))
+        # By [X, 1]ᵀ D = basis diag(values) directionsᵀ, v / values is orthogonal to all samples but this one.
+        dual, hidden_dual = v1 / self.inputs.singular_values, v2 / self.hidden.singular_values
+        # A null vector has no sign of its own. A sample's product with its own dual vector is positive.
+        label, label_distance = self._label(h[:-1], self.hidden.directions @ v2 * np.sign(dual @ coordinates))
         if (
-            np.linalg.norm(self.off_subspace(h)) <= _MOST_RESIDUAL * np.linalg.norm(h)
-            and scale[-1] <= _MOST_DUAL_RESIDUAL * scale[-2]
-            and label_error <= _MOST_LABEL_ERROR
+            np.linalg.norm(self.outside_hidden_span(h)) <= _MOST_DISTANCE * np.linalg.norm(h)
+            and values[-1] <= _MOST_MISMATCH * values[-2]
+            and label_distance <= _MOST_LABEL_DISTANCE
         ):
             duals = dual / np.linalg.norm(dual), hidden_dual / np.linalg.norm(hidden_dual)
             return _Sample(coordinates, *duals, label)
@@ -282,31 +283,45 @@ class _Network:
     def _label(self, h: np.ndarray, gradient: np.ndarray) -> tuple[int, float]:
         """The label whose gradient at the second layer's output points most nearly the same way, and how nearly.
 
-        The length is left out: it grows with the number of equal samples.
+        The length is left out, because it grows with the number of equal samples.
         """
-        outputs = []
-        for weight, bias, activation in zip(self.weights[1:], self.biases[1:], [*self.activations[1:], None]):
+        by_label = self._gradients_by_label(h)
+        tiny = np.finfo(np.float64).tiny  # where a gradient is zero, the distance is 1
+        by_label /= np.maximum(np.linalg.norm(by_label, axis=1, keepdims=True), tiny)
+        distances = np.linalg.norm(by_label - gradient / max(np.linalg.norm(gradient), tiny), axis=1)
+        return int(distances.argmin()), float(distances.min())
+
+    def _gradients_by_label(self, h: np.ndarray) -> np.ndarray:
+        """The gradient at the second layer's output for each label that a sample might have, (C, units)."""
+        following: list[Activation | None] = [*self.activations[1:], None]
+        outputs: list[np.ndarray] = []
+        for weight, bias, activation in zip(self.weights[1:], self.biases[1:], following):
             outputs.append(h @ weight + bias)
             h = outputs[-1] if activation is None else activation.function(outputs[-1])
         probabilities = np.exp(h - h.max())
         probabilities /= probabilities.sum()
-        # One row per label, through softmax and cross entropy and back to the second layer.
         by_label = probabilities - np.eye(len(h))
         for weight, activation, z in zip(self.weights[:1:-1], self.activations[:0:-1], outputs[-2::-1]):
             by_label = (by_label @ weight.T) * activation.derivative(z)
-        tiny = np.finfo(np.float64).tiny  # where nothing comes back, the error is 1
-        by_label /= np.maximum(np.linalg.norm(by_label, axis=1, keepdims=True), tiny)
-        errors = np.linalg.norm(by_label - gradient / max(np.linalg.norm(gradient), tiny), axis=1)
-        return int(errors.argmin()), float(errors.min())
+        return by_label
+
+
+class _Search(Protocol):
+    """A way to find points where a sample may be."""
+
+    def propose(self, found: Sequence[_Sample]) -> np.ndarray | None:
+        """Coordinates in the first span, shape (r₁,), away from the samples found. None where a try failed."""
 
 
 def _without(found: Sequence[np.ndarray], dimensions: int) -> np.ndarray:
-    """A basis of the coordinates that samples other than the found ones can have.
+    """A basis of the coordinates that samples other than those found can have.
 
     Parameters
     ----------
     found : sequence of ndarray, shape (r,)
         The dual vectors of the samples found.
+    dimensions : int
+        r.
     """
     return null_space(np.array(found)) if found else np.eye(dimensions)
 
@@ -315,28 +330,28 @@ class _ReluSearch:
     """Samples as vertices of a polyhedron.
 
     ReLU's u = max(z, 0) is the least u with u ≥ 0 and u ≥ z. With z and u
-    linear in the coordinates of the two subspaces, these inequalities make a
-    polyhedron, and at a sample each unit holds one of the two with equality:
-    a vertex where far more inequalities meet than a vertex needs. A linear
-    program with a random objective is likely to end in such a one.
+    linear in the coordinates of the two spans, these inequalities bound a
+    polyhedron. At a sample, each unit meets one of the two with equality, so
+    that far more inequalities meet there than a vertex needs. A linear program
+    with a random objective is likely to end at such a vertex.
     """
 
     def __init__(self, network: _Network, rng: np.random.Generator) -> None:
         self.network, self.rng = network, rng
-        # Rounding moves the smallest singular vectors the most; where this proves too little, `propose` doubles it.
-        ratios = [space.scale[0] / space.scale[-1] for space in (network.inputs, network.hidden) if space.rank]
-        self.slack = 1e-6 + 1e-7 * max(ratios, default=0)
+        spans = network.inputs, network.hidden
+        conditions = [span.singular_values[0] / span.singular_values[-1] for span in spans if span.rank]
+        self.slack = _LEAST_SLACK + _SLACK_PER_CONDITION * max(conditions, default=0)
 
     def propose(self, found: Sequence[_Sample]) -> np.ndarray | None:
-        """Coordinates, shape (r₁,), where a sample may be."""
+        """See `_Search`. Where rounding leaves no feasible point, the next try has twice the slack."""
         network = self.network
         of_input = _without([sample.dual for sample in found], network.inputs.rank)
         of_hidden = _without([sample.hidden_dual for sample in found], network.hidden.rank)
         z, u = network.pre_activations @ of_input, network.hidden.basis[:-1] @ of_hidden
         at_least_zero = np.block([[np.zeros_like(z), u], [-z, u]])
-        # Sums of what cannot be negative are bounded below, unlike any random objective, and have every
-        # vertex for a minimum by some weights: those of its own inequalities alone, so few should count.
-        weights = self.rng.lognormal(sigma=3, size=len(at_least_zero))
+        # A sum of what cannot be negative is bounded below, as a random objective is not. Every vertex minimises some
+        # such sum: that of its own inequalities alone, so few of the weights should count.
+        weights = self.rng.lognormal(sigma=_WEIGHT_SPREAD, size=len(at_least_zero))
         result = linprog(
             weights @ at_least_zero,
             A_ub=-at_least_zero,
@@ -354,10 +369,10 @@ class _ReluSearch:
         """Solve max(z, 0) = u by least squares with the active units fixed, until they stay the same."""
         z, basis = self.network.pre_activations, self.network.hidden.basis
         ones = block_diag(self.network.inputs.basis[-1], basis[-1])
-        active = None
-        for _ in range(20):
+        active: np.ndarray | None = None
+        for _ in range(_MOST_REFINEMENTS):
             before, active = active, z @ coordinates > 0
-            if np.array_equal(before, active):
+            if before is not None and np.array_equal(before, active):
                 break
             equations = np.vstack([np.hstack([active[:, None] * z, -basis[:-1]]), ones])
             target = np.append(np.zeros(len(z)), [1, 1])
@@ -366,34 +381,43 @@ class _ReluSearch:
 
 
 class _SmoothSearch:
-    """Samples as zeros of [f(z), 1]'s part outside the second subspace, by Levenberg and Marquardt's method."""
+    """Samples as points where [f(z), 1] lies in the second span, by Levenberg and Marquardt's method."""
 
     def __init__(self, network: _Network, rng: np.random.Generator) -> None:
         self.network, self.rng = network, rng
 
     def propose(self, found: Sequence[_Sample]) -> np.ndarray | None:
-        """Coordinates, shape (r₁,), where a sample may be."""
+        """See `_Search`; from a random start."""
         network, activation = self.network, self.network.activations[0]
         free = _without([sample.dual for sample in found], network.rank)
         ones = network.inputs.basis[-1] @ free
-        # The point nearest to zero where the last of [x, 1] is 1, and the directions that leave it so.
+        # The point nearest to zero where the last of [x, 1] is 1, and the directions that keep it 1.
         origin = free @ (ones / (ones @ ones))
         directions = free @ null_space(ones[None])
         if directions.shape[1] == 0:
             return origin
-        moves = network.pre_activations @ directions
+        slopes = network.pre_activations @ directions
 
         def pre_activations(t: np.ndarray) -> np.ndarray:
-            return network.pre_activations @ origin + moves @ t
+            return network.pre_activations @ origin + slopes @ t
 
         def residual(t: np.ndarray) -> np.ndarray:
-            return network.off_subspace(np.append(activation.function(pre_activations(t)), 1))
+            return network.outside_hidden_span(np.append(activation.function(pre_activations(t)), 1))
 
         def jacobian(t: np.ndarray) -> np.ndarray:
-            rows = activation.derivative(pre_activations(t))[:, None] * moves
-            return network.off_subspace(np.vstack([rows, np.zeros(rows.shape[1])]))
+            rows = activation.derivative(pre_activations(t))[:, None] * slopes
+            return network.outside_hidden_span(np.vstack([rows, np.zeros(rows.shape[1])]))
 
-        # The origin's own length, at most any sample's, is a scale that the pixels' units do not change.
+        # The origin's length is that of a sample at most, and scales with the pixels' units.
         start = self.rng.standard_normal(len(directions.T)) * np.linalg.norm(origin) / np.sqrt(len(directions.T))
-        result = least_squares(residual, start, jacobian, method="lm", ftol=1e-8, xtol=1e-10, gtol=1e-12, max_nfev=200)
+        result = least_squares(
+            residual,
+            start,
+            jacobian,
+            method="lm",
+            ftol=_COST_TOLERANCE,
+            xtol=_POINT_TOLERANCE,
+            gtol=_GRADIENT_TOLERANCE,
+            max_nfev=_MOST_EVALUATIONS,
+        )
         return origin + directions @ result.x

@@ -1,0 +1,85 @@
+"""A fully connected layer with its gradients, and the activations that are known to the analytic attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import erf, expit
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A fully connected layer, y = f(x W + b), and the gradients of its parameters.
+
+    Attributes
+    ----------
+    weight : ndarray, shape (in, out), float32 or float64
+        W.
+    bias : ndarray, shape (out,), float32 or float64
+        b.
+    weight_gradient, bias_gradient : ndarray
+        The shared gradients, of the mean loss of the batch; shaped like W and b.
+    activation : str, optional
+        f, by the name of PaddlePaddle's op; see `ACTIVATIONS` for those that are
+        known. None for the last layer, whose outputs are the logits.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    weight_gradient: np.ndarray
+    bias_gradient: np.ndarray
+    activation: str | None = None
+
+    @property
+    def stacked_gradient(self) -> np.ndarray:
+        """The gradients of W and b as one matrix [X, 1]ᵀ D, shape (in + 1, out), float64.
+
+        X, (B, in), are the layer's inputs, and D, (B, out), the gradients of
+        its outputs. So the rank is at most B, and the samples [x, 1] span the
+        columns.
+        """
+        return np.vstack([self.weight_gradient, self.bias_gradient]).astype(np.float64)
+
+    @property
+    def known_activation(self) -> Activation | None:
+        """The function f and its derivative. None where there is no f, or it is not known."""
+        return None if self.activation is None else ACTIVATIONS.get(self.activation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A function applied to each unit, with PaddlePaddle's default constants.
+
+    Attributes
+    ----------
+    function, derivative : callable
+        From an ndarray of pre-activations to one of the same shape.
+    """
+
+    function: Callable[[np.ndarray], np.ndarray]
+    derivative: Callable[[np.ndarray], np.ndarray]
+
+
+def _normal_density(z: np.ndarray) -> np.ndarray:
+    return np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def _normal_distribution(z: np.ndarray) -> np.ndarray:
+    return (1 + erf(z / np.sqrt(2))) / 2
+
+
+# By the names of PaddlePaddle's ops.
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype)),
+    "leaky_relu": Activation(lambda z: np.where(z > 0, z, 0.01 * z), lambda z: np.where(z > 0, 1, 0.01)),
+    "elu": Activation(lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), lambda z: np.exp(np.minimum(z, 0))),
+    "tanh": Activation(np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "sigmoid": Activation(expit, lambda z: expit(z) * expit(-z)),
+    "gelu": Activation(
+        lambda z: z * _normal_distribution(z), lambda z: _normal_distribution(z) + z * _normal_density(z)
+    ),
+    "silu": Activation(lambda z: z * expit(z), lambda z: expit(z) * (1 + z * expit(-z))),
+    "softplus": Activation(lambda z: np.logaddexp(0, z), expit),
+}

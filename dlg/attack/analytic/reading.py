@@ -1,0 +1,163 @@
+"""What every analytic attack is given, a `Reading`, and what it gives back, a `Leakage`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.special
+
+from dlg import random_streams
+from dlg.attack.analytic.layers import Layer
+from dlg.attack.objective import Objective, build_precise_objective
+from dlg.attack.shared_step import SharedStep
+from dlg.graph.linear_layers import Linear, reads
+from dlg.graph.values import Value
+
+# How closely layers that were read off the graph must give the network's own gradients and features, both in float64.
+_TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Leakage:
+    """What was read off the gradients. Labels, inputs and features have the samples in the same order.
+
+    Attributes
+    ----------
+    objective : Objective
+        In float64, with these labels fixed; it matches gradients and features.
+    labels : ndarray, shape (B,), int64
+        The labels; where they are not certain, the likeliest.
+    certain : bool
+        Whether labels and inputs, or labels and features, explain the gradients
+        of their layers to float32's rounding.
+    inputs : ndarray, shape (k, ...), float64, optional
+        The network's inputs for the first k samples, exactly. None where no
+        input was recovered.
+    features : ndarray, shape (B, d), float64, optional
+        The last layer's inputs. They mean nothing unless `certain`.
+    feature_errors : ndarray, shape (B,), float64, optional
+        How far off each sample's features may be, relative to how much the
+        samples differ. They mean nothing unless `certain`.
+    source : str
+        Whose gradients gave the inputs away, in words.
+    """
+
+    objective: Objective
+    labels: np.ndarray
+    certain: bool
+    inputs: np.ndarray | None = None
+    features: np.ndarray | None = None
+    feature_errors: np.ndarray | None = None
+    source: str = "the fully connected layers"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every sample was recovered exactly."""
+        return self.certain and self.inputs is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What an analytic attack is given: the network, and its fully connected layers as numbers.
+
+    Attributes
+    ----------
+    probe : Objective
+        In float64, to evaluate the network. It matches features. Its labels
+        are fixed to any; see `Objective.with_labels`.
+    layers : list of Layer or None
+        The fully connected layers that the network ends in, first to last. None
+        in place of a layer that no gradient was shared of.
+    batch_size : int
+        B.
+    seed : int
+        Of the searches' random streams.
+    nonnegative : bool
+        Whether the network's inputs are known not to be negative, like pixels.
+    """
+
+    probe: Objective
+    layers: list[Layer | None]
+    batch_size: int
+    seed: int
+    nonnegative: bool
+
+    @classmethod
+    def of(cls, step: SharedStep, seed: int, *, nonnegative: bool) -> Reading:
+        """Read the layers off the network's graph.
+
+        Raises
+        ------
+        PrecisionError
+            Where the network cannot be built in float64.
+        """
+        any_labels = np.zeros(step.batch_size, np.int64)
+        probe = build_precise_objective(step, fixed_label=any_labels, match_features=True)
+        layers = [_as_numbers(layer, step, probe) for layer in probe.layers]
+        return cls(probe, layers, step.batch_size, seed, nonnegative)
+
+    @functools.cached_property
+    def softmax_regression(self) -> Layer | None:
+        """The last layer, if it is softmax regression: its gradients are those of cross entropy, averaged over B.
+
+        The network's own gradients at a random batch decide. A sum instead of
+        the mean, label smoothing or another loss fails.
+        """
+        last = self.layers[-1] if self.layers else None
+        if last is None:
+            return None
+        names = self.probe.layers[-1].weight, self.probe.layers[-1].bias
+        features, labels, weight_gradient, bias_gradient = self._at_random_batch(
+            [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[name] for name in names)]
+        )
+        logits = features @ last.weight + last.bias
+        delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
+        agrees = _agree(weight_gradient, features.T @ delta) and _agree(bias_gradient, delta.sum(axis=0))
+        return last if agrees else None
+
+    @functools.cached_property
+    def perceptron(self) -> list[Layer] | None:
+        """All layers, if the network has no others, and all have gradients and known activations.
+
+        The network's own features at a random batch decide.
+        """
+        layers = [layer for layer in self.layers if layer is not None]
+        if not layers or len(layers) < len(self.layers) or not reads(self.probe.layers[0], self.probe.dummies[0]):
+            return None
+        activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
+        if len(activations) < len(layers) - 1:
+            return None
+        data, features = self._at_random_batch([self.probe.dummies[0], self.probe.features])
+        hidden = data.reshape(len(data), -1)
+        for layer, activation in zip(layers, activations):
+            hidden = activation.function(hidden @ layer.weight + layer.bias)
+        return layers if _agree(hidden, features) else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one of the network's inputs."""
+        return tuple(self.probe.dummies[0].shape[1:])
+
+    def random_stream(self) -> np.random.Generator:
+        """The stream of a search, from its beginning."""
+        return random_streams.analytic_search(self.seed)
+
+    def _at_random_batch(self, fetched: Sequence[Value | None]) -> list[np.ndarray]:
+        data = random_streams.probe().standard_normal(self.probe.dummies[0].shape)
+        return self.probe.evaluate([data], fetched)
+
+
+def _as_numbers(layer: Linear, step: SharedStep, probe: Objective) -> Layer | None:
+    """A layer's weights and gradients. None where it has no gradients."""
+    if not {layer.weight, layer.bias} <= set(probe.trained):
+        return None
+    weights = [np.array(probe.scope.find_var(name).get_tensor()) for name in (layer.weight, layer.bias)]
+    gradients = [step.gradients[probe.trained[name]] for name in (layer.weight, layer.bias)]
+    return Layer(*weights, *gradients, layer.activation)
+
+
+def _agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return ours.shape == theirs.shape and bool(np.allclose(ours, theirs, _TOLERANCE, _TOLERANCE * np.abs(theirs).max()))

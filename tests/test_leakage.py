@@ -1,0 +1,121 @@
+"""The first analytic attack that applies says what the gradients give away."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from attacking import digits, shallow_perceptron
+from benchmarks.participant import participant
+
+from dlg.attack.analytic.leakage import find_leakage
+from dlg.errors import PrecisionError
+from dlg.participant import networks
+
+
+def found(inputs, images):
+    """Which image each recovered input is, within a hundredth of a pixel's range."""
+    errors = np.abs(images[:, None] - inputs).reshape(len(images), len(inputs), -1).max(axis=2)
+    assert errors.min(axis=0).max() < 1e-2
+    return errors.argmin(axis=0)
+
+
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+def test_every_input_and_label_of_a_perceptron_is_read_off(network):
+    images, labels = digits(3)
+    trained = participant(network, images, labels)
+    leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
+    assert leakage.is_exact
+    assert leakage.source == "the fully connected layers"
+    order = found(leakage.inputs, images)
+    assert sorted(order) == [0, 1, 2]
+    assert leakage.labels.tolist() == labels[order, 0].tolist()
+
+
+def test_the_objective_that_comes_with_it_has_these_labels():
+    images, labels = digits(3)
+    trained = participant(networks.softmax, images, labels)
+    leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
+    loss, probability = leakage.objective.evaluate(
+        [leakage.inputs], [leakage.objective.loss, leakage.objective.label_probability]
+    )
+    assert probability.argmax(axis=1).tolist() == leakage.labels.tolist()
+    # The features are matched with zeros.
+    assert loss == pytest.approx(np.mean(leakage.inputs**2), rel=1e-3)
+
+
+def test_a_repeated_image_leaves_the_likeliest_label_for_the_other_copy():
+    images, labels = digits(3, 1)
+    images[2], labels[2] = images[1], labels[1]
+    trained = participant(shallow_perceptron, images, labels)
+    leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
+    assert not leakage.certain
+    assert sorted(found(leakage.inputs, images[:2])) == [0, 1]
+    assert sorted(leakage.labels) == sorted(labels[:, 0])
+
+
+def test_a_convolutional_network_gives_its_labels_and_features_away():
+    images, labels = digits(2)
+    trained = participant(networks.lenet, images, labels)
+    leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
+    assert leakage.certain
+    assert leakage.inputs is None
+    assert sorted(leakage.labels) == sorted(labels[:, 0])
+    (features,) = leakage.objective.evaluate([images.astype("float64")], [leakage.objective.features])
+    distances = np.linalg.norm(features[:, None] - leakage.features, axis=2).min(axis=1)
+    assert (distances < 0.1 * np.linalg.norm(features[0] - features[1])).all()
+    assert leakage.feature_errors.shape == (2,)
+
+
+def test_more_samples_than_classes_leave_the_likeliest_labels_alone():
+    images, labels = digits(12)
+    trained = participant(networks.softmax, images, labels)
+    leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
+    assert not leakage.certain
+    assert leakage.inputs is leakage.features is None
+    assert len(leakage.labels) == 12
+
+
+def test_noise_leaves_nothing_certain(batch):
+    trained = participant(networks.softmax, *batch)
+    rng = np.random.default_rng(0)
+    noisy = {name: (g + 1e-2 * rng.standard_normal(g.shape)).astype(g.dtype) for name, g in trained.step().items()}
+    leakage = find_leakage(trained.shared_step(noisy), 0, nonnegative=True)
+    assert not leakage.certain
+    assert leakage.inputs is None
+
+
+def test_no_attack_applies_to_another_loss(batch):
+    def network(feature, label):
+        prediction, _ = networks.softmax(feature, label)
+        return prediction, F.cross_entropy(prediction, label, reduction="sum")
+
+    trained = participant(network, *batch)
+    assert find_leakage(trained.shared_step(), 0, nonnegative=True) is None
+
+
+def test_a_network_that_insists_on_its_own_precision_is_refused(batch):
+    made = []
+
+    def network(feature, label):
+        if not made:
+            made.append(paddle.nn.Linear(784, 10))
+        prediction = made[0](paddle.flatten(feature, start_axis=1))
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, *batch)
+    with pytest.raises(PrecisionError):
+        find_leakage(trained.shared_step(), 0, nonnegative=True)
+
+
+def test_the_same_seed_gives_the_same_leakage():
+    images, labels = digits(3)
+    trained = participant(shallow_perceptron, images, labels)
+    step = trained.shared_step()
+    first, again = (find_leakage(step, 5, nonnegative=True) for _ in range(2))
+    for field in dataclasses.fields(first):
+        if isinstance(getattr(first, field.name), np.ndarray):
+            assert np.array_equal(getattr(first, field.name), getattr(again, field.name))
