@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dlg.attack.optimizers import OPTIMIZERS, OptimizerEntry
+from dlg.attack.optimizers import OPTIMIZERS
 from dlg.errors import InputError
 
 # What the option ``optimizer`` calls the strategy that picks an optimiser itself.
@@ -191,14 +191,9 @@ class AttackOptions:
                 raise InputError(f"{field.name}: {error}") from None
         options = cls(**values)
         options._refuse_conflicts()
-        if options.learning_rate is None and options.entry is not None:
-            options = dataclasses.replace(options, learning_rate=options.entry.default_step)
+        if options.learning_rate is None and options.optimizer in OPTIMIZERS:
+            options = dataclasses.replace(options, learning_rate=OPTIMIZERS[options.optimizer].default_step)
         return options
-
-    @property
-    def entry(self) -> OptimizerEntry | None:
-        """The optimiser's entry in the table. None where the optimiser is still to be chosen."""
-        return OPTIMIZERS.get(self.optimizer)
 
     @property
     def range(self) -> tuple[float, float] | None:

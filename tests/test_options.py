@@ -51,9 +51,7 @@ def test_the_command_line_has_the_same_options_and_defaults():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_has_its_default_step_and_its_line_of_help(name):
     entry = OPTIMIZERS[name]
-    chosen = options(optimizer=name)
-    assert chosen.entry is entry
-    assert chosen.learning_rate == entry.default_step
+    assert options(optimizer=name).learning_rate == entry.default_step
     shown = " ".join(parser().format_help().split())
     assert f"{name}: {entry.help}" in shown
     if entry.default_step is not None:
@@ -64,9 +62,7 @@ def test_each_optimizer_has_its_default_step_and_its_line_of_help(name):
 
 def test_auto_is_a_choice_that_stands_for_no_optimizer():
     assert (*OPTIMIZERS, AUTO) == OPTIMIZER_CHOICES
-    chosen = options(optimizer=AUTO)
-    assert chosen.entry is None
-    assert chosen.learning_rate is None
+    assert options(optimizer=AUTO).learning_rate is None
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_CHOICES)

@@ -11,6 +11,9 @@ import numpy as np
 from dlg.attack.analytic.labels import labels_from_gradients
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
+from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
+from dlg.attack.optimizers.lbfgs import LBFGS_ENTRY
+from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
 from dlg.errors import LabelError, PrecisionError
@@ -97,21 +100,21 @@ def choose(step: SharedStep, options: AttackOptions) -> Strategy:
 
 
 def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
-    """The rule behind auto.
+    """Choose by auto's rule.
 
-    Least squares, where whole samples were read off the gradients, and for a
-    small network whose labels are known. L-BFGS for other small networks. For
-    the rest, the recipe for deep networks.
+    Least squares, where every sample was read off the gradients, and for a
+    small network whose labels are known or are classes. L-BFGS for other small
+    networks. The recipe for deep networks for the rest.
     """
     leakage = _leakage(step, options)
-    small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
+    is_small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
-    known_labels = (leakage is not None and leakage.certain) or not is_real(step.label)
-    if (leakage is not None and leakage.is_exact) or (small and known_labels):
+    labels_are_classes = (leakage is not None and leakage.certain) or not is_real(step.label)
+    if (leakage is not None and leakage.is_exact) or (is_small and labels_are_classes):
         with contextlib.suppress(LabelError, PrecisionError):
-            return _from_leakage(OPTIMIZERS["lm"], step, options, leakage)
-    if small:
-        return _from_random_start(OPTIMIZERS["lbfgs"], step, dataclasses.replace(options, labels="optimize"))
+            return _from_leakage(LM_ENTRY, step, options, leakage)
+    if is_small:
+        return _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
     return _for_deep_networks(step, options, leakage)
 
 
@@ -122,15 +125,14 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
         inferred = _inferred_labels(step, leakage)
     except LabelError:
         inferred = None
-    entry = OPTIMIZERS["adam"]
     chosen = dataclasses.replace(
         options,
-        learning_rate=entry.default_step,
+        learning_rate=ADAM_ENTRY.default_step,
         labels="optimize" if inferred is None else "infer",
         loss="cosine",
         tv=0.0 if picture_shape(step.feature.shape[1:]) is None else _PRIOR_WEIGHT,
     )
-    strategy = _from_random_start(entry, step, chosen, inferred)
+    strategy = _from_random_start(ADAM_ENTRY, step, chosen, inferred)
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
 
 
@@ -174,17 +176,20 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     verify(step, objective, fixed_label=inferred.labels)
     knowledge = _knowledge(leakage, options)
     optimizer = entry.build(objective, options.learning_rate, knowledge)
-    name, notes, restarts = optimizer.description, [*objective.notes, inferred.note], entry.default_restarts
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
+    name, notes = optimizer.description, [*objective.notes, inferred.note]
     if leakage is not None and found:
-        name = f"exact recovery from the gradients of {leakage.source}"
-    if found == step.batch_size:
-        restarts = 1
-    elif found:
-        name += f" ({found} of {step.batch_size}), the rest by {optimizer.description}"
+        name = _recovery_name(leakage, found, step.batch_size, optimizer)
     if options.range is not None and found < step.batch_size:
         notes.append(f"features: taken to lie in {options.feature_range} (--feature_range)")
+    # Nothing is random where every sample is known.
+    restarts = 1 if found == step.batch_size else entry.default_restarts
     return Strategy(name, objective, optimizer, notes, restarts)
+
+
+def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
+    name = f"exact recovery from the gradients of {leakage.source}"
+    return name if found == batch_size else f"{name} ({found} of {batch_size}), the rest by {optimizer.description}"
 
 
 def _knowledge(leakage: Leakage | None, options: AttackOptions) -> BatchKnowledge:

@@ -106,12 +106,13 @@ class Reading:
         The network's own gradients at a random batch decide. A sum instead of
         the mean, label smoothing or another loss fails.
         """
+        probe = self.probe
         last = self.layers[-1] if self.layers else None
-        if last is None:
+        if last is None or probe.features is None:
             return None
-        names = self.probe.layers[-1].weight, self.probe.layers[-1].bias
+        names = probe.layers[-1].weight, probe.layers[-1].bias
         features, labels, weight_gradient, bias_gradient = self._at_random_batch(
-            [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[name] for name in names)]
+            [probe.features, probe.label_probability, *(probe.dummy_gradients[name] for name in names)]
         )
         logits = features @ last.weight + last.bias
         delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
@@ -124,13 +125,13 @@ class Reading:
 
         The network's own features at a random batch decide.
         """
-        layers = [layer for layer in self.layers if layer is not None]
-        if not layers or len(layers) < len(self.layers) or not reads(self.probe.layers[0], self.probe.dummies[0]):
+        probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
+        if probe.features is None or len(layers) < len(self.layers) or not reads(probe.layers[0], probe.dummies[0]):
             return None
         activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
         if len(activations) < len(layers) - 1:
             return None
-        data, features = self._at_random_batch([self.probe.dummies[0], self.probe.features])
+        data, features = self._at_random_batch([probe.dummies[0], probe.features])
         hidden = data.reshape(len(data), -1)
         for layer, activation in zip(layers, activations):
             hidden = activation.function(hidden @ layer.weight + layer.bias)
@@ -145,7 +146,7 @@ class Reading:
         """The stream of a search, from its beginning."""
         return random_streams.analytic_search(self.seed)
 
-    def _at_random_batch(self, fetched: Sequence[Value | None]) -> list[np.ndarray]:
+    def _at_random_batch(self, fetched: Sequence[Value]) -> list[np.ndarray]:
         data = random_streams.probe().standard_normal(self.probe.dummies[0].shape)
         return self.probe.evaluate([data], fetched)
 
@@ -154,9 +155,13 @@ def _as_numbers(layer: Linear, step: SharedStep, probe: Objective) -> Layer | No
     """A layer's weights and gradients. None where it has no gradients."""
     if not {layer.weight, layer.bias} <= set(probe.trained):
         return None
-    weights = [np.array(probe.scope.find_var(name).get_tensor()) for name in (layer.weight, layer.bias)]
-    gradients = [step.gradients[probe.trained[name]] for name in (layer.weight, layer.bias)]
-    return Layer(*weights, *gradients, layer.activation)
+    return Layer(
+        weight=np.array(probe.scope.find_var(layer.weight).get_tensor()),
+        bias=np.array(probe.scope.find_var(layer.bias).get_tensor()),
+        weight_gradient=step.gradients[probe.trained[layer.weight]],
+        bias_gradient=step.gradients[probe.trained[layer.bias]],
+        activation=layer.activation,
+    )
 
 
 def _agree(ours: np.ndarray, theirs: np.ndarray) -> bool:

@@ -23,7 +23,8 @@ from dlg.attack.analytic.reading import Leakage, Reading
 
 # A sample is weak where its features are off by more than this share of their spread: about 30 dB for most pictures.
 _MOST_ERROR = 0.03
-# How many random starts there are unless their work is too much.
+# How many random starts there are unless their work is too much. Nine samples of ten classes, the most that can be told
+# apart, needed 27 at most where no feature was zero.
 _MOST_STARTS = 100
 # How many multiply-adds all random starts together may take. Ten classes stay far below, a thousand do not.
 _MOST_WORK = 1e11
