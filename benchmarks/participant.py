@@ -1,71 +1,99 @@
-"""A participant who trains a network, for tests and benchmarks to attack."""
+"""A participant with a batch of its own, for tests and benchmarks to attack."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import paddle
 
 from dlg.attack.shared_step import SharedStep
+from dlg.graph.values import Network, Value
+from dlg.participant.training_step import TrainingStep
+
+# The learning rate of `Participant.train`.
+LEARNING_RATE = 0.1
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Participant:
-    """A training program, its executor, and the gradients of the next step."""
+    """A training step that is always taken on the same batch.
 
-    img: paddle.pir.Value
-    label: paddle.pir.Value
-    network: Callable
-    exe: paddle.static.Executor
-    parameters: list
-    batch_size: int
-    step: Callable[[], dict[str, np.ndarray]]
+    Attributes
+    ----------
+    training : TrainingStep
+        The program and its weights.
+    images : ndarray, shape (B, ...)
+        The samples of the batch.
+    labels : ndarray, shape (B, ...)
+        Their labels.
+    """
+
+    training: TrainingStep
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(self.images)
+
+    @property
+    def img(self) -> Value:
+        """The program's variable for the samples."""
+        return self.training.feature
+
+    @property
+    def parameters(self) -> list[Value]:
+        """As `TrainingStep.parameters`."""
+        return self.training.parameters
 
     @property
     def attack_arguments(self) -> tuple:
-        return self.img, self.label, self.network, self.exe, self.step()
+        """What `dlg.dlg_attack` takes after its options."""
+        return *self.training.known, self.step()
+
+    def step(self) -> dict[str, np.ndarray]:
+        """The gradients of the batch at the current weights."""
+        return self.training.capture(self.images, self.labels)
 
     def shared_step(self, gradients: dict[str, np.ndarray] | None = None) -> SharedStep:
-        """What an attacker holds, with other gradients if given."""
+        """What an attacker holds: the gradients of the batch, or those that are given."""
+        feature, label, network, exe = self.training.known
         gradients = self.step() if gradients is None else gradients
-        return SharedStep(self.network, self.img, self.label, self.batch_size, gradients, self.exe.place)
+        return SharedStep(network, feature, label, self.batch_size, gradients, exe.place)
 
     def weights(self) -> dict[str, np.ndarray]:
-        scope = paddle.static.global_scope()
-        return {p.name: np.array(scope.find_var(p.name).get_tensor()) for p in self.parameters}
+        """As `TrainingStep.weights`."""
+        return self.training.weights()
 
     def train(self, steps: int) -> None:
-        """Steps of gradient descent, at 0.1."""
+        """Train on the batch by gradient descent, at `LEARNING_RATE`."""
         scope = paddle.static.global_scope()
         for _ in range(steps):
             for name, gradient in self.step().items():
                 tensor = scope.find_var(name).get_tensor()
-                tensor.set(np.array(tensor) - 0.1 * gradient, paddle.CPUPlace())
+                tensor.set(np.array(tensor) - LEARNING_RATE * gradient, paddle.CPUPlace())
 
 
-def participant(network: Callable, images: np.ndarray, labels: np.ndarray, seed: int = 0) -> Participant:
-    """Set up training on this batch."""
-    program, startup = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(program, startup):
-        img = paddle.static.data("img", [None, *images.shape[1:]], str(images.dtype))
-        label = paddle.static.data("label", [None, *labels.shape[1:]], str(labels.dtype))
-        pairs = paddle.optimizer.SGD(learning_rate=0.1).backward(network(img, label)[1])
-    exe = paddle.static.Executor(paddle.CPUPlace())
-    paddle.seed(seed)
-    exe.run(startup)
-
-    def step() -> dict[str, np.ndarray]:
-        values = exe.run(program, feed={"img": images, "label": labels}, fetch_list=[gradient for _, gradient in pairs])
-        return {parameter.name: value for (parameter, _), value in zip(pairs, values)}
-
-    return Participant(img, label, network, exe, program.global_block().all_parameters(), len(images), step)
+def participant(network: Network, images: np.ndarray, labels: np.ndarray, seed: int = 0) -> Participant:
+    """Set up training on this batch, on the CPU, with the weights that the seed draws."""
+    training = TrainingStep(
+        network,
+        feature_shape=images.shape[1:],
+        place=paddle.CPUPlace(),
+        seed=seed,
+        feature_dtype=str(images.dtype),
+        label_shape=labels.shape[1:],
+        label_dtype=str(labels.dtype),
+    )
+    return Participant(training, images, labels)
 
 
 @contextlib.contextmanager
 def fresh_scope() -> Iterator[None]:
-    """Weights and generated names of their own."""
+    """Give the block a scope of its own for weights, and let generated names begin anew."""
     with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
         yield

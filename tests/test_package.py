@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from fnmatch import fnmatch
+from itertools import pairwise
 
 import pytest
 from conftest import PROJECT
@@ -46,7 +47,7 @@ def test_the_tests_requirements_are_those_of_the_extras_test_and_dask():
 @pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
 def test_every_requirement_has_its_reason_above_it(file):
     lines = lines_of(file)
-    for above, line in zip(lines, lines[1:]):
+    for above, line in pairwise(lines):
         if line and not line.startswith(("#", "-r ")):
             assert above.startswith("# "), f"{line} has no comment above it"
 
@@ -69,11 +70,11 @@ def test_only_dlg_is_installed_and_all_of_it():
 
 
 def test_every_file_that_is_no_module_is_package_data():
-    patterns = {
+    patterns = [
         f"{package.replace('.', '/')}/{pattern}"
         for package, patterns in SETUPTOOLS["package-data"].items()
         for pattern in patterns
-    }
+    ]
     files = {
         file.relative_to(PROJECT).as_posix()
         for file in (PROJECT / "dlg").rglob("*")

@@ -1,4 +1,4 @@
-"""Where the example's training images come from."""
+"""The example's training images: the bundled digits, MNIST, IDX files or pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dlg import random_streams
 from dlg.errors import InputError, one_line
 
+# The digits that are part of the project; sample/README.md has their source.
 BUNDLED = Path(__file__).parent / "sample"
+# The height and the width of MNIST's images, in pixels; pictures are scaled to it.
 SIDE = 28
-_IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
+# The first four bytes of an IDX file: 8 stands for unsigned bytes, and the last byte is the number of dimensions.
+_IMAGES_MAGIC = 0x00000803
+_LABELS_MAGIC = 0x00000801
+# The first two bytes of a gzip file.
+_GZIP_MAGIC = b"\x1f\x8b"
+# MNIST's two sets in the names of its files; where a folder has both, the first is taken.
+_SPLITS = ("train", "t10k")
+# The endings of the files in a folder that are taken for pictures, in lower case.
 _PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -31,70 +40,87 @@ def load(sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     Parameters
     ----------
     sources : sequence of str
-        ``["bundled"]``, the sample that ships with the project; ``["mnist"]``,
-        the whole training set through PaddlePaddle; or paths: one folder with
-        MNIST-named IDX files or with pictures, or pictures.
+        One of:
+
+        - ``["bundled"]``: the 1,000 digits that are part of the project.
+        - ``["mnist"]``: MNIST's training set, which PaddlePaddle downloads.
+        - The path of one folder, with IDX files named as MNIST names them, or
+          with pictures.
+        - The paths of pictures. A picture's label is the first character of
+          its name where that is a digit, and 0 elsewhere.
 
     Returns
     -------
     images : ndarray, shape (N, 1, 28, 28), float32
-        Pixels in [0, 1], white ink on black.
+        Pixels in [0, 1]. MNIST's digits are white on black.
     labels : ndarray, shape (N, 1), int64
-        0 to 9.
+        Digits from 0 to 9.
 
     Raises
     ------
     InputError
-        Where a file is missing, unreadable or not what its name says.
+        Where a file is missing, cannot be read or does not have the format that
+        its name says, or where `sources` names several things that do not go together.
     """
     if "" in sources:
         raise InputError("--data '': expected bundled, mnist, a folder or pictures")
     if list(sources) == ["bundled"]:
-        return _load_idx_folder(BUNDLED)
+        return _load_folder(BUNDLED)
     if list(sources) == ["mnist"]:
         return _load_whole_mnist()
     if len(sources) == 1 and Path(sources[0]).is_dir():
-        folder = Path(sources[0])
-        if _find_idx(folder, "images-idx3") is not None:
-            return _load_idx_folder(folder)
-        pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
-        if not pictures:
-            raise InputError(
-                f"--data {str(folder)!r}: no MNIST-named IDX files (such as t10k-images-idx3-ubyte.gz)"
-                " and no PNG or JPEG pictures in this folder"
-            )
-        return _load_pictures(pictures)
+        return _load_folder(Path(sources[0]))
     return _load_pictures([Path(source) for source in sources])
 
 
 def first_batch(images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first batch of a shuffled epoch.
+    """Take the first batch of an epoch whose order is random.
 
     Parameters
     ----------
     images, labels : ndarray, first dimension N
         A data set.
     batch_size : int
-        How many to take, at most N.
+        The number of samples to take, at most N.
     seed : int
-        The shuffle's seed.
+        Draws the order.
+
+    Returns
+    -------
+    images, labels : ndarray, first dimension batch_size
+        The samples taken, and their labels.
 
     Raises
     ------
     InputError
-        Where the data set has fewer than `batch_size` images.
+        Where the data set has fewer than `batch_size` samples.
     """
     if batch_size > len(images):
+        noun = "image" if len(images) == 1 else "images"
         raise InputError(
-            f"--batch_size {batch_size}: the data has only {len(images)} image{'s' * (len(images) != 1)};"
+            f"--batch_size {batch_size}: the data has only {len(images)} {noun};"
             f" give more, or a --batch_size of at most {len(images)}"
         )
     chosen = random_streams.batch_order(seed).permutation(len(images))[:batch_size]
     return images[chosen], labels[chosen]
 
 
-def _find_idx(folder: Path, kind: str, splits: Sequence[str] = ("train", "t10k")) -> Path | None:
-    """The IDX file of this kind in a folder; the training split before the test split."""
+def _load_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Load a folder's IDX files, or its pictures where it has none."""
+    images_file = _find_idx(folder, "images-idx3", _SPLITS)
+    if images_file is not None:
+        return _load_idx(images_file)
+    pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+    if not pictures:
+        raise InputError(
+            f"--data {str(folder)!r}: no MNIST-named IDX files (such as t10k-images-idx3-ubyte.gz)"
+            " and no PNG or JPEG pictures in this folder"
+        )
+    return _load_pictures(pictures)
+
+
+def _find_idx(folder: Path, kind: str, splits: Sequence[str]) -> Path | None:
+    """The first IDX file of a kind in a folder, in the order of `splits`."""
     for split in splits:
         for ending in ("", ".gz"):
             file = folder / f"{split}-{kind}-ubyte{ending}"
@@ -103,8 +129,9 @@ def _find_idx(folder: Path, kind: str, splits: Sequence[str] = ("train", "t10k")
     return None
 
 
-def _load_idx_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    images_file = _find_idx(folder, "images-idx3")
+def _load_idx(images_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Load an IDX file of images, and the labels of the same split beside it."""
+    folder = images_file.parent
     split = images_file.name.partition("-")[0]
     labels_file = _find_idx(folder, "labels-idx1", (split,))
     if labels_file is None:
@@ -125,14 +152,14 @@ def _load_idx_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_idx(file: Path, magic: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzip'd or not, whose header may be wrong."""
+    """Read an IDX file of unsigned bytes, compressed with gzip or not. Its header is checked, not trusted."""
     try:
         content = file.read_bytes()
-        if content[:2] == b"\x1f\x8b":
+        if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {str(file)!r}: {error}") from None
-    dimensions = magic % 256
+    dimensions = magic & 0xFF
     header_bytes = 4 * (1 + dimensions)
     if len(content) < header_bytes or int.from_bytes(content[:4], "big") != magic:
         raise InputError(f"{str(file)!r} is not an IDX file of the expected kind (magic number {magic})")
@@ -152,13 +179,13 @@ def _load_pictures(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_picture(file: Path) -> np.ndarray:
-    """One picture as 28 by 28 grey pixels in [0, 1]; what is transparent is black."""
+    """Read a picture as 28 by 28 grey pixels in [0, 1]. Transparent pixels become black."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=("PNG", "JPEG")) as opened:
                 picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):  # 16 bits, which convert() clips
+                if picture.mode.startswith("I"):  # 16 bits, which convert() would clip to 8 and not scale
                     picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
                 colour = picture.convert("RGBA")
     except FileNotFoundError:
@@ -170,7 +197,7 @@ def _read_picture(file: Path) -> np.ndarray:
             f"--data {str(file)!r}: a folder must be the only source; give it alone, or pictures"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow's own words for a foreign file only repeat its name.
+        # Pillow's own message for an unknown format says no more than the file's name.
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise InputError(f"--data {str(file)!r}: not a readable PNG or JPEG picture{reason}") from None
     black = Image.new("RGBA", colour.size, "black")
@@ -182,13 +209,13 @@ def _load_whole_mnist() -> tuple[np.ndarray, np.ndarray]:
     from paddle.vision.datasets import MNIST
 
     try:
-        # The download talks on both streams.
+        # PaddlePaddle prints the download's progress on both streams.
         with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
             dataset = MNIST(mode="train", backend="cv2")
     except Exception as error:
-        # Paddle raises a bare RuntimeError, AssertionError or OSError, by what failed.
+        # PaddlePaddle raises a RuntimeError, an AssertionError or an OSError, depending on what failed.
         raise InputError(
-            "--data mnist: the set is neither in PaddlePaddle's cache nor could it be downloaded"
+            "--data mnist: the set is not in PaddlePaddle's cache and could not be downloaded"
             f" ({one_line(error)}); --data bundled needs no network"
         ) from None
     images = np.stack(dataset.images).reshape(-1, 1, SIDE, SIDE).astype(np.float32) / 255

@@ -1,4 +1,4 @@
-"""Gradients in a file, for an attack in another process or on another machine."""
+"""A file for the gradients of one training step, so that another process or machine can attack them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import reprlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -19,16 +19,26 @@ from dlg.errors import InputError, one_line
 from dlg.results.folder import write_whole
 from dlg.results.versions import versions
 
-_FORMAT, _FORMAT_VERSION = "dlg gradients", 1
+# What the metadata says of itself. The version grows when a file can no longer be read as it was before.
+_FORMAT = "dlg gradients"
+_FORMAT_VERSION = 1
+# The entries of the archive; gradients are numbered in the order of the metadata.
+_METADATA_KEY = "metadata"
+_GRADIENT_KEY = "gradient_{}"
+# The floating-point types in which a network can be trained and NumPy has arrays.
 _DTYPES = ("float16", "float32", "float64")
-# What a file may claim at most. A file of 1 MB can unpack to 1 GB; more than this is refused before it is unpacked.
+# The most bytes that all gradients of a file may take: 268 million float32 parameters. A file of 1 MB can unpack to
+# 1 GB, so a larger sum of sizes is refused before anything is unpacked.
 LARGEST_GRADIENTS = 2**30
+# The most bytes that the metadata may take: a line of 100 bytes for each of 160,000 parameters.
 _LARGEST_METADATA = 2**24
+# The most numbers that a batch may have, as samples times numbers in a sample: 4 GiB in float32.
 _LARGEST_BATCH = 2**30
-# What NumPy writes in front of an array's numbers: below this for any shape of so many axes.
+# The most bytes of the header that NumPy writes before an array's numbers. It pads the header to a multiple of 64,
+# and the header of an array with 32 axes of 19 digits takes less than 1,024.
 _LARGEST_HEADER = 2**12
+# The most axes of an array; NumPy before 2.0 has no more than 32.
 _MOST_AXES = 32
-_METADATA_KEY, _GRADIENT_KEY = "metadata", "gradient_{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +48,13 @@ class SavedGradients:
     Attributes
     ----------
     gradients : dict of str to ndarray, float16, float32 or float64
-        By the name of their parameter; finite.
+        By the name of their parameter; all numbers are finite.
     batch_size : int
-        B, the number of samples behind them.
+        B, the number of samples in the step's batch.
     feature_shape : tuple of int
         The shape of one sample, without the batch.
     versions : dict of str to str
-        What they were saved with: python, paddlepaddle and numpy.
+        The versions of python, paddlepaddle and numpy that saved them.
     """
 
     gradients: dict[str, np.ndarray]
@@ -59,30 +69,32 @@ def save(
     batch_size: int,
     feature_shape: Sequence[int],
 ) -> None:
-    """Save a step's gradients for an attack in another process or on another machine.
+    """Save the gradients of one training step.
 
-    The file is a compressed ``.npz`` without pickles: ``metadata``, the UTF-8
-    bytes of a JSON object, and ``gradient_0``, ``gradient_1``, ... in the order of
-    the names there, since a parameter's name need not be one for a file. The
-    weights are not in it, though they are part of what an attacker needs.
+    The file is a compressed ``.npz`` without pickles. Its entry ``metadata`` has
+    the UTF-8 bytes of a JSON object, which lists the names of the parameters.
+    The entries ``gradient_0``, ``gradient_1``, ... have the gradients in the order
+    of that list, since the name of a parameter may be no valid name of a file.
+    An attack also needs the weights, which are not in the file.
 
     Parameters
     ----------
     path : path-like
-        The file, written whole or not at all; one that is there is replaced.
-        No suffix is added.
+        The file. It is written whole or not at all, and replaces a file of that
+        name. No suffix is added.
     gradients : mapping of str to ndarray, float16, float32 or float64
         The gradient of each parameter, by its name.
     batch_size : int
-        B, the number of samples behind the gradients.
+        B, the number of samples in the step's batch.
     feature_shape : sequence of int
         The shape of one sample, without the batch: (1, 28, 28) for MNIST.
 
     Raises
     ------
     InputError
-        Where the gradients are none, not finite or of another dtype, a number is
-        not one it can be, or the file cannot be written.
+        Where there are no gradients, a gradient is not finite or has another
+        dtype, the batch size or a shape is not one of positive integers, or the
+        file cannot be written.
     """
     path = Path(path)
     arrays = {name: np.asarray(gradient) for name, gradient in gradients.items()}
@@ -101,21 +113,21 @@ def save(
         for name, array in arrays.items():
             _check_finite(name, array)
         if path.exists() and not path.is_file():
-            raise InputError("it is there and no regular file; give another path")
+            raise InputError("what is there is no regular file; give another path")
         write_whole(path, _packed(metadata, list(arrays.values())))
     except InputError as error:
         raise InputError(f"cannot save gradients to {str(path)!r}: {error}") from None
-    except (OSError, ValueError) as error:  # a ValueError for a path that no system takes
+    except (OSError, ValueError) as error:  # a path with a null byte in it is a ValueError
         raise InputError(
-            f"cannot save gradients to {str(path)!r}: {getattr(error, 'strerror', None) or error}; give a file in a"
-            " folder that is there and can be written to"
+            f"cannot save gradients to {str(path)!r}: {getattr(error, 'strerror', None) or error}; give a file in an"
+            " existing folder that can be written to"
         ) from None
 
 
 def load(path: str | os.PathLike[str]) -> SavedGradients:
-    """Load what `save` wrote, trusting nothing that the file says.
+    """Load a file that `save` wrote. The file is not trusted.
 
-    Nothing is unpickled, nothing is written, and sizes are checked before
+    Nothing is unpickled and nothing is written. The sizes are checked before
     anything is unpacked.
 
     Parameters
@@ -123,11 +135,16 @@ def load(path: str | os.PathLike[str]) -> SavedGradients:
     path : path-like
         The file.
 
+    Returns
+    -------
+    SavedGradients
+        In new arrays, in this machine's byte order.
+
     Raises
     ------
     InputError
         Where the file is missing, truncated, damaged, of another kind or made to
-        do harm; the message names the path and what was wrong.
+        do harm. The message names the path and what is wrong.
     """
     path = Path(path)
     try:
@@ -136,29 +153,32 @@ def load(path: str | os.PathLike[str]) -> SavedGradients:
         reason = str(error)
     except OSError as error:
         reason = str(error.strerror or error)
-    except Exception as error:  # zipfile, zlib, json and NumPy raise a dozen types at bytes they did not write
+    except Exception as error:  # on damaged bytes zipfile, zlib, json and NumPy raise a dozen types of error
         reason = f"it is damaged or not from gradient_file.save ({type(error).__name__}: {one_line(error)})"
     raise InputError(f"cannot load gradients from {str(path)!r}: {reason}")
 
 
 def _packed(metadata: dict[str, Any], arrays: list[np.ndarray]) -> bytes:
+    """The content of the file."""
     text = json.dumps(metadata).encode()
     if len(text) > _LARGEST_METADATA - _LARGEST_HEADER:
         raise InputError(f"the names and shapes take {len(text)} bytes, more than {_LARGEST_METADATA}")
-    # In this machine's byte order, by name: the dtype in the metadata does not say which.
-    entries = {_GRADIENT_KEY.format(index): array.astype(array.dtype.name) for index, array in enumerate(arrays)}
+    entries: dict[str, Any] = {_METADATA_KEY: np.frombuffer(text, np.uint8)}
+    for index, array in enumerate(arrays):
+        # In this machine's byte order: the dtype's name in the metadata says nothing of the order.
+        entries[_GRADIENT_KEY.format(index)] = array.astype(array.dtype.name)
     packed = io.BytesIO()
-    np.savez_compressed(packed, **{_METADATA_KEY: np.frombuffer(text, np.uint8)}, **entries)
+    np.savez_compressed(packed, **entries)
     return packed.getvalue()
 
 
 def _read(path: Path) -> SavedGradients:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # to open a named pipe would wait for a writer
         raise InputError("it is no regular file; give a file that gradient_file.save wrote")
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
-            empty = "empty" if not path.stat().st_size else "truncated or no .npz file"
-            raise InputError(f"it is {empty}; give a file that gradient_file.save wrote")
+            fault = "empty" if path.stat().st_size == 0 else "truncated or no .npz file"
+            raise InputError(f"it is {fault}; give a file that gradient_file.save wrote")
         with zipfile.ZipFile(file) as archive:
             entries = _checked_entries(archive)
             metadata = _read_metadata(archive, entries)
@@ -167,7 +187,7 @@ def _read(path: Path) -> SavedGradients:
 
 
 def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The archive's entries by name, where their names are those `save` gives."""
+    """The archive's entries by name; names and compressions that `save` does not write are refused."""
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise InputError("it holds two entries of one name; it was not written by gradient_file.save")
@@ -177,13 +197,14 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for name, entry in entries.items():
         if name not in expected:
             raise InputError(f"it holds an entry {reprlib.repr(name)}; it was not written by gradient_file.save")
-        # Other compressions unpack as much as they like, whatever size the entry states.
+        # With other compressions zipfile unpacks more than the size that the entry states.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"its entry {name!r} is not compressed as gradient_file.save does it")
     return entries
 
 
 def _read_metadata(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
+    """Read and check the JSON object."""
     entry = entries[f"{_METADATA_KEY}.npy"]
     if entry.file_size > _LARGEST_METADATA:
         raise InputError(f"its metadata unpacks to {entry.file_size} bytes, more than {_LARGEST_METADATA}")
@@ -202,8 +223,9 @@ def _read_metadata(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipIn
 def _read_gradients(
     archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], stated: list[dict[str, Any]]
 ) -> dict[str, np.ndarray]:
+    """Read the gradients that the metadata states."""
     in_file = [entries[f"{_GRADIENT_KEY.format(index)}.npy"] for index in range(len(stated))]
-    # All sizes first: what is refused is refused before anything is unpacked.
+    # All sizes are compared first, so that a file that is refused was not unpacked.
     for entry, expected in zip(in_file, stated):
         header = entry.file_size - _bytes(expected)
         if not 0 < header <= _LARGEST_HEADER:
@@ -219,6 +241,7 @@ def _read_gradients(
 
 
 def _read_gradient(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, expected: dict[str, Any]) -> np.ndarray:
+    """Read one gradient, whose shape and dtype must be those of the metadata."""
     with archive.open(entry) as stream:
         shape, dtype, order = _read_header(stream)
         if (list(shape), dtype.name) != (expected["shape"], expected["dtype"]):
@@ -227,12 +250,12 @@ def _read_gradient(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, expected: d
                 f" {tuple(expected['shape'])}"
             )
         content = _read_rest(stream, _bytes(expected))
-    # A copy, since bytes cannot be written to; in this machine's byte order.
+    # astype makes a copy that can be written to, in this machine's byte order.
     return np.frombuffer(content, dtype).reshape(shape, order=order).astype(dtype.name, order="C")
 
 
-def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype, str]:
-    """The shape, the dtype and the order ("C" or "F") of an array in NumPy's format; no object of it is made."""
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
+    """The shape, the dtype and the memory order of an array in NumPy's format. Pickled objects are refused unread."""
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise InputError(f"an array in it has the format {version}, expected (1, 0)")
@@ -242,11 +265,11 @@ def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype, str]:
     return shape, dtype, "F" if fortran_order else "C"
 
 
-def _read_rest(stream: Any, size: int) -> bytes:
-    """The last `size` bytes of an entry, to its end, where zipfile compares its checksum.
+def _read_rest(stream: IO[bytes], size: int) -> bytes:
+    """The last `size` bytes of an entry. At the entry's end, zipfile compares the checksum.
 
-    Never ``stream.read()``, which unpacks all there is before it looks at the
-    size that the entry states.
+    ``stream.read()`` without a size is not used: it unpacks everything before it
+    looks at the size that the entry states.
     """
     content = stream.read(size)
     if len(content) != size or stream.read(1):
@@ -255,7 +278,7 @@ def _read_rest(stream: Any, size: int) -> bytes:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Refuse metadata that does not describe a step's gradients, from a caller or from a file."""
+    """Refuse metadata that does not describe the gradients of a step. It comes from a caller or from a file."""
     if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
         raise InputError("its metadata is of another kind; give a file that gradient_file.save wrote")
     version = metadata.get("format_version")
@@ -269,6 +292,7 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def _check_batch(batch_size: Any, feature_shape: Any) -> None:
+    """Refuse a batch size or a sample's shape that cannot be one, and a batch that is too large."""
     if not _is_size(batch_size):
         raise InputError(f"batch_size is {reprlib.repr(batch_size)}, expected an integer of at least 1")
     if not _is_shape(feature_shape):
@@ -283,7 +307,7 @@ def _check_batch(batch_size: Any, feature_shape: Any) -> None:
 
 
 def _check_described(described: Any) -> None:
-    """Refuse names, shapes and dtypes that cannot be those of gradients."""
+    """Refuse names, shapes and dtypes that gradients cannot have, and gradients that are too large together."""
     if not isinstance(described, list) or not described:
         raise InputError("there is no gradient; give one for each trainable parameter")
     for one in described:
@@ -299,12 +323,13 @@ def _check_described(described: Any) -> None:
     total = sum(map(_bytes, described))
     if total > LARGEST_GRADIENTS:
         raise InputError(
-            f"the gradients take {reprlib.repr(total)} bytes, more than the {LARGEST_GRADIENTS} that are taken;"
+            f"the gradients take {reprlib.repr(total)} bytes, more than the {LARGEST_GRADIENTS} that are accepted;"
             " gradient_file.LARGEST_GRADIENTS sets the limit"
         )
 
 
 def _is_size(value: Any) -> bool:
+    # True and False are integers in Python.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -313,11 +338,12 @@ def _is_shape(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy integer as Python's, which JSON takes."""
+    """A NumPy integer as one of Python's, which JSON can write; anything else as it is."""
     return int(value) if isinstance(value, np.integer) else value
 
 
 def _bytes(described: dict[str, Any]) -> int:
+    """The size of a gradient's numbers, in bytes."""
     return math.prod(described["shape"]) * np.dtype(described["dtype"]).itemsize
 
 

@@ -1,7 +1,8 @@
-"""The example's training networks, each written as one does with PaddlePaddle.
+"""The example's training networks, each built as PaddlePaddle's documentation builds one.
 
-Each takes a feature shaped (B, C, H, W) and an integer label, and gives the
-prediction, (B, 10) logits, and the loss.
+Each takes a feature shaped (B, C, H, W) and an integer label shaped (B, 1). It
+returns the prediction, the logits of ten classes shaped (B, 10), and the loss,
+the mean cross entropy of the batch.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from dlg.graph.values import Network, Value
+
+# The ten digits.
 CLASSES = 10
-Value = paddle.pir.Value
 
 
 def softmax(feature: Value, label: Value) -> tuple[Value, Value]:
@@ -22,7 +25,7 @@ def softmax(feature: Value, label: Value) -> tuple[Value, Value]:
 
 
 def mlp(feature: Value, label: Value) -> tuple[Value, Value]:
-    """A multilayer perceptron, 256 and 128 rectified units wide."""
+    """A multilayer perceptron with ReLU and two hidden layers, 256 and 128 units wide."""
     hidden = paddle.flatten(feature, start_axis=1)
     for width in (256, 128):
         hidden = F.relu(nn.Linear(hidden.shape[1], width)(hidden))
@@ -45,14 +48,14 @@ def lenet(feature: Value, label: Value) -> tuple[Value, Value]:
 
 
 def resnet18(feature: Value, label: Value) -> tuple[Value, Value]:
-    """PaddlePaddle's ResNet-18, in training mode; a grey image goes in as all three colours."""
+    """PaddlePaddle's ResNet-18 in training mode; it is given a grey image as three equal colours."""
     colour = paddle.concat([feature] * 3, axis=1) if feature.shape[1] == 1 else feature
     prediction = paddle.vision.models.resnet18(num_classes=CLASSES)(colour)
     return prediction, F.cross_entropy(prediction, label)
 
 
 def vit(feature: Value, label: Value) -> tuple[Value, Value]:
-    """A small vision transformer: 16 patches, two encoder layers of four heads, the mean as the image's code."""
+    """A small vision transformer: 16 patches, two encoder layers of four heads, and the mean over the patches."""
     width, patch = 64, feature.shape[2] // 4
     patches = nn.Conv2D(feature.shape[1], width, patch, stride=patch)(feature)
     tokens = paddle.transpose(paddle.flatten(patches, start_axis=2), [0, 2, 1])
@@ -63,4 +66,5 @@ def vit(feature: Value, label: Value) -> tuple[Value, Value]:
     return prediction, F.cross_entropy(prediction, label)
 
 
-NETWORKS = {network.__name__: network for network in (softmax, mlp, lenet, resnet18, vit)}
+# What --network takes.
+NETWORKS: dict[str, Network] = {network.__name__: network for network in (softmax, mlp, lenet, resnet18, vit)}

@@ -1,4 +1,4 @@
-"""The gradients behind a weight update: what a federated server sees is weights, before and after."""
+"""The gradients behind a weight update. A federated server sees the weights before and after it, and no gradient."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from dlg.errors import InputError
 def from_update(
     before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], learning_rate: float
 ) -> dict[str, np.ndarray]:
-    """The gradients behind one local step of plain SGD, from the weights around it.
+    """The gradients of one local step of plain SGD, from the weights before and after it.
 
-    What a federated server sees is the weights it sent out and those it got back.
-    After one step of SGD, after = before - learning_rate · gradient.
+    A federated server sees the weights that it sent out and those that it got
+    back. One step of SGD gives after = before - learning_rate · gradient, so the
+    gradient is (before - after) / learning_rate.
 
-    *More local steps.* The result is then the sum of the gradients of all steps,
-    each at the weights its step began with; divided by their number it is their
-    mean. It stands for the gradient at `before` only as long as the weights
-    hardly move. Measured for K steps on one batch of two digits with the
-    ``softmax`` network: the mean against the gradient at `before`, and what an
-    attack of 3000 iterations on that mean recovers (means over three batches).
+    *Several local steps.* The result is then the sum of the gradients of all
+    steps. Each gradient is taken at the weights with which its step began. The
+    sum divided by the number of steps is the mean gradient. It is close to the
+    gradient at `before` only while the weights change little. The table was
+    measured for K steps on one batch of two digits with the ``softmax`` network.
+    It compares the mean gradient with the gradient at `before`, and says what an
+    attack of 3000 iterations on the mean gradient recovers. Its numbers are means
+    over three batches.
 
     =============  ===  ==============  ======  =======  ============
     learning rate   K   relative error  cosine  PSNR     right labels
@@ -41,35 +44,38 @@ def from_update(
     0.1             10  0.85             0.983  10.5 dB  3 of 6
     =============  ===  ==============  ======  =======  ============
 
-    *Another optimiser.* Momentum, weight decay, Adam and clipping make another
-    step of a gradient, and the result is that step, not the gradient.
+    *Another optimizer.* With momentum, weight decay, Adam or clipping the step is
+    no multiple of the gradient. The result is then the step divided by the
+    learning rate, and not the gradient.
 
-    *Digits.* A weight w is stored to half a unit in its last place, so each entry
-    of the result is off by up to spacing(w) / (2 · learning_rate): of the 7.2
-    digits of a float32, log10(|w| / |step|) are lost, where the step is
-    learning_rate · gradient. Weights near 1 that move by 1e-2 leave 5 digits;
-    weights that move by less than 6e-8 of themselves seem not to move. The
-    subtraction itself is in float64 and loses nothing.
+    *Precision.* A weight w is stored to half a unit in its last place. So each
+    entry of the result has an error of up to spacing(w) / (2 · learning_rate).
+    With step = learning_rate · gradient, log10(|w| / |step|) of the 7.2 digits of
+    a float32 are lost. For example, weights near 1 that change by 1e-2 leave 5
+    digits. A weight that changes by less than 6e-8 of its value is stored
+    unchanged. The subtraction is done in float64 and loses nothing.
 
     Parameters
     ----------
     before, after : mapping of str to ndarray, floating-point
-        The weights by name: the same names, shapes and dtypes, of trainable
-        parameters. Averages that a layer keeps are no parameters; leave them out.
+        The weights of the trainable parameters, by name. Both have the same
+        names, shapes and dtypes. Leave out what is not trained, such as the
+        running averages of batch norm.
     learning_rate : float
-        That of the local step, over 0.
+        The learning rate of the local step, over 0.
 
     Returns
     -------
     dict of str to ndarray
-        By the same names, of the same shapes; float32, or float64 where the
-        weights are.
+        The gradients by the same names, of the same shapes. They are float64
+        where the weights are, and float32 elsewhere.
 
     Raises
     ------
     InputError
-        Where the two states do not fit each other, hold anything but finite
-        floating-point numbers or are equal, or the learning rate is not one.
+        Where `before` and `after` differ in a name, a shape or a dtype, hold
+        anything but finite floating-point numbers, or are equal; and where the
+        learning rate is no finite number over 0.
     """
     learning_rate = _checked_learning_rate(learning_rate)
     if before.keys() != after.keys():
@@ -84,24 +90,31 @@ def from_update(
             gradients[name] = np.asarray(step, np.result_type(old.dtype, np.float32))
         if not np.isfinite(gradients[name]).all():
             raise InputError(
-                f"learning_rate {learning_rate:g} makes the gradient of {name!r} infinite; give that of the local step"
+                f"learning_rate {learning_rate:g} makes the gradient of {name!r} infinite; give the learning rate of"
+                " the local step"
             )
     if not any(gradient.any() for gradient in gradients.values()):
-        raise InputError("before and after are equal, so there is no gradient between them; give the weights around it")
+        raise InputError(
+            "before and after are equal, so no step lies between them; give the weights before and after one step"
+        )
     return gradients
 
 
 def _checked_learning_rate(value: Any) -> float:
+    """The learning rate as a float, where it is a finite number over 0."""
     try:
         learning_rate = float(value)
     except (TypeError, ValueError, OverflowError):
         learning_rate = math.nan
     if not 0 < learning_rate < math.inf:
-        raise InputError(f"learning_rate is {value!r}, expected that of the local step, a finite number over 0")
+        raise InputError(
+            f"learning_rate is {value!r}, expected a finite number over 0: the learning rate of the local step"
+        )
     return learning_rate
 
 
 def _checked_weights(name: str, before: Any, after: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The two values of a parameter as arrays, where they fit each other and are finite floating-point numbers."""
     before, after = np.asarray(before), np.asarray(after)
     if (before.shape, before.dtype) != (after.shape, after.dtype):
         raise InputError(
@@ -112,5 +125,5 @@ def _checked_weights(name: str, before: Any, after: Any) -> tuple[np.ndarray, np
         raise InputError(f"{name!r} is {before.dtype}, expected floating-point weights; leave out what is not trained")
     for state, weights in (("before", before), ("after", after)):
         if not np.isfinite(weights).all():
-            raise InputError(f"{name!r} holds NaN or infinity in {state}; the step diverged, take another one")
+            raise InputError(f"{name!r} holds NaN or infinity in {state}; the training diverged, take an earlier step")
     return before, after
