@@ -1,1 +1,1 @@
-"""Results: pictures, figures, scores, and the folder they are written to. Nothing here imports either side."""
+"""Results: pictures, figures, scores, and their folder. Nothing here imports the participant's or the attack's side."""

@@ -1,4 +1,4 @@
-"""The folder an attack writes into: whole files only, and nobody else's touched."""
+"""The folder that an attack writes its results into. Files are written whole, and other files are left alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ from dlg.errors import InputError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside its place, then renamed."""
+    """Write a file whole or not at all.
+
+    The content goes into a file of another name in the same folder, which is then
+    renamed. An error or Ctrl-C leaves an earlier file of the name as it was.
+
+    Parameters
+    ----------
+    path : Path
+        The file. One that exists is replaced.
+    content : bytes
+        What it shall hold.
+
+    Raises
+    ------
+    OSError
+        Where the file cannot be written.
+    """
     beside = path.with_name(f".{path.name}.part")
     try:
         beside.write_bytes(content)
@@ -21,17 +37,22 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 class ResultFolder:
-    """A folder that is there and can be written to.
+    """A folder that exists and can be written to.
 
     Parameters
     ----------
     path : Path
-        The folder; it and its parents are made if missing.
+        The folder. It and its parents are made where they are missing.
+
+    Attributes
+    ----------
+    path : Path
+        As it was given.
 
     Raises
     ------
     InputError
-        Where it cannot be made or written to.
+        Where the folder cannot be made or written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,11 +67,11 @@ class ResultFolder:
             ) from None
 
     def write(self, name: str, content: bytes) -> None:
-        """See `write_whole`."""
+        """Write a file of this name into the folder, whole or not at all."""
         write_whole(self.path / name, content)
 
     def remove(self, pattern: str) -> None:
-        """Remove the files whose whole name matches a regular expression."""
+        """Remove the files of the folder whose whole name matches the regular expression."""
         for file in self.path.iterdir():
             if re.fullmatch(pattern, file.name) and file.is_file():
                 file.unlink()

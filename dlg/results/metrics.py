@@ -1,32 +1,37 @@
-"""How close a reconstruction is to the batch it was made from."""
+"""How close recovered images are to the true ones."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from dlg.results.pictures import picture_shape
 
-# From this PSNR, in dB, an image is hard to tell from its original: it counts as recovered.
+# The PSNR, in dB, from which an image counts as recovered: it is then hard to tell from its original.
 RECOVERED = 30.0
+# The side of the square window in which scikit-image compares two images; SSIM needs images of at least this size.
+_SSIM_WINDOW = 7
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageScore:
-    """One true image and the recovered image matched to it.
+    """How close one recovered image is to the true image that it was matched to.
 
     Attributes
     ----------
-    image, recovered : int
-        Their places in the true and in the recovered batch.
+    image : int
+        The index of the true image in its batch.
+    recovered : int
+        The index of the recovered image in its batch.
     mse : float
-        Mean squared error, pixels in [0, 1].
+        Mean squared error, with pixels in [0, 1].
     psnr : float
-        Peak signal-to-noise ratio, in dB, with a peak of 1; infinite where the
-        images are equal.
+        Peak signal-to-noise ratio in dB, -10 · log10(mse), with a peak of 1.
+        Infinite where the images are equal.
     ssim : float
-        Structural similarity (Wang et al. 2004), 1 for equal images; NaN where
+        Structural similarity (Wang et al. 2004), 1 for equal images. NaN where
         the samples are not pictures of at least 7 by 7 pixels.
     """
 
@@ -38,23 +43,26 @@ class ImageScore:
 
 
 def compare(target: np.ndarray, recovered: np.ndarray) -> list[ImageScore]:
-    """Score a reconstruction against the true batch.
+    """Match recovered images to the true ones, and score each pair.
 
-    A gradient does not say in which order its batch was, so recovered images
-    are assigned to true ones such that the total squared error is least.
+    The gradients of a batch do not depend on the order of its samples. So each
+    recovered image is assigned to one true image such that the sum of the mean
+    squared errors is least.
 
     Parameters
     ----------
-    target, recovered : ndarray, shape (B, ...), float
-        Pixels in [0, 1]; recovered ones outside are clipped, as they are in
-        the pictures.
+    target : ndarray, shape (B, ...), float
+        The true images, with pixels in [0, 1].
+    recovered : ndarray, shape (B, ...), float
+        The recovered images, in any order. Pixels outside [0, 1] are clipped, as
+        they are in the pictures.
 
     Returns
     -------
     list of ImageScore
-        One per true image, in the order of `target`.
+        One for each true image, in the order of `target`.
     """
-    # Imported here: only the comparison needs SciPy, and an attack starts sooner without it.
+    # Imported here, because only the comparison needs it and an attack starts sooner without it.
     from scipy.optimize import linear_sum_assignment
 
     target = np.asarray(target, np.float64)
@@ -69,13 +77,25 @@ def compare(target: np.ndarray, recovered: np.ndarray) -> list[ImageScore]:
     return scores
 
 
+def decibels(psnr: float | None) -> str:
+    """A PSNR as tables and pictures show it: "34.5 dB", or "equal" where it is infinite or None."""
+    return "equal" if psnr is None or math.isinf(psnr) else f"{psnr:.1f} dB"
+
+
 def _ssim(target: np.ndarray, recovered: np.ndarray) -> float:
+    """The structural similarity of two samples, NaN where they are no pictures or too small."""
     from skimage.metrics import structural_similarity
 
     shape = picture_shape(target.shape)
-    if shape is None or min(shape[-2:]) < 7:
+    if shape is None or min(shape[-2:]) < _SSIM_WINDOW:
         return float("nan")
-    colour = 0 if len(shape) == 3 else None
+    colour_axis = 0 if len(shape) == 3 else None
     return float(
-        structural_similarity(target.reshape(shape), recovered.reshape(shape), data_range=1.0, channel_axis=colour)
+        structural_similarity(
+            target.reshape(shape),
+            recovered.reshape(shape),
+            win_size=_SSIM_WINDOW,
+            data_range=1.0,
+            channel_axis=colour_axis,
+        )
     )

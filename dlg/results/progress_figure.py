@@ -1,29 +1,49 @@
-"""progress.png: the true batch, what was recovered, and how the attack got there."""
+"""progress.png: the true images, the recovered ones beside them, and the snapshots of the attack."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dlg.results.folder import ResultFolder
-from dlg.results.metrics import ImageScore
+from dlg.results.metrics import ImageScore, decibels
 from dlg.results.pictures import SNAPSHOTS, pictures, save_picture
 
-# Sizes in pixels.
+# All sizes are in pixels. The figure has two sheets: each true image with its recovered one, and the snapshots.
+# The empty border of the figure, and half of the space between the two sheets.
 _MARGIN = 24
+# The space between two images of a sheet.
 _GAP = 14
+# The height of a line of text.
 _LINE = 20
-_LARGE, _SMALL = 112, 56  # about the size of an image, on the left and in the grid
-_CAPTION = 130  # the width of what stands under an image on the left
-_NUMBER = 60  # the width of an iteration's number
-
-_INK, _PAPER, _GUIDE = "#1a1a1a", "#ffffff", "#6b6b6b"
+# About the side of an image on the left: four times that of a digit, where pixels can be told apart.
+_LARGE = 112
+# About the side of an image in a snapshot: twice that of a digit, so that 35 snapshots fit on a screen.
+_SMALL = 56
+# The width kept for the caption of an image on the left: "label 7" and "PSNR" in decibels.
+_CAPTION = 130
+# The width kept for the number of an iteration, of up to seven digits.
+_NUMBER = 60
+# The sizes of the letters.
+_HEADING_SIZE = 17
+_CAPTION_SIZE = 14
+# The colours of text, of the background, and of frames and iteration numbers.
+_INK = "#1a1a1a"
+_PAPER = "#ffffff"
+_GUIDE = "#6b6b6b"
+# The most images of a batch that are shown: eight digits make the figure 1,416 pixels high.
 _MOST_IMAGES = 8
+# The most snapshots that are shown; the default of 3000 iterations has 31.
 _MOST_SNAPSHOTS = 35
+# The grid of snapshots is about this many times as wide as it is high, if its rows are all full.
+_GRID_PROPORTION = 1.3
+
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def save_progress(
@@ -34,18 +54,25 @@ def save_progress(
     true_label: np.ndarray,
     recovered_label: np.ndarray,
 ) -> None:
-    """Draw progress.png: the target at the left, the attack's snapshots at the right.
+    """Draw progress.png: the true and the recovered images on the left, the attack's snapshots on the right.
+
+    Nothing is drawn where the samples are not pictures; see
+    `dlg.results.pictures.picture_shape`.
 
     Parameters
     ----------
     folder : ResultFolder
-        Where this run's result_NUM.png are.
-    target, recovered : ndarray, shape (B, ...), float in [0, 1]
-        The true batch and the final reconstruction, each in its own order.
+        The folder with this run's result_NUM.png. The figure is written into it.
+    target : ndarray, shape (B, ...), float in [0, 1]
+        The true batch.
+    recovered : ndarray, shape (B, ...), float in [0, 1]
+        The recovered batch, in an order of its own.
     scores : sequence of ImageScore
-        Which recovered image belongs to which true one, and how close it is.
-    true_label, recovered_label : ndarray, shape (B,), int64
-        The labels, in the order of `target` and of `recovered`.
+        The recovered image that belongs to each true one, and how close it is.
+    true_label : ndarray, shape (B,), int64
+        The labels of `target`.
+    recovered_label : ndarray, shape (B,), int64
+        The labels of `recovered`.
     """
     true, final = pictures(target), pictures(recovered)
     if true is None or final is None:
@@ -55,7 +82,7 @@ def save_progress(
     matches = [
         (
             (true[score.image], f"label {true_label[score.image]}"),
-            (final[score.recovered], f"label {recovered_label[score.recovered]}\n{_decibels(score.psnr)}"),
+            (final[score.recovered], f"label {recovered_label[score.recovered]}\n{decibels(score.psnr)}"),
         )
         for score in scores[:shown]
     ]
@@ -70,7 +97,7 @@ def save_progress(
 
 
 def _matches_sheet(matches: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]], count: str) -> Image.Image:
-    """A row for each true image and the recovered one that belongs to it, with captions."""
+    """The sheet on the left: a row for each true image and the recovered one that belongs to it, with captions."""
     first = matches[0][0][0]
     zoom = max(1, _LARGE // max(first.shape[:2]))
     step_x = max(zoom * first.shape[1], _CAPTION) + _GAP
@@ -90,20 +117,20 @@ def _matches_sheet(matches: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndar
 
 
 def _snapshots_sheet(strips: Sequence[tuple[int, np.ndarray]], shown: int) -> Image.Image:
-    """The snapshots in reading order, each with its iteration."""
+    """The sheet on the right: the snapshots from left to right and from top to bottom, each with its iteration."""
     height, width = strips[0][1].shape[:2]
     zoom = max(1, _SMALL * shown // width)
     step_x, step_y = max(zoom * width, _NUMBER) + _GAP, zoom * height + _LINE + _GAP
-    # About as wide as high, with rows as full as can be.
-    columns = min(len(strips), max(1, round(math.sqrt(len(strips) * 1.3 * step_y / step_x))))
+    columns = min(len(strips), max(1, round(math.sqrt(len(strips) * _GRID_PROPORTION * step_y / step_x))))
+    # The fewest columns that give as many rows: the rows are then as full as they can be.
     columns = math.ceil(len(strips) / math.ceil(len(strips) / columns))
     heading = "the attack, by iteration (in the attacker's order)"
     sheet = _sheet(max(columns * step_x, _text_width(heading)), 2 * _LINE + math.ceil(len(strips) / columns) * step_y)
     draw = ImageDraw.Draw(sheet)
     draw.text((0, 0), heading, _INK, _heading_font())
-    for place, (number, strip) in enumerate(strips):
-        line, column = divmod(place, columns)
-        x, y = 1 + column * step_x, 2 * _LINE + line * step_y
+    for index, (number, strip) in enumerate(strips):
+        row, column = divmod(index, columns)
+        x, y = 1 + column * step_x, 2 * _LINE + row * step_y
         _paste(sheet, strip, zoom, (x, y))
         draw.text((x, y + zoom * height + 2), str(number), _GUIDE, _caption_font())
     return sheet
@@ -114,7 +141,7 @@ def _sheet(width: float, height: float) -> Image.Image:
 
 
 def _paste(sheet: Image.Image, pixels: np.ndarray, zoom: int, place: tuple[int, int]) -> None:
-    """Put an image there, each pixel a square, framed so that a white one can be told from the page."""
+    """Draw an image at a place of a sheet, each pixel as a square. A frame tells a white image from the background."""
     image = Image.fromarray(pixels)
     x, y = place
     right, bottom = x + image.width * zoom, y + image.height * zoom
@@ -122,24 +149,24 @@ def _paste(sheet: Image.Image, pixels: np.ndarray, zoom: int, place: tuple[int, 
     sheet.paste(image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST), place)
 
 
-def _heading_font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(17)
+def _heading_font() -> _Font:
+    return ImageFont.load_default(_HEADING_SIZE)
 
 
-def _caption_font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(14)
+def _caption_font() -> _Font:
+    return ImageFont.load_default(_CAPTION_SIZE)
 
 
 def _text_width(heading: str) -> float:
     return _heading_font().getlength(heading)
 
 
-def _decibels(psnr: float) -> str:
-    return f"{psnr:.1f} dB" if math.isfinite(psnr) else "equal"
-
-
 def _read_snapshots(folder: ResultFolder, shown: int, height: int, width: int) -> list[tuple[int, np.ndarray]]:
-    """The run's result_NUM.png by number, thinned evenly where they are many."""
+    """The run's result_NUM.png in the order of NUM, cut to the images that are shown.
+
+    Of more than `_MOST_SNAPSHOTS`, that many are taken at even distances, with the
+    first and the last.
+    """
     names = (re.fullmatch(SNAPSHOTS, file.name) for file in folder.path.iterdir())
     numbers = sorted(int(name[1]) for name in names if name)
     if len(numbers) > _MOST_SNAPSHOTS:

@@ -1,4 +1,4 @@
-"""The versions that a result depends on."""
+"""The versions of the software that a result depends on."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import paddle
 
 
 def versions() -> dict[str, str]:
-    """Those of Python, PaddlePaddle and NumPy."""
+    """The versions of Python, PaddlePaddle and NumPy, by the name of each in lower case."""
     return {"python": platform.python_version(), "paddlepaddle": paddle.__version__, "numpy": np.__version__}
