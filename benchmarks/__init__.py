@@ -1,3 +1,3 @@
-"""What this project measures of itself; each module is a command, ``python -m benchmarks.attacks`` for one."""
+"""Measurements of this project: the commands ``python -m benchmarks.attacks`` and ``python -m benchmarks.descent``."""
 
 import dlg  # noqa: F401  before paddle, whose log lines it keeps away

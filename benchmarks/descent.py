@@ -1,28 +1,27 @@
-"""How fast the attack is, how well it does over many seeds, and which networks it takes.
+"""How fast plain descent is, how well it does over many seeds, and which networks it takes.
 
     python -m benchmarks.descent speed [--against torch]
-    python -m benchmarks.descent effect [--data PATH]
+    python -m benchmarks.descent effect [--data PATH] [--seeds 20]
     python -m benchmarks.descent networks
 
 `speed` times an iteration of the attack on several networks, and the command
-from its start to its first snapshot. With --against torch (pip install torch,
-a CPU build will do) the same networks and steps run in PyTorch eager, in turn
-with the attack's, and the ratio is of times taken next to each other.
+from its start to its first snapshot. With --against torch (pip install torch; a
+CPU build will do) the same networks and steps run in PyTorch eager. The two take
+turns, and the ratio is the median of ratios of neighbouring times.
 
 `effect` runs the command with its defaults for many seeds.
 
-`networks` verifies the derivatives of each network, and attacks it by plain
-descent for a while.
+`networks` verifies the derivatives of each network, and attacks the network by
+plain descent for a number of iterations.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -39,65 +38,136 @@ from paddle.vision import models
 from PIL import Image
 
 import mnist_example
+from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import fresh_scope, participant
+from benchmarks.targets import padded_digits
 from dlg.attack.objective import Objective, build_objective
 from dlg.attack.optimizers import GradientDescent
 from dlg.attack.verification import verify
+from dlg.graph.values import Network, Value
 from dlg.participant import data, networks
 from dlg.results import metrics
 
 PROJECT = Path(__file__).resolve().parent.parent
+# How often both libraries are timed. The first time is warm-up and is left out.
+TURNS = 8
+# How often the command is timed.
+COMMAND_RUNS = 5
+
+# Runs a number of iterations of a descent.
 Iterate = Callable[[int], None]
 
 
-def digits(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The bundled digits in any size and number of colours."""
-    images, labels = data.first_batch(*data.load(["bundled"]), shape[0], seed)
-    border = (shape[2] - 28) // 2
-    images = np.pad(images, ((0, 0), (0, 0), (border, border), (border, border)))
-    return np.repeat(images, shape[1], axis=1), labels
+@dataclasses.dataclass(frozen=True)
+class TimedNetwork:
+    """A network whose iterations are timed, at several batch sizes.
+
+    Attributes
+    ----------
+    name : str
+        One of `dlg.participant.networks.NETWORKS`.
+    batch_sizes : tuple of int
+        Each is a row.
+    image : tuple of int
+        C, H and W.
+    iterations : int
+        How many are timed together, so that a time is about a tenth of a second or longer.
+    learning_rate : float
+        The step of the descent.
+    """
+
+    name: str
+    batch_sizes: tuple[int, ...]
+    image: tuple[int, int, int]
+    iterations: int
+    learning_rate: float
+
+
+TIMED = [
+    TimedNetwork("softmax", (1, 2, 8), (1, 28, 28), 500, -8.5),
+    TimedNetwork("lenet", (1, 8), (1, 28, 28), 100, -1.0),
+    TimedNetwork("resnet18", (2,), (3, 32, 32), 5, -1e-6),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a run of the command shall reach at a batch size, besides right labels.
+
+    Attributes
+    ----------
+    batch_size : int
+        B.
+    psnr_at_1700 : float
+        The lowest PSNR of the batch at iteration 1700, in dB.
+    psnr_at_3000 : float
+        The lowest PSNR of the batch at the end, in dB.
+    """
+
+    batch_size: int
+    psnr_at_1700: float
+    psnr_at_3000: float
+
+    def __str__(self) -> str:
+        early = f">= {self.psnr_at_1700:g} dB at 1700 and " if self.psnr_at_1700 > -np.inf else ""
+        return f"{early}>= {self.psnr_at_3000:g} dB at 3000"
+
+
+GOALS = [Goal(1, -np.inf, 30), Goal(2, 20, 27)]
+
+
+def first_digits(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of the bundled digits in this shape, (B, C, H, W), and its labels."""
+    images, labels = data.first_batch(*data.load(["bundled"]), shape[0], seed=0)
+    return padded_digits(images, shape[1:]), labels
 
 
 def milliseconds(iterate: Iterate, iterations: int) -> float:
+    """The time of one iteration, averaged over this many."""
     started = time.perf_counter()
     iterate(iterations)
     return (time.perf_counter() - started) / iterations * 1e3
 
 
-# Network, batch sizes, image, iterations at once, learning rate.
-TIMED = [
-    ("softmax", (1, 2, 8), (1, 28, 28), 500, -8.5),
-    ("lenet", (1, 8), (1, 28, 28), 100, -1.0),
-    ("resnet18", (2,), (3, 32, 32), 5, -1e-6),
-]
-
-
-def speed(against: str | None) -> None:
+def speed(against_torch: bool) -> None:
+    """Print the times of the command and of the iterations of each of `TIMED`."""
     time_command()
-    if against:
-        from benchmarks import torch_networks  # only here: PyTorch need not be installed
-    print(f"{'network':>9}  {'batch':>5}  {'ops':>5}  {'ms/iteration':>12}" + "  torch ms  ratio" * bool(against))
-    for name, batch_sizes, image, iterations, learning_rate in TIMED:
-        for batch_size in batch_sizes:
-            images, labels = digits((batch_size, *image))
-            with fresh_scope():
-                network = networks.NETWORKS[name]
-                trained = participant(network, images, labels)
-                objective = build_objective(trained.shared_step())
-                ours = descending(GradientDescent(objective, learning_rate))
-                theirs = torch_networks.descending(name, images, labels, learning_rate) if against else None
-                pairs = []
-                for _ in range(8):
-                    pairs.append((milliseconds(ours, iterations), milliseconds(theirs, iterations) if theirs else 1))
-            pairs = pairs[1:]  # the first is warm-up
-            row = f"{name:>9}  {batch_size:>5}  {ops(objective):>5}  {statistics.median(a for a, _ in pairs):>12.2f}"
-            if theirs:
-                theirs_ms = statistics.median(b for _, b in pairs)
-                row += f"  {theirs_ms:>8.2f}  {statistics.median(a / b for a, b in pairs):>5.2f}"
-            print(row, flush=True)
+    header = f"{'network':>9}  {'batch':>5}  {'ops':>5}  {'ms/iteration':>12}"
+    print(f"{header}  torch ms  ratio" if against_torch else header)
+    for timed in TIMED:
+        for batch_size in timed.batch_sizes:
+            print(speed_row(timed, batch_size, against_torch), flush=True)
+
+
+def speed_row(timed: TimedNetwork, batch_size: int, against_torch: bool) -> str:
+    """Time the iterations of a network at a batch size."""
+    images, labels = first_digits((batch_size, *timed.image))
+    with fresh_scope():
+        trained = participant(networks.NETWORKS[timed.name], images, labels)
+        objective = build_objective(trained.shared_step())
+        iterate = descending(GradientDescent(objective, timed.learning_rate))
+        if not against_torch:
+            times = [milliseconds(iterate, timed.iterations) for _ in range(TURNS)][1:]
+            return speed_columns(timed, batch_size, objective, times)
+
+        from benchmarks import torch_networks  # only here: without --against torch, PyTorch is not needed
+
+        reference = torch_networks.descending(timed.name, images, labels, timed.learning_rate)
+        pairs = [
+            (milliseconds(iterate, timed.iterations), milliseconds(reference, timed.iterations)) for _ in range(TURNS)
+        ][1:]
+    row = speed_columns(timed, batch_size, objective, [ours for ours, _ in pairs])
+    reference_time = statistics.median(theirs for _, theirs in pairs)
+    return f"{row}  {reference_time:>8.2f}  {statistics.median(ours / theirs for ours, theirs in pairs):>5.2f}"
+
+
+def speed_columns(timed: TimedNetwork, batch_size: int, objective: Objective, times: list[float]) -> str:
+    """The columns of this project in a row."""
+    return f"{timed.name:>9}  {batch_size:>5}  {ops(objective):>5}  {statistics.median(times):>12.2f}"
 
 
 def descending(descent: GradientDescent) -> Iterate:
+    """A descent from its random start, as a function that continues it."""
     dummy = descent.start(0, 0)
 
     def iterate(iterations: int) -> None:
@@ -108,13 +178,15 @@ def descending(descent: GradientDescent) -> Iterate:
 
 
 def ops(objective: Objective) -> int:
+    """The number of ops in the attack's program."""
     return len(objective.program.global_block().ops)
 
 
 def time_command() -> None:
+    """Print how long the command takes with its defaults, and how much memory."""
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        for run in range(5):
+        for run in range(COMMAND_RUNS):
             results = Path(folder) / str(run)
             command = [sys.executable, str(PROJECT / "mnist_example.py"), "--result_dir", str(results)]
             started = time.perf_counter()
@@ -127,44 +199,70 @@ def time_command() -> None:
     first, attack, whole = (statistics.median(times) for times in zip(*runs))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"the command: first snapshot after {first:.1f} s, the attack {attack:.1f} s, everything {whole:.1f} s")
-    print(f"             (medians of 5 runs), at most {peak:.0f} MiB of memory")
+    print(f"             (medians of {COMMAND_RUNS} runs), at most {peak:.0f} MiB of memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandRun:
+    """What the command recovered with one seed: the true labels, whether all were found, and the lowest PSNR in dB."""
+
+    true_labels: list[int]
+    labels_right: bool
+    psnr_at_1700: float
+    psnr_at_3000: float
+
+    def reaches(self, goal: Goal) -> bool:
+        return self.labels_right and self.psnr_at_1700 >= goal.psnr_at_1700 and self.psnr_at_3000 >= goal.psnr_at_3000
 
 
 def effect(sources: list[str], seeds: int) -> None:
-    for batch_size, early, late in ((1, None, 30), (2, 20, 27)):
-        reached, misses = 0, []
-        for seed in range(seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                options = ["--seed", seed, "--batch_size", batch_size, "--result_dir", folder, "--data", *sources]
-                with contextlib.redirect_stdout(io.StringIO()):
-                    code = mnist_example.main([str(option) for option in options])
-                if code != 0:
-                    sys.exit(code)
-                images = json.loads((Path(folder) / "summary.json").read_text())["images"]
-                at_1700, at_3000 = (lowest_psnr(Path(folder), iteration, images) for iteration in (1700, 3000))
-            labels_right = all(image["true_label"] == image["recovered_label"] for image in images)
-            good = labels_right and at_3000 >= late and (early is None or at_1700 >= early)
-            reached += good
-            if not good:
-                labels = " and ".join(str(image["true_label"]) for image in images)
-                misses.append(f"  seed {seed}: labels {labels}, {at_1700:.1f} dB at 1700, {at_3000:.1f} dB at 3000\n")
-        wanted = f">= {early} dB at 1700 and " if early else ""
-        print(f"batch {batch_size}: {reached} of {seeds} seeds with each label right, {wanted}>= {late} dB at 3000")
-        print("".join(misses), end="", flush=True)
+    """Print how many seeds reach each of `GOALS`, and the seeds that do not."""
+    for goal in GOALS:
+        runs = [run_command(sources, goal.batch_size, seed) for seed in range(seeds)]
+        reached = sum(run.reaches(goal) for run in runs)
+        print(f"batch {goal.batch_size}: {reached} of {seeds} seeds with each label right, {goal}")
+        for seed, run in enumerate(runs):
+            if not run.reaches(goal):
+                labels = " and ".join(map(str, run.true_labels))
+                psnr = f"{run.psnr_at_1700:.1f} dB at 1700, {run.psnr_at_3000:.1f} dB at 3000"
+                print(f"  seed {seed}: labels {labels}, {psnr}", flush=True)
+
+
+def run_command(sources: list[str], batch_size: int, seed: int) -> CommandRun:
+    """Run the command with its defaults; it ends the process where the command fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--seed", seed, "--batch_size", batch_size, "--result_dir", folder, "--data", *sources]
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = mnist_example.main([str(option) for option in options])
+        if code != 0:
+            sys.exit(code)
+        images = json.loads((Path(folder) / "summary.json").read_text())["images"]
+        return CommandRun(
+            true_labels=[image["true_label"] for image in images],
+            labels_right=all(image["true_label"] == image["recovered_label"] for image in images),
+            psnr_at_1700=lowest_psnr(Path(folder), 1700, images),
+            psnr_at_3000=lowest_psnr(Path(folder), 3000, images),
+        )
 
 
 def lowest_psnr(folder: Path, iteration: int, images: list[dict]) -> float:
-    """The lowest PSNR among a snapshot's pictures, matched as the final ones were."""
-    target, snapshot = (
-        np.asarray(Image.open(folder / f"{name}.png"), float).reshape(28, -1, 28).swapaxes(0, 1) / 255
-        for name in ("target", f"result_{iteration}")
-    )
+    """The lowest PSNR of a snapshot's images, each compared with the true image that it was matched to at the end."""
+    target = load_digits(folder / "target.png")
+    snapshot = load_digits(folder / f"result_{iteration}.png")
     errors = [np.mean((target[image["image"]] - snapshot[image["recovered_image"]]) ** 2) for image in images]
+    # The last term stands for images that are equal.
     return float(-10 * np.log10(max(*errors, 1e-12)))
 
 
-def perceptron(activation: Callable) -> Callable:
-    def network(feature, label):
+def load_digits(file: Path) -> np.ndarray:
+    """The digits of a picture, side by side there, shaped (B, 28, 28), with pixels in [0, 1]."""
+    return np.asarray(Image.open(file), float).reshape(28, -1, 28).swapaxes(0, 1) / 255
+
+
+def perceptron(activation: Callable[[Value], Value]) -> Network:
+    """A perceptron with one hidden layer of 64 units."""
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
         hidden = activation(paddle.nn.Linear(784, 64)(paddle.flatten(feature, start_axis=1)))
         prediction = paddle.nn.Linear(64, 10)(hidden)
         return prediction, F.cross_entropy(prediction, label)
@@ -172,65 +270,97 @@ def perceptron(activation: Callable) -> Callable:
     return network
 
 
-def vision(model: Callable) -> Callable:
-    def network(feature, label):
+def vision(model: Callable) -> Network:
+    """A model of paddle.vision for ten classes."""
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
         prediction = model(num_classes=10)(feature)
         return prediction, F.cross_entropy(prediction, label)
 
     return network
 
 
-# What, network, (batch, colours, height, width), iterations, learning rate.
+@dataclasses.dataclass(frozen=True)
+class VerifiedNetwork:
+    """A network that is verified and attacked.
+
+    Attributes
+    ----------
+    description : str
+        As the table names it.
+    network : callable (feature, label) -> (prediction, loss)
+        Builds it.
+    shape : tuple of int
+        B, C, H and W.
+    iterations : int
+        Of plain descent.
+    learning_rate : float
+        The step of the descent.
+    """
+
+    description: str
+    network: Network
+    shape: tuple[int, int, int, int]
+    iterations: int
+    learning_rate: float
+
+
 VERIFIED = [
-    ("softmax regression", networks.softmax, (1, 1, 28, 28), 3000, -8.5),
-    ("perceptron, sigmoid", perceptron(F.sigmoid), (1, 1, 28, 28), 3000, -50),
-    ("perceptron, tanh", perceptron(paddle.tanh), (1, 1, 28, 28), 3000, -50),
-    ("perceptron, relu", perceptron(F.relu), (1, 1, 28, 28), 3000, -50),
-    ("perceptron, gelu", perceptron(F.gelu), (1, 1, 28, 28), 3000, -50),
-    ("perceptron, silu", perceptron(F.silu), (1, 1, 28, 28), 3000, -50),
-    ("mlp (784-256-128-10, relu)", networks.mlp, (1, 1, 28, 28), 3000, -200),
-    ("lenet of Zhu et al.", networks.lenet, (1, 1, 28, 28), 3000, -8.5),
-    ("lenet of Zhu et al.", networks.lenet, (1, 3, 32, 32), 3000, -8.5),
-    ("vit", networks.vit, (1, 1, 28, 28), 300, -0.1),
-    ("vit", networks.vit, (1, 3, 32, 32), 300, -0.1),
-    ("paddle.vision LeNet", vision(models.LeNet), (2, 1, 28, 28), 1000, -0.5),
-    ("paddle.vision resnet18", vision(models.resnet18), (2, 3, 32, 32), 30, -1e-4),
-    ("paddle.vision mobilenet_v3_small", vision(models.mobilenet_v3_small), (2, 3, 32, 32), 30, -1e-4),
-    ("paddle.vision mobilenet_v2", vision(models.mobilenet_v2), (2, 3, 32, 32), 30, -1e-4),
-    ("paddle.vision vgg11", vision(models.vgg11), (1, 3, 32, 32), 3, -1e-4),
+    VerifiedNetwork("softmax regression", networks.softmax, (1, 1, 28, 28), 3000, -8.5),
+    VerifiedNetwork("perceptron, sigmoid", perceptron(F.sigmoid), (1, 1, 28, 28), 3000, -50),
+    VerifiedNetwork("perceptron, tanh", perceptron(paddle.tanh), (1, 1, 28, 28), 3000, -50),
+    VerifiedNetwork("perceptron, relu", perceptron(F.relu), (1, 1, 28, 28), 3000, -50),
+    VerifiedNetwork("perceptron, gelu", perceptron(F.gelu), (1, 1, 28, 28), 3000, -50),
+    VerifiedNetwork("perceptron, silu", perceptron(F.silu), (1, 1, 28, 28), 3000, -50),
+    VerifiedNetwork("mlp (784-256-128-10, relu)", networks.mlp, (1, 1, 28, 28), 3000, -200),
+    VerifiedNetwork("lenet of Zhu et al.", networks.lenet, (1, 1, 28, 28), 3000, -8.5),
+    VerifiedNetwork("lenet of Zhu et al.", networks.lenet, (1, 3, 32, 32), 3000, -8.5),
+    VerifiedNetwork("vit", networks.vit, (1, 1, 28, 28), 300, -0.1),
+    VerifiedNetwork("vit", networks.vit, (1, 3, 32, 32), 300, -0.1),
+    VerifiedNetwork("paddle.vision LeNet", vision(models.LeNet), (2, 1, 28, 28), 1000, -0.5),
+    VerifiedNetwork("paddle.vision resnet18", vision(models.resnet18), (2, 3, 32, 32), 30, -1e-4),
+    VerifiedNetwork("paddle.vision mobilenet_v3_small", vision(models.mobilenet_v3_small), (2, 3, 32, 32), 30, -1e-4),
+    VerifiedNetwork("paddle.vision mobilenet_v2", vision(models.mobilenet_v2), (2, 3, 32, 32), 30, -1e-4),
+    VerifiedNetwork("paddle.vision vgg11", vision(models.vgg11), (1, 3, 32, 32), 3, -1e-4),
 ]
 
 
 def verified_networks() -> None:
+    """Print a table of `VERIFIED`."""
     print("| network | input | ops | build | verify | per iteration | plain descent |")
     print("|---|---|---|---|---|---|---|")
-    for what, network, shape, iterations, learning_rate in VERIFIED:
-        images, labels = digits(shape)
-        with fresh_scope():
-            trained = participant(network, images, labels)
-            step = trained.shared_step()
-            started = time.perf_counter()
-            verify(step)
-            verified = time.perf_counter()
-            objective = build_objective(step)
-            built = time.perf_counter()
-            descent = GradientDescent(objective, learning_rate)
-            start = descent.start(0, 0)
-            running = time.perf_counter()
-            end, _ = descent.descend(start, iterations)
-            per_iteration = (time.perf_counter() - running) / iterations * 1e3
-        psnr = min(score.psnr for score in metrics.compare(images, np.nan_to_num(end.values[0])))
-        image = "×".join(str(size) for size in shape)
-        print(
-            f"| {what} | {image} | {ops(objective)} | {built - verified:.2f} s | {verified - started:.1f} s"
-            f" | {per_iteration:.1f} ms | {iterations} × {learning_rate:g}: D {start.loss:.0e} → {end.loss:.0e},"
-            f" {psnr:.0f} dB |",
-            flush=True,
-        )
+    for verified in VERIFIED:
+        print(verified_row(verified), flush=True)
+
+
+def verified_row(verified: VerifiedNetwork) -> str:
+    """Verify a network's derivatives, and attack the network."""
+    images, labels = first_digits(verified.shape)
+    with fresh_scope():
+        step = participant(verified.network, images, labels).shared_step()
+        verify_started = time.perf_counter()
+        verify(step)
+        build_started = time.perf_counter()
+        objective = build_objective(step)
+        built = time.perf_counter()
+        descent = GradientDescent(objective, verified.learning_rate)
+        start = descent.start(0, 0)
+        descent_started = time.perf_counter()
+        end, _ = descent.descend(start, verified.iterations)
+        per_iteration = (time.perf_counter() - descent_started) / verified.iterations * 1e3
+    psnr = min(score.psnr for score in metrics.compare(images, np.nan_to_num(end.values[0])))
+    image = "×".join(str(size) for size in verified.shape)
+    return (
+        f"| {verified.description} | {image} | {ops(objective)} | {built - build_started:.2f} s"
+        f" | {build_started - verify_started:.1f} s | {per_iteration:.1f} ms"
+        f" | {verified.iterations} × {verified.learning_rate:g}: D {start.loss:.0e} → {end.loss:.0e}, {psnr:.0f} dB |"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.descent", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("speed").add_argument("--against", choices=["torch"])
     effect_options = commands.add_parser("effect")
@@ -238,10 +368,16 @@ def main() -> None:
     effect_options.add_argument("--seeds", type=int, default=20)
     commands.add_parser("networks")
     args = parser.parse_args()
+    against_torch = args.command == "speed" and args.against == "torch"
+    if against_torch:
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
     paddle.enable_static()
-    print(f"PaddlePaddle {paddle.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores\n")
+    print(f"{machine_with_torch() if against_torch else machine()}\n")
     if args.command == "speed":
-        speed(args.against)
+        speed(against_torch)
     elif args.command == "effect":
         effect(args.data, args.seeds)
     else:

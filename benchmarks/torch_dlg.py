@@ -1,9 +1,9 @@
-"""Deep leakage from gradients as its authors run it, in PyTorch eager, for benchmarks.attacks --against torch.
+"""The reference of benchmarks.attacks: deep leakage from gradients as its authors run it, in PyTorch eager.
 
-Written from the description in Zhu, Liu and Han (NeurIPS 2019), algorithm 1
-and section 4: data and label logits from N(0, 1), L-BFGS with PyTorch's
-defaults, 300 steps of it. It takes three of the example's networks, softmax,
-mlp and lenet, with the weights they have in PaddlePaddle.
+It was written from the description in Zhu, Liu and Han (NeurIPS 2019), algorithm
+1 and section 4: dummy data and label logits from N(0, 1), and 300 steps of
+L-BFGS with PyTorch's defaults. It takes three of the example's networks, softmax,
+mlp and lenet, with the weights that they have in PaddlePaddle.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax, softmax
 
+# The ten digits.
 CLASSES = 10
+# The steps of L-BFGS, as in the paper.
 STEPS = 300
-# PyTorch's gradients may differ this much from PaddlePaddle's, relative to their norm: both round in float32.
+# How much PyTorch's gradients may differ from PaddlePaddle's, relative to their norm, since both round in float32.
 _AGREEMENT = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """What the reference recovered, under the names of `dlg.Reconstruction`.
+    """What the reference recovered, with the names of `dlg.Reconstruction`.
 
     Attributes
     ----------
     feature : ndarray, shape (B, ...), float32
+        The recovered batch.
     label : ndarray, shape (B,), int64
+        Its recovered labels.
     evaluations : int
-        How often L-BFGS asked for the distance and its gradient.
+        How often L-BFGS computed the distance and its gradient.
     seconds : float
         Wall time from the random start to the end.
     trace : list of (float, ndarray, ndarray)
-        Seconds since the start, dummy data and label logits, at the start and
-        after each of the L-BFGS steps.
+        Seconds since the start, dummy data and label logits. One at the start,
+        and one after each step of L-BFGS.
     """
 
     feature: np.ndarray
@@ -55,8 +59,10 @@ def softmax_regression(image: Sequence[int]) -> nn.Module:
 def mlp(image: Sequence[int]) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
-        *(nn.Linear(math.prod(image), 256), nn.ReLU()),
-        *(nn.Linear(256, 128), nn.ReLU()),
+        nn.Linear(math.prod(image), 256),
+        nn.ReLU(),
+        nn.Linear(256, 128),
+        nn.ReLU(),
         nn.Linear(128, CLASSES),
     )
 
@@ -81,11 +87,14 @@ def copied_network(
     ----------
     name : str
         One of `NETWORKS`.
-    weights, gradients : sequence of ndarray
-        PaddlePaddle's, in the order of the program's parameters; the
-        gradients are those of this batch.
-    images, labels : ndarray, shapes (B, ...) and (B, 1)
-        The batch that the copy is checked with.
+    weights : sequence of ndarray
+        PaddlePaddle's weights, from the first layer to the last.
+    images : ndarray, shape (B, ...), float32
+        The batch with which the copy is checked.
+    labels : ndarray, shape (B, 1), int64
+        Its labels.
+    gradients : sequence of ndarray
+        PaddlePaddle's gradients of this batch, in the order of `weights`.
 
     Raises
     ------
@@ -103,7 +112,7 @@ def copied_network(
         if not error <= _AGREEMENT:
             raise AssertionError(
                 f"{name}: the gradient of parameter {index} is {error:.1e} off PaddlePaddle's, relative to its norm;"
-                f" expected at most {_AGREEMENT:g}, the weights being the same"
+                f" expected at most {_AGREEMENT:g}, since the weights are the same"
             )
     return network
 
@@ -113,10 +122,23 @@ def attack(
 ) -> Reconstruction:
     """Recover a batch of this shape from PaddlePaddle's gradients.
 
+    Parameters
+    ----------
+    network : torch.nn.Module
+        As `copied_network` returns it.
+    gradients : sequence of ndarray
+        The shared gradients, from the first layer to the last.
+    shape : sequence of int
+        B, C, H and W.
+    seed : int
+        Draws the start.
+    steps : int
+        The steps of L-BFGS. All are taken.
+
     Raises
     ------
     FloatingPointError
-        Where the distance is no longer a number; nothing else ends it early.
+        Where the distance or the dummy data is no longer a number.
     """
     weights = list(network.parameters())
     shared = [torch.tensor(_torch_layout(gradient)) for gradient in gradients]
@@ -142,7 +164,7 @@ def attack(
 
     trace = [now()]
     for step in range(steps):
-        # The distance is that before the step; data that is no number gives one that is none at the next.
+        # The distance returned is that before the step. NaN in the data after a step makes it NaN at the next step.
         if torch.isnan(optimizer.step(closure)):
             raise FloatingPointError(f"the distance is NaN at step {step + 1} of {steps}")
         trace.append(now())
@@ -155,7 +177,7 @@ def attack(
 def matching_loss(
     network: nn.Module, gradients: Sequence[np.ndarray], dummy_data: np.ndarray, dummy_label: np.ndarray
 ) -> float:
-    """The gradient-matching loss as this project defines it, B² Σ mean((∇W' − ∇W)²), so that the two compare."""
+    """The gradient-matching loss as this project defines it, B² Σ mean((∇W' − ∇W)²), so that both can be compared."""
     loss = _loss(network, torch.tensor(dummy_data), torch.tensor(dummy_label))
     dummy_gradients = torch.autograd.grad(loss, list(network.parameters()))
     pairs = zip(dummy_gradients, gradients)
@@ -165,10 +187,10 @@ def matching_loss(
 
 
 def _loss(network: nn.Module, data: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """The training loss with a soft label."""
+    """The training loss: the cross entropy with the probabilities of the label logits."""
     return torch.mean(torch.sum(-softmax(label, dim=-1) * log_softmax(network(data), dim=-1), dim=-1))
 
 
 def _torch_layout(array: np.ndarray) -> np.ndarray:
-    """A weight or its gradient: a fully connected layer's is (in, out) in PaddlePaddle, (out, in) in PyTorch."""
+    """A weight or gradient of PaddlePaddle as PyTorch has it: a fully connected layer's is (out, in), not (in, out)."""
     return np.ascontiguousarray(array.T) if array.ndim == 2 else array

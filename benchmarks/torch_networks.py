@@ -1,17 +1,26 @@
-"""The timed networks and the attack's step in PyTorch eager, for benchmarks.descent --against torch."""
+"""The timed networks, and the attack's iteration on them, in PyTorch eager. For benchmarks.descent --against torch."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
-
-try:
-    import torch
-except ModuleNotFoundError:
-    sys.exit("benchmarks.descent: --against torch needs PyTorch: pip install torch (a CPU build will do)")
+import torch
 from torch import nn
+
+
+def softmax() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def lenet() -> nn.Module:
+    layers = []
+    for inner, stride in ((1, 2), (12, 2), (12, 1)):
+        layers += [nn.Conv2d(inner, 12, 5, stride, 2), nn.Sigmoid()]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(588, 10))
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    return network
 
 
 class Block(nn.Module):
@@ -30,20 +39,6 @@ class Block(nn.Module):
         return torch.relu(self.second_norm(self.second(hidden)) + self.shortcut(x))
 
 
-def softmax() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-
-
-def lenet() -> nn.Module:
-    layers = []
-    for inner, stride in ((1, 2), (12, 2), (12, 1)):
-        layers += [nn.Conv2d(inner, 12, 5, stride, 2), nn.Sigmoid()]
-    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(588, 10))
-    for parameter in network.parameters():
-        nn.init.uniform_(parameter, -0.5, 0.5)
-    return network
-
-
 def resnet18() -> nn.Module:
     blocks, inner = [], 64
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
@@ -53,10 +48,13 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
+NETWORKS = {"softmax": softmax, "lenet": lenet, "resnet18": resnet18}
+
+
 def descending(name: str, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> Callable[[int], None]:
-    """The descent on a network of this name, as a function that runs it on."""
+    """The attack on a network of this name from a random start, as a function that continues it."""
     torch.manual_seed(0)
-    network = {"softmax": softmax, "lenet": lenet, "resnet18": resnet18}[name]()
+    network = NETWORKS[name]()
     weights = list(network.parameters())
     loss = nn.functional.cross_entropy(network(torch.tensor(images)), torch.tensor(labels[:, 0]))
     shared = [gradient.detach() for gradient in torch.autograd.grad(loss, weights)]
@@ -67,7 +65,7 @@ def descending(name: str, images: np.ndarray, labels: np.ndarray, learning_rate:
         for _ in range(iterations):
             loss = nn.functional.cross_entropy(network(data), torch.softmax(label, dim=1))
             gradients = torch.autograd.grad(loss, weights, create_graph=True)
-            distance = sum(((g - s) ** 2).mean() for g, s in zip(gradients, shared)) * len(images) ** 2
+            distance = sum(((ours - theirs) ** 2).mean() for ours, theirs in zip(gradients, shared)) * len(images) ** 2
             data_step, label_step = torch.autograd.grad(distance, [data, label])
             with torch.no_grad():
                 data.add_(data_step, alpha=learning_rate)

@@ -2,19 +2,16 @@
 
     python -m images.draw_figures
 
-Needs matplotlib, which is in tests/requirements.txt. result_example.png is the
-progress.png of the command with its defaults.
+result_example.png is the progress.png of the command with its defaults, and the
+pictures in dlg.png are from the same run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from pathlib import Path
-
-IMAGES = Path(__file__).resolve().parent
 
 import matplotlib
 
@@ -26,8 +23,15 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 import mnist_example
+from dlg.results.folder import write_whole
 
-PARTICIPANT, ATTACKER, INK = "#2f6f9f", "#b5483a", "#222222"
+IMAGES = Path(__file__).resolve().parent
+# The iterations whose snapshots are drawn: the start, two on the way and the end.
+SNAPSHOTS = (0, 800, 1500, 3000)
+# Colours: blue for the participant's side, red for the attacker's, and nearly black for text.
+PARTICIPANT = "#2f6f9f"
+ATTACKER = "#b5483a"
+INK = "#222222"
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
@@ -39,13 +43,13 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 
 def arrow(
-    axes: Axes, start: tuple, end: tuple, colour: str, text: str = "", at: tuple = (0, 0), bend: float = 0
+    axes: Axes, start: tuple, end: tuple, colour: str, text: str = "", text_position: tuple = (0, 0), bend: float = 0
 ) -> None:
     style = f"arc3,rad={bend}"
     axes.add_patch(
         FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, lw=1.8, color=colour, connectionstyle=style)
     )
-    axes.text(*at, text, ha="center", va="center", color=colour, fontsize=11, weight="bold")
+    axes.text(*text_position, text, ha="center", va="center", color=colour, fontsize=11, weight="bold")
 
 
 def picture(axes: Axes, x: float, y: float, pixels: np.ndarray) -> None:
@@ -78,19 +82,19 @@ def draw_workflow(target: np.ndarray, dummies: list[np.ndarray], file: Path) -> 
     arrow(axes, (7.65, 1.0), (0.8, 0.42), ATTACKER, bend=-0.12)
     axes.text(4.4, -0.28, "(5)  step the dummy data and label down D's gradient, and repeat", ha="center", va="center",
               color=ATTACKER, fontsize=11, weight="bold")  # fmt: skip
-    for place, (dummy, number) in enumerate(zip(dummies, (0, 800, 1500, 3000))):
-        picture(axes, 2.3 + 1.5 * place, -1.75, dummy)
-        axes.text(2.8 + 1.5 * place, -1.85, f"iteration {number}", ha="center", va="top", fontsize=9, color=INK)
+    for index, (dummy, number) in enumerate(zip(dummies, SNAPSHOTS)):
+        picture(axes, 2.3 + 1.5 * index, -1.75, dummy)
+        axes.text(2.8 + 1.5 * index, -1.85, f"iteration {number}", ha="center", va="top", fontsize=9, color=INK)
     axes.set(xlim=(0, 11), ylim=(-2.2, 5.1), aspect="equal")
     axes.axis("off")
     _save_figure(figure, file)
 
 
 def _save_figure(figure: pyplot.Figure, file: Path) -> None:
-    beside = file.with_suffix(".part")
-    # Without the library's name in the file, the same run gives the same bytes under another of its versions.
-    figure.savefig(beside, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
-    os.replace(beside, file)
+    content = io.BytesIO()
+    # matplotlib's version is left out of the file, so that another version gives the same bytes.
+    figure.savefig(content, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
+    write_whole(file, content.getvalue())
 
 
 def main() -> None:
@@ -99,7 +103,7 @@ def main() -> None:
         results = Path(folder)
         (IMAGES / "result_example.png").write_bytes((results / "progress.png").read_bytes())
         target = np.asarray(Image.open(results / "target.png"))[:, :28]
-        dummies = [np.asarray(Image.open(results / f"result_{n}.png"))[:, :28] for n in (0, 800, 1500, 3000)]
+        dummies = [np.asarray(Image.open(results / f"result_{n}.png"))[:, :28] for n in SNAPSHOTS]
     draw_workflow(target, dummies, IMAGES / "dlg.png")
 
 
