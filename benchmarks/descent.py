@@ -337,7 +337,8 @@ def verified_row(verified: VerifiedNetwork) -> str:
     """Verify a network's derivatives, and attack the network."""
     images, labels = first_digits(verified.shape)
     with fresh_scope():
-        step = participant(verified.network, images, labels).shared_step()
+        trained = participant(verified.network, images, labels)  # it keeps the training program alive
+        step = trained.shared_step()
         verify_started = time.perf_counter()
         verify(step)
         build_started = time.perf_counter()
