@@ -1,4 +1,4 @@
-"""Where images come from, and what is said of files that are not what they should be."""
+"""Where images come from, and how files are refused that are not what they should be."""
 
 from __future__ import annotations
 

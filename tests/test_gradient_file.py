@@ -1,4 +1,4 @@
-"""Gradients from elsewhere: files that are to be trusted in nothing, and updates that are turned into gradients."""
+"""Files of gradients: what was saved comes back, and damaged or hostile files are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 @pytest.fixture
 def several():
-    """Names that are none for files, every dtype, and layouts that are not NumPy's own."""
+    """Names that no file can have, every dtype, and memory layouts other than NumPy's default."""
     rng = np.random.default_rng(0)
     return {
         "linear_0.w_0": rng.normal(size=(30, 10)).astype(np.float32),
@@ -58,7 +58,7 @@ def packed(array):
 
 
 def rewrite(file, **changed):
-    """Save ONE, with other metadata; None leaves a key out."""
+    """Save ONE, and change its metadata. A key that is None is left out."""
     save(file, ONE, 2, (1, 28, 28))
     entries = entries_of(file)
     metadata = json.loads(np.load(io.BytesIO(entries["metadata.npy"])).tobytes())
@@ -67,7 +67,7 @@ def rewrite(file, **changed):
 
 
 def refused(file):
-    """The message with which a file is refused; it is one line and names the file."""
+    """The message with which a file is refused. It must be one line and name the file."""
     with pytest.raises(InputError) as refusal:
         load(file)
     message = str(refusal.value)
@@ -85,7 +85,7 @@ def test_what_was_saved_comes_back_to_the_bit(several, file):
         back = loaded.gradients[name]
         assert (back.shape, back.dtype) == (gradient.shape, gradient.dtype.newbyteorder("="))
         assert (back == gradient).all()
-        back *= 2  # they are arrays of one's own
+        back *= 2  # they can be written to
     assert (loaded.batch_size, loaded.feature_shape) == (4, (3, 32, 32))
     assert loaded.versions["paddlepaddle"] == paddle.__version__
     assert loaded.versions["numpy"] == np.__version__
@@ -329,7 +329,7 @@ def test_what_would_unpack_to_more_than_it_should_is_not_unpacked(entry, honest,
     bomb = entries[entry] + bytes(2**26)
     write_entries(file, entries | {entry: bomb})
     if not honest:
-        # Both headers state the size that is expected, and what is packed is a thousand times that.
+        # Both headers state the expected size, and the packed content is a thousand times as large.
         content = file.read_bytes()
         stated = struct.pack("<I", len(bomb))
         assert content.count(stated) == 2
@@ -356,16 +356,16 @@ def test_an_encrypted_entry_is_refused(file):
     save(file, ONE, 2, (1,))
     content = bytearray(file.read_bytes())
     for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = content.find(signature)
-        while at >= 0:
-            content[at + flags] |= 1
-            at = content.find(signature, at + 1)
+        position = content.find(signature)
+        while position >= 0:
+            content[position + flags] |= 1
+            position = content.find(signature, position + 1)
     file.write_bytes(content)
     assert "encrypted" in refused(file)
 
 
 def same_or_refused(file, saved):
-    """Whether a damaged file is refused; what is read from one that is not must be what was saved."""
+    """Whether a damaged file is refused. If it is not, it must hold what was saved."""
     try:
         loaded = load(file)
     except InputError:
@@ -386,7 +386,7 @@ def test_a_truncated_file_is_always_refused(several, file):
         assert same_or_refused(file, several), length
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy's, of headers that Python 2 could have written
+@pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy's, about headers that Python 2 wrote
 @pytest.mark.parametrize("stored", [False, True])
 def test_flipped_bytes_are_refused_or_do_not_matter(stored, several, file):
     save(file, several, 4, (1, 28, 28))
@@ -397,8 +397,8 @@ def test_flipped_bytes_are_refused_or_do_not_matter(stored, several, file):
     refusals = 0
     for _ in range(1500):
         damaged = bytearray(content)
-        for at in rng.integers(0, len(content), rng.integers(1, 4)):
-            damaged[at] ^= rng.integers(1, 256)
+        for position in rng.integers(0, len(content), rng.integers(1, 4)):
+            damaged[position] ^= rng.integers(1, 256)
         file.write_bytes(damaged)
         refusals += same_or_refused(file, several)
     # Most of the file is numbers under a checksum.
@@ -414,9 +414,9 @@ def test_damage_that_has_a_right_checksum_is_refused_or_a_file_of_its_own(severa
     for _ in range(600):
         name = rng.choice(["metadata.npy", "gradient_0.npy"])
         damaged = bytearray(entries[name])
-        # The headers, and the metadata: the numbers themselves may be any.
-        for at in rng.integers(0, min(len(damaged), 128 if name != "metadata.npy" else 1000), 2):
-            damaged[at] = rng.integers(0, 256)
+        # The headers and the metadata. A change of the numbers themselves gives another valid file.
+        for position in rng.integers(0, min(len(damaged), 128 if name != "metadata.npy" else 1000), 2):
+            damaged[position] = rng.integers(0, 256)
         write_entries(file, entries | {name: bytes(damaged)})
         try:
             loaded = load(file)

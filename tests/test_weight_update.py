@@ -1,4 +1,4 @@
-"""Gradients out of two weight states."""
+"""The gradient behind a weight update: exact for one step, to the digits that the weights leave."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ONE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
 def weights(seed=0):
-    """From 1.1 to 1.9: their last place is 2**-23, before a small step and after it."""
+    """Weights from 1.1 to 1.9, whose last place is 2**-23, and still is after a small step."""
     rng = np.random.default_rng(seed)
     return {name: rng.uniform(1.1, 1.9, (50, 40)).astype(np.float32) for name in ("a", "b")}
 
@@ -28,7 +28,7 @@ def gradient_of_size(size, seed=1):
 
 
 def one_step(before, gradients, learning_rate):
-    """As a framework takes it: in float32 throughout."""
+    """A step of SGD in float32, as a framework takes it."""
     return {name: weight - np.float32(learning_rate) * gradients[name] for name, weight in before.items()}
 
 
@@ -44,32 +44,32 @@ def test_the_gradient_of_a_step_comes_back(batch):
 
 
 @pytest.mark.parametrize("size", [1.0, 0.1, 0.01])
-def test_digits_are_lost_as_the_step_is_smaller_than_the_weight_and_no_others(size):
+def test_as_many_digits_are_lost_as_the_step_is_smaller_than_the_weight(size):
     before, gradients = weights(), gradient_of_size(size)
     recovered = from_update(before, one_step(before, gradients, 1e-2), 1e-2)
     error = np.concatenate([np.abs(recovered[name] - gradients[name]).ravel() for name in before])
-    # Half a unit in the last place of the weights, over the learning rate; float32's own of gradient, rate and product.
+    # Half a unit in the last place of the weights, over the learning rate. Gradient, rate and product are rounded too.
     rounding = 2.0**-23 / 2 / 1e-2
     assert error.max() <= rounding + 3 * 2.0**-24 * size
-    # All of it is lost and no more: errors spread evenly up to a bound have 1/sqrt(3) of it as root mean square.
+    # The bound is reached. Errors that are spread evenly up to a bound have 1/sqrt(3) of it as root mean square.
     assert error.max() > 0.98 * rounding
     assert np.sqrt(np.mean(error.astype(np.float64) ** 2)) == pytest.approx(rounding / math.sqrt(3), rel=0.1)
-    # So of float32's 7.2 digits log10(weight / step) are gone, to half a digit.
+    # So log10(weight / step) of float32's 7.2 digits are lost, to half a digit.
     digits = -math.log10(rounding / size)
     assert digits == pytest.approx(7.2 - math.log10(1 / (1e-2 * size)), abs=0.5)
 
 
 def test_the_subtraction_loses_nothing_more():
-    # Neighbouring float32 numbers, whose quotient by the rate float32 holds exactly.
+    # Neighbouring float32 numbers: their difference over the rate is a float32 number.
     before = {"w": np.array([1.0, 1024.0], np.float32)}
     after = {"w": np.nextafter(before["w"], np.float32(0))}
     assert from_update(before, after, 0.5)["w"].tolist() == [2 * 2.0**-24, 2 * 2.0**-14]
-    # And numbers whose difference has more digits than float32.
+    # And numbers whose difference has more digits than a float32.
     far = from_update({"w": np.array([1.0], np.float32)}, {"w": np.array([-(2.0**-30)], np.float32)}, 3)["w"]
     assert far[0] == np.float32((1 + 2.0**-30) / 3)
 
 
-def test_a_weight_that_moves_by_less_than_half_its_last_place_seems_not_to_move():
+def test_a_change_below_half_the_last_place_of_a_weight_is_lost():
     before = {"w": np.array([1.0, 1e-3], np.float32)}
     after = one_step(before, {"w": np.array([-5e-6, -5e-6], np.float32)}, 1e-2)
     recovered = from_update(before, after, 1e-2)["w"]
@@ -81,15 +81,15 @@ def test_more_steps_give_the_sum_of_their_gradients(batch):
     trained = participant(networks.softmax, *batch)
     before = trained.weights()
     total = {name: np.zeros_like(weight) for name, weight in before.items()}
-    at_first = trained.step()
+    first = trained.step()
     for _ in range(5):
         total = {name: total[name] + gradient for name, gradient in trained.step().items()}
         trained.train(steps=1)
     recovered = from_update(before, trained.weights(), 0.1)
     assert distortion(total, recovered).relative_error < 1e-5
-    # Their mean is no longer the first: the docstring's table has 0.72 for this rate.
+    # Their mean is no longer the first gradient: the docstring's table has 0.72 for this rate.
     mean = {name: gradient / 5 for name, gradient in recovered.items()}
-    assert 0.6 < distortion(at_first, mean).relative_error < 0.8
+    assert 0.6 < distortion(first, mean).relative_error < 0.8
 
 
 @pytest.mark.parametrize(("given", "expected"), [("f2", "f4"), ("f4", "f4"), ("f8", "f8")])
