@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from fnmatch import fnmatch
 from itertools import pairwise
@@ -82,3 +83,17 @@ def test_every_file_that_is_no_module_is_package_data():
     }
     assert not [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)]
     assert not [pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in files)]
+
+
+def test_the_changelog_begins_with_the_version_that_is_installed():
+    changelog = (PROJECT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)[1] == DECLARED["version"]
+    assert f"version: {DECLARED['version']}\n" in (PROJECT / "CITATION.cff").read_text()
+
+
+def test_the_modules_that_the_changelog_names_are_there():
+    moved = re.findall(r"^  \| (`dlg.*) \| `(dlg\.[\w.]+)` \|$", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert len(moved) > 20
+    for old, new in moved:
+        path = PROJECT / new.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), f"{old} has not moved to {new}"
