@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 from attacking import digits
 from benchmarks.participant import participant
+from examples import VECTORS, batch_of, weighted, with_loss
 from paddle import nn
 
+from dlg import dlg_attack
 from dlg.attack.analytic.labels import infer_labels, labels_from_gradients
 from dlg.errors import LabelError
 from dlg.participant import networks
@@ -80,3 +84,13 @@ def test_a_last_layer_without_gradients_gives_no_labels(batch):
     trained = participant(network, *batch)
     with pytest.raises(LabelError, match="cannot be read off the gradients"):
         labels_from_gradients(trained.shared_step())
+
+
+def test_a_label_that_the_loss_reads_elsewhere_is_read_off_the_gradients_instead(tmp_path, capsys):
+    images, labels = batch_of(VECTORS)
+    trained = participant(with_loss(weighted), images[:1], labels[:1])
+    args = SimpleNamespace(batch_size=1, iterations=400, learning_rate=-1.0, result_dir=tmp_path)
+    result = dlg_attack(args, *trained.attack_arguments)
+    assert result.label.tolist() == labels[:1, 0].tolist()
+    assert result.loss < result.history[0][1]
+    assert "weight = paddle.cast(label + 1" in capsys.readouterr().out

@@ -1,9 +1,10 @@
-"""Makes a network's gradients differentiable.
+"""Rewrites the ops of a network and of its gradients, in the attack's own program.
 
 Gradient matching differentiates through gradients, and many of PaddlePaddle's
-gradient ops have no gradient of their own. The user's network is left as it
-is: once the first gradient stands in the attack's program, the gradient ops
-that cannot be differentiated are written out there, by `dlg.graph.rules`.
+gradient ops have no gradient of their own. The user's network is left as it is:
+`dlg.graph.rules` says how each op is written out in the attack's program. When
+each of these functions has to be called is written in
+`dlg.graph.differentiation`, which nothing should bypass.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import paddle
 from paddle.base.libpaddle import pir
 
 from dlg.errors import LabelError, SecondDerivativeError
-from dlg.graph.rules import DROPOUT_RULES, FORWARD_RULES, GRADIENT_RULES, SIMPLIFICATIONS, ProbabilityOf, Rule
+from dlg.graph import rules
+from dlg.graph.rules import ProbabilityOf, Rule
 from dlg.graph.values import Operation, Value, is_real, ops_behind, short_name, where
 
-# What a network may do to its integer label before an op that has a rule reads it.
-_LABEL_SHAPING = {f"pd_op.{name}" for name in ("unsqueeze", "squeeze", "reshape", "flatten", "cast", "assign")}
+# The ops that a network may apply to its integer label before an op that has a rule reads it.
+_LABEL_SHAPING = ("pd_op.unsqueeze", "pd_op.squeeze", "pd_op.reshape", "pd_op.flatten", "pd_op.cast", "pd_op.assign")
 
 
 def replace_label(label: Value, probability: Value) -> ProbabilityOf:
@@ -30,6 +32,12 @@ def replace_label(label: Value, probability: Value) -> ProbabilityOf:
         The label the network was called with.
     probability : Value, (B, C), floating
         What stands for it.
+
+    Returns
+    -------
+    callable
+        It takes a value that an op reads as its label, and gives `probability`.
+        It raises LabelError where that value is not `label`, reshaped or cast.
     """
 
     def probability_of(value: Value) -> Value:
@@ -44,14 +52,14 @@ def replace_label(label: Value, probability: Value) -> ProbabilityOf:
 
 
 def make_deterministic(loss: Value) -> tuple[Value, list[str]]:
-    """Put dropout's expected value in its place; call it before the first differentiation.
+    """Put dropout's expected value in its place.
 
     Returns
     -------
     loss : Value
         The network's loss, rewritten.
     notes : list of str
-        What is taken for granted by that.
+        What the attack takes for granted by that, one sentence each.
     """
     dropouts = [op for op in ops_behind([loss]) if op.name() == "pd_op.dropout" and not op.attrs()["is_test"]]
     if not dropouts:
@@ -60,21 +68,19 @@ def make_deterministic(loss: Value) -> tuple[Value, list[str]]:
         f"dropout{where(dropouts[0])}: the attack takes its expected value, for nobody tells it which units were"
         " dropped; it can be exact only where the step was taken without dropout"
     )
-    return _rewrite([loss], DROPOUT_RULES, _no_label)[0], [note]
+    return _rewrite([loss], rules.DROPOUT_RULES, _no_label)[0], [note]
 
 
 def rewrite_network(loss: Value, probability_of: ProbabilityOf) -> Value:
-    """Rewrite the forward ops that have another form that can be differentiated twice."""
-    return _rewrite([loss], FORWARD_RULES, probability_of)[0]
+    """Rewrite the network's own ops: those that cannot be differentiated twice, and those that have a cheaper form."""
+    network_rules = rules.FORWARD_RULES | rules.FORWARD_CORRECTIONS | rules.FORWARD_SIMPLIFICATIONS
+    return _rewrite([loss], network_rules, probability_of)[0]
 
 
 def make_differentiable(
     gradients: Sequence[Value], probability_of: ProbabilityOf, sources: Sequence[Value]
 ) -> list[Value]:
     """Rewrite the ops behind these gradients so that each can be differentiated.
-
-    Call it inside the program's guard, after the first differentiation and
-    before the second.
 
     Parameters
     ----------
@@ -99,15 +105,15 @@ def make_differentiable(
         Where an op has neither a gradient nor a rule. The messages have the
         line of the network's code that the op came from.
     """
-    gradients = _rewrite(gradients, GRADIENT_RULES | SIMPLIFICATIONS, probability_of)
+    gradient_rules = rules.GRADIENT_RULES | rules.GRADIENT_CORRECTIONS | rules.SIMPLIFICATIONS
+    gradients = _rewrite(gradients, gradient_rules, probability_of)
     _mark_constants(sources[0].block, sources)
     for op in ops_behind(gradients):
-        varies = any(value.initialized() and not value.stop_gradient for value in op.results())
-        if varies and not op.name().startswith(("builtin.", "pd_op.data")) and not paddle.base.core.has_vjp(op):
+        if _depends_on_sources(op) and not _has_gradient(op):
             raise SecondDerivativeError(
-                f"{short_name(op)}{where(op)} cannot be differentiated twice: PaddlePaddle"
-                f" {paddle.__version__} has no gradient for {op.name().removeprefix('pd_op.')}, and the attack has no"
-                " rule for it; use another op there, or add a rule to dlg/graph/rules/__init__.py"
+                f"{short_name(op)}{where(op)} cannot be differentiated twice: PaddlePaddle {paddle.__version__} has no"
+                f" gradient for {op.name().removeprefix('pd_op.')}, and the attack has no rule for it; use another op"
+                " there, or add a rule to the file of its family in dlg/graph/rules/"
             )
     return gradients
 
@@ -121,7 +127,7 @@ def refuse_label_readers(results: Sequence[Value], label: Value) -> None:
 
 def simplify(results: Sequence[Value]) -> list[Value]:
     """Rewrite the ops behind these results that have a cheaper form."""
-    return _rewrite(results, SIMPLIFICATIONS, _no_label)
+    return _rewrite(results, rules.SIMPLIFICATIONS, _no_label)
 
 
 def remove_dead_ops(results: Sequence[Value]) -> None:
@@ -133,18 +139,19 @@ def remove_dead_ops(results: Sequence[Value]) -> None:
             block.remove_op(op)
 
 
-def _rewrite(results: Sequence[Value], rules: Mapping[str, Rule], probability_of: ProbabilityOf) -> list[Value]:
+def _rewrite(results: Sequence[Value], table: Mapping[str, Rule], probability_of: ProbabilityOf) -> list[Value]:
+    """Apply rules to the ops behind these results; gives the results, rewritten."""
     results = list(results)
-    # Backwards, so that an op whose results a rule no longer reads is left alone.
+    # Backwards: once a rule no longer reads an op's results, that op is left alone.
     for op in reversed(ops_behind(results)):
         unused = all(value.use_empty() and not _is_one_of(value, results) for value in op.results())
-        if unused or op.name() not in rules:
+        if unused or op.name() not in table:
             continue
         pir.set_insertion_point(op)
-        written_out = rules[op.name()](op, probability_of)
-        if written_out is None:
+        replacement = table[op.name()](op, probability_of)
+        if replacement is None:
             continue
-        for old, new in zip(op.results(), written_out):
+        for old, new in zip(op.results(), replacement):
             if new is not None and new.initialized():
                 results = [new if value.is_same(old) else value for value in results]
                 old.replace_all_uses_with(new)
@@ -157,13 +164,23 @@ def _rewrite(results: Sequence[Value], rules: Mapping[str, Rule], probability_of
 def _mark_constants(block: pir.Block, sources: Sequence[Value]) -> None:
     """Mark as constant, for the second differentiation, what does not depend on the sources.
 
-    Without it Paddle also computes derivatives with respect to the weights.
+    Without it PaddlePaddle also computes derivatives with respect to the weights.
     """
     for op in block.ops:
         depends = any(value.initialized() and not value.stop_gradient for value in op.operands_source())
         for value in op.results():
             if value.initialized():
                 value.stop_gradient = not (_is_one_of(value, sources) or (depends and is_real(value)))
+
+
+def _depends_on_sources(op: Operation) -> bool:
+    """Whether an op has a result that `_mark_constants` did not mark."""
+    return any(value.initialized() and not value.stop_gradient for value in op.results())
+
+
+def _has_gradient(op: Operation) -> bool:
+    """Whether PaddlePaddle can differentiate an op, or it has no inputs to be differentiated for."""
+    return op.name().startswith(("builtin.", "pd_op.data")) or paddle.base.core.has_vjp(op)
 
 
 def _is_one_of(value: Value, values: Sequence[Value]) -> bool:

@@ -1,0 +1,80 @@
+"""The rules for ops that PaddlePaddle claims to differentiate twice: it does not, and the rules do."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+import pytest
+from examples import PICTURES, batch_of, check, classifier, gradient_ops, parameter, remove_rule, rules_of
+from paddle import nn
+
+from dlg.errors import SecondDerivativeError
+from dlg.graph.rules import corrections
+
+
+def frozen():
+    return paddle.ParamAttr(trainable=False)
+
+
+# A layer for which PaddlePaddle's own second derivative is wrong or fails, for each rule.
+EXAMPLES = {
+    "add_grad": lambda x: paddle.tanh(nn.Linear(50, 5, weight_attr=frozen())(x.flatten(1))),
+    "subtract_grad": lambda x: paddle.tanh(parameter(5) - x),
+    "batch_norm_grad": lambda x: nn.BatchNorm2D(4)(nn.Conv2D(2, 4, 5)(x)),
+    "pool2d_grad": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2),
+    "depthwise_conv2d": lambda x: nn.Conv2D(2, 4, 3, padding=1, groups=2)(x),
+}
+OTHERS = {
+    "a frozen bias": lambda x: paddle.tanh(nn.Linear(50, 5, bias_attr=frozen())(x.flatten(1))),
+    "a broadcast difference": lambda x: paddle.tanh(parameter(5) - x) - paddle.tanh(x - parameter(5, 5)),
+    "a broadcast sum": lambda x: paddle.tanh(parameter(5, 5) + x) * parameter(2, 1, 1) / (parameter(5) + 5),
+    "overlapping max pooling": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 3, stride=1, padding=1),
+    "max pooling after relu": lambda x: F.max_pool2d(F.relu(nn.Conv2D(2, 3, 3)(x)), 2),
+    "ceiling max pooling": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3, padding=1)(x), 3, stride=2, ceil_mode=True),
+    "average pooling": lambda x: F.avg_pool2d(nn.Conv2D(2, 3, 3)(x), 2),
+    "batch norm": lambda x: nn.BatchNorm2D(3)(nn.Conv2D(2, 3, 3)(x)),
+    "batch norm of vectors": lambda x: nn.BatchNorm1D(5)(nn.Linear(50, 5)(paddle.flatten(x, 1))),
+    "batch norm by fixed statistics": lambda x: nn.BatchNorm1D(5, use_global_stats=True)(
+        nn.Linear(50, 5)(x.flatten(1))
+    ),
+    "batch norm with channels last": lambda x: nn.BatchNorm2D(3, data_format="NHWC")(
+        paddle.transpose(nn.Conv2D(2, 3, 3)(x), [0, 2, 3, 1])
+    ),
+}
+
+
+def test_every_rule_has_an_example():
+    assert rules_of(corrections) == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("rule", EXAMPLES)
+def test_derivatives_through_an_op_are_right(rule, batch_size):
+    images, labels = batch_of(PICTURES)
+    check(classifier(EXAMPLES[rule]), images[:batch_size], labels[:batch_size])
+
+
+@pytest.mark.parametrize("layer", OTHERS)
+def test_derivatives_through_other_layers_with_these_ops_are_right(layer):
+    check(classifier(OTHERS[layer]), *batch_of(PICTURES))
+
+
+@pytest.mark.parametrize("rule", EXAMPLES)
+def test_each_rule_is_still_needed(rule, monkeypatch):
+    """A rule can go when its example passes without it."""
+    remove_rule(rule, monkeypatch)
+    images, labels = batch_of(PICTURES)
+    with pytest.raises(SecondDerivativeError):
+        check(classifier(EXAMPLES[rule]), images[:1], labels[:1])
+
+
+@pytest.mark.parametrize("rule", EXAMPLES)
+def test_paddle_claims_to_differentiate_the_op(rule):
+    """A rule for an op without a gradient belongs in another file."""
+    op = gradient_ops(classifier(EXAMPLES[rule]), *batch_of(PICTURES))[f"pd_op.{rule}"]
+    assert paddle.base.core.has_vjp(op)
+
+
+def test_max_pooling_with_padding_of_another_kind_is_refused():
+    with pytest.raises(SecondDerivativeError, match=r"max pooling \(test_rules_corrections.py, line .* with SAME"):
+        check(classifier(lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2, padding="SAME")), *batch_of(PICTURES))

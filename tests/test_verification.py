@@ -1,0 +1,126 @@
+"""The derivatives of the gradient-matching loss are right, or the network is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from benchmarks.participant import participant
+from examples import BATCH, VECTORS, batch_of, check, classifier, with_activation, with_loss
+from paddle import nn
+from paddle.vision import models
+
+from dlg import dlg_attack
+from dlg.attack.objective import build_objective
+from dlg.attack.optimizers import GradientDescent
+from dlg.attack.verification import verify
+from dlg.errors import SecondDerivativeError
+from dlg.graph import rules
+from dlg.participant import networks
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_network_passes_in_either_precision(dtype):
+    paddle.set_default_dtype(dtype)
+    try:
+        check(with_activation(paddle.tanh), *batch_of(VECTORS, dtype))
+    finally:
+        paddle.set_default_dtype("float32")
+
+
+def test_a_network_that_insists_on_float32_is_checked_in_it():
+    check(with_activation(lambda z: paddle.tanh(z + paddle.ones([5], "float32"))), *batch_of(VECTORS))
+
+
+def test_an_objective_that_is_at_hand_is_checked():
+    trained = participant(with_activation(paddle.tanh), *batch_of(VECTORS))
+    step = trained.shared_step()
+    verify(step, build_objective(step, dtype="float64", fixed_label=np.zeros(BATCH, np.int64)))
+
+
+NETWORKS = [("lenet", 1, 28), ("lenet", 3, 32), ("mlp", 1, 28), ("softmax", 3, 32), ("vit", 1, 28), ("vit", 3, 32)]
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), NETWORKS)
+def test_the_projects_networks_pass(name, channels, size):
+    verify_and_descend(networks.NETWORKS[name], (1, channels, size, size))
+
+
+VISION = {
+    "LeNet": (lambda: models.LeNet(), (2, 1, 28, 28)),
+    "resnet18": (lambda: models.resnet18(num_classes=10), (2, 3, 32, 32)),
+    "vgg11": (lambda: models.vgg11(num_classes=10), (1, 3, 32, 32)),
+    "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=10), (4, 3, 32, 32)),
+    "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(num_classes=10), (4, 3, 32, 32)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VISION)
+def test_vision_networks_pass(name):
+    model, shape = VISION[name]
+
+    def network(feature, label):
+        prediction = model()(feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    verify_and_descend(network, shape)
+
+
+def verify_and_descend(network, shape):
+    """Verify a network; a step that should take a thousandth off the loss takes something off it."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.random(shape, np.float32), rng.integers(0, 10, (shape[0], 1))
+    trained = participant(network, images, labels)
+    step = trained.shared_step()
+    verify(step)
+    objective = build_objective(step)
+    start = GradientDescent(objective, -1).start(0, 0)
+    gradients = objective.evaluate(start.values, objective.gradients)
+    square = sum(float(np.sum(np.square(gradient, dtype=np.float64))) for gradient in gradients)
+    assert GradientDescent(objective, -1e-3 * start.loss / square).descend(start, 1)[0].loss < start.loss
+
+
+def scaled(right):
+    """A rule that gives the gradient of a softmax 5 % too large."""
+    return lambda op, probability_of: [1.05 * right(op, probability_of)[0]]
+
+
+def detached(_):
+    """A rule that gives the right gradient of a softmax, but as a constant for the second differentiation."""
+
+    def rule(op, _):
+        inputs = dict(zip(op.get_input_names(), op.operands_source()))
+        constant = paddle.cast(paddle.cast(inputs["out"] * 2**60, "int64"), inputs["out"].dtype) / 2**60
+        weighted = constant * inputs["out_grad"]
+        return [weighted - constant * paddle.sum(weighted, axis=-1, keepdim=True)]
+
+    return rule
+
+
+@pytest.mark.parametrize("wrong", [scaled, detached])
+def test_a_wrong_rule_is_caught_before_a_file_is_written(wrong, monkeypatch, tmp_path):
+    right = rules.GRADIENT_RULES["pd_op.softmax_grad"]
+    monkeypatch.setitem(rules.GRADIENT_RULES, "pd_op.softmax_grad", wrong(right))
+    network = with_loss(lambda p, y: F.cross_entropy(F.softmax(p), y, use_softmax=False))
+    trained = participant(network, *batch_of(VECTORS))
+    args = type("Options", (), {"batch_size": BATCH, "result_dir": tmp_path / "results"})
+    with pytest.raises(SecondDerivativeError, match=r"\d\.\d+e[+-]\d+.*suspicious: .*softmax"):
+        dlg_attack(args, *trained.attack_arguments)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_random_network_is_refused():
+    def noisy(feature):
+        return paddle.tanh(nn.Linear(6, 5)(paddle.flatten(feature, 1)) + paddle.randn([5], paddle.get_default_dtype()))
+
+    with pytest.raises(SecondDerivativeError, match=r"is random|not the network.s own"):
+        check(classifier(noisy), *batch_of(VECTORS))
+
+
+def test_a_network_that_paddle_cannot_run_is_refused_in_one_line(monkeypatch):
+    monkeypatch.delitem(rules.GRADIENT_CORRECTIONS, "pd_op.pool2d_grad")
+    with pytest.raises(SecondDerivativeError, match="cannot run the attack's program") as caught:
+        check(classifier(lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2)), *batch_of((2, 5, 5)))
+    assert "\n" not in str(caught.value)
