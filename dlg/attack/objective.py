@@ -15,7 +15,7 @@ from dlg.attack.losses import cosine_distance, gradient_matching_loss, total_var
 from dlg.attack.parameters import copy_weights, tie
 from dlg.attack.shared_step import LABEL, NetworkCall, SharedStep
 from dlg.errors import InputError, PrecisionError
-from dlg.graph.linear_layers import Linear, linear_layers
+from dlg.graph.linear_layers import AffineOps, linear_layers
 from dlg.graph.programs import in_program, traced_execution
 from dlg.graph.rewriting import (
     make_deterministic,
@@ -58,7 +58,7 @@ class Objective:
         The probability vectors that stand for the label.
     dummy_gradients : dict of str to Value
         The dummy batch's gradients, by the attack's names of the parameters.
-    layers : list of Linear
+    layers : list of AffineOps
         The fully connected layers that the network ends in, see
         `dlg.graph.linear_layers.linear_layers`.
     features : Value or None, (B, d)
@@ -88,7 +88,7 @@ class Objective:
     loss: Value
     label_probability: Value
     dummy_gradients: dict[str, Value]
-    layers: list[Linear]
+    layers: list[AffineOps]
     features: Value | None
     parameters: list[str]
     trained: dict[str, str]
@@ -168,7 +168,7 @@ def build_objective(
     with in_program(program, dtype):
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
-        layers = linear_layers(call.prediction, call.data)
+        layers = linear_layers(call.prediction)
         if fixed_label is None:
             dummy_label, probability = _optimised_label(call)
             dummies, constants = [call.data, dummy_label], {}

@@ -1,4 +1,4 @@
-"""The fully connected layers that a network ends in, read off its graph."""
+"""The fully connected layers that a network ends in, found in its program."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from collections.abc import Sequence
 
 from dlg.graph.values import Operation, Value, short_name
 
-# What passes samples on, each as it is.
+# Ops that change the shape of the samples and no number in them.
 _SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")
-# What turns logits into a prediction.
+# Ops that turn logits into a prediction.
 PROBABILITIES = ("pd_op.softmax", "pd_op.log_softmax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-    """A fully connected layer in a program: ``inputs @ weight + bias``, and what follows it.
+class AffineOps:
+    """The ops of one fully connected layer, ``inputs @ weight + bias``, in a program.
+
+    They say where the layer is. Its numbers, the weight and the bias, are in the
+    scope that the program runs in.
 
     Attributes
     ----------
     product : Operation
-        The matrix product; its first operand is the layer's input.
+        The matrix product ``inputs @ weight``.
     weight, bias : str
-        The names of the parameters, (in, out) and (out,), in that program.
+        The names of the parameters in that program. The weight is shaped
+        (in, out), the bias (out,).
     activation : str or None
-        The name of the op that follows; None for the last layer.
+        The name of the activation op that follows; None for the last layer.
     """
 
     product: Operation
@@ -34,45 +38,62 @@ class Linear:
 
     @property
     def inputs(self) -> Value:
-        """The layer's input, (B, in), as it is now: a rewrite may have exchanged it."""
+        """The layer's input, (B, in). It is read off the program anew, for a rewrite may have exchanged it."""
         return self.product.operand_source(0)
 
 
-def linear_layers(prediction: Value, data: Value) -> list[Linear]:
-    """The fully connected layers that a network ends in, first to last, one after the other but for activations.
+def linear_layers(prediction: Value) -> list[AffineOps]:
+    """Find the fully connected layers that a network ends in.
+
+    Between one layer and the next there may be one activation, and ops that only
+    change shapes. The search goes back from the prediction, and stops at the
+    first op that is neither.
 
     Parameters
     ----------
-    prediction, data : Value
-        The network's prediction and its input. Where the first of the layers
-        reads the input itself, flattened, the network has no others.
+    prediction : Value, (B, C)
+        The network's prediction: logits or probabilities.
+
+    Returns
+    -------
+    list of AffineOps
+        The layers, first to last. It is empty where the network does not end in
+        such a layer with a bias.
     """
-    layers: list[Linear] = []
-    op, activation = maker(prediction, (*PROBABILITIES, *_SHAPING)), None
-    while (layer := _linear(op, activation)) is not None:
+    layers: list[AffineOps] = []
+    activation: str | None = None
+    op = maker(prediction, (*PROBABILITIES, *_SHAPING))
+    while (layer := _affine_ops(op, activation)) is not None:
         layers.insert(0, layer)
         op = maker(layer.inputs, _SHAPING)
         if op is None or len(op.operands_source()) != 1:
             break
-        op, activation = maker(op.operand_source(0), ()), short_name(op)
+        activation = short_name(op)
+        op = maker(op.operand_source(0), ())
     return layers
 
 
-def reads(layer: Linear, data: Value) -> bool:
-    """Whether a layer's input is the network's own, flattened."""
+def reads(layer: AffineOps, data: Value) -> bool:
+    """Whether a layer's input is the network's own input, flattened."""
     op = maker(layer.inputs, _SHAPING)
     return op is not None and any(result.is_same(data) for result in op.results())
 
 
 def maker(value: Value, passed: Sequence[str]) -> Operation | None:
-    """The op that made a value, not counting those of these names."""
+    """The op that made a value; ops of the names in `passed` are passed over, and what made their input is taken."""
     op = value.get_defining_op()
     while op is not None and op.name() in passed:
         op = op.operand_source(0).get_defining_op()
     return op
 
 
-def _linear(op: Operation | None, activation: str | None) -> Linear | None:
+def is_parameter(op: Operation | None) -> bool:
+    """Whether a parameter of the program comes out of this op."""
+    return op is not None and op.name() == "builtin.parameter"
+
+
+def _affine_ops(op: Operation | None, activation: str | None) -> AffineOps | None:
+    """The layer that ends in this op, a sum; None where the op is not the sum of a matrix product and a bias."""
     if op is None or op.name() != "pd_op.add":
         return None
     product, bias = op.operand_source(0).get_defining_op(), op.operand_source(1).get_defining_op()
@@ -80,12 +101,7 @@ def _linear(op: Operation | None, activation: str | None) -> Linear | None:
         return None
     weight = product.operand_source(1).get_defining_op()
     inputs = product.operand_source(0)
-    transposed = product.attrs()["transpose_x"] or product.attrs()["transpose_y"]
-    if not is_parameter(weight) or transposed or len(inputs.shape) != 2 or len(op.operand_source(1).shape) != 1:
+    is_transposed = product.attrs()["transpose_x"] or product.attrs()["transpose_y"]
+    if not is_parameter(weight) or is_transposed or len(inputs.shape) != 2 or len(op.operand_source(1).shape) != 1:
         return None
-    return Linear(product, product.operand_source(1).name, op.operand_source(1).name, activation)
-
-
-def is_parameter(op: Operation | None) -> bool:
-    """Whether an op is what a parameter comes out of."""
-    return op is not None and op.name() == "builtin.parameter"
+    return AffineOps(product, product.operand_source(1).name, op.operand_source(1).name, activation)

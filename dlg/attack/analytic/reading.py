@@ -13,7 +13,7 @@ from dlg import random_streams
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
-from dlg.graph.linear_layers import Linear, reads
+from dlg.graph.linear_layers import AffineOps, reads
 from dlg.graph.values import Value
 
 # How closely layers that were read off the graph must give the network's own gradients and features, both in float64.
@@ -151,7 +151,7 @@ class Reading:
         return self.probe.evaluate([data], fetched)
 
 
-def _as_numbers(layer: Linear, step: SharedStep, probe: Objective) -> Layer | None:
+def _as_numbers(layer: AffineOps, step: SharedStep, probe: Objective) -> Layer | None:
     """A layer's weights and gradients. None where it has no gradients."""
     if not {layer.weight, layer.bias} <= set(probe.trained):
         return None
