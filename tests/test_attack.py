@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import signal
 from types import SimpleNamespace
@@ -15,11 +14,9 @@ from benchmarks.participant import participant
 from PIL import Image
 
 from dlg import AttackInterrupted, InputError, dlg_attack
-from dlg.participant import data, networks
+from dlg.participant import networks
 from dlg.results import metrics, pictures
-from dlg.attack.objective import build_objective
 from dlg.attack.optimizers import GradientDescent
-from dlg.attack.verification import verify
 
 
 def options(tmp_path, **given):
@@ -91,20 +88,6 @@ def test_the_same_seed_gives_the_same_numbers(batch, tmp_path):
     assert (first.feature == again.feature).all()
     assert first.history == again.history
     assert (first.feature != other.feature).any()
-
-
-def loss_at(images, labels, objective):
-    """The gradient-matching loss of a batch, with certain labels."""
-    values = images, 1000 * np.eye(10, dtype="f4")[labels[:, 0]]
-    return float(objective.evaluate(values, [objective.loss])[0])
-
-
-def test_the_weights_attacked_are_the_current_ones(batch):
-    trained = participant(networks.softmax, *batch)
-    stale = trained.step()
-    trained.train(steps=3)
-    losses = [loss_at(*batch, build_objective(trained.shared_step(gradients))) for gradients in (trained.step(), stale)]
-    assert losses[0] < 1e-10 < 1e-3 < losses[1]
 
 
 def test_the_participant_is_left_as_it_was(batch, tmp_path):
@@ -295,98 +278,6 @@ def test_nothing_but_the_weights_is_read_of_the_participants_scope(batch, tmp_pa
             paddle.static.global_scope().var(name).get_tensor().set(weight, paddle.CPUPlace())
         histories.append(dlg_attack(options(tmp_path, iterations=50), *arguments, gradients).history)
     assert histories[0] == histories[1]
-
-
-def test_parameters_of_one_shape_are_not_mistaken_for_each_other(batch):
-    def network(feature, label):
-        hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, start_axis=1))
-        for _ in range(3):
-            hidden = paddle.tanh(paddle.nn.Linear(10, 10)(hidden))
-        return hidden, F.cross_entropy(hidden, label)
-
-    # Generated names differ from those in the attack's program.
-    with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
-        paddle.nn.Linear(10, 10)
-    trained = participant(network, *batch)
-    objective = build_objective(trained.shared_step())
-    assert loss_at(*batch, objective) < 1e-10
-
-
-def test_shared_and_frozen_parameters_and_buffers_are_part_of_the_model(batch):
-    def network(feature, label):
-        frozen = paddle.nn.Linear(784, 16, weight_attr=paddle.ParamAttr(trainable=False))
-        shared = paddle.nn.Linear(16, 16)
-        norm = paddle.nn.BatchNorm1D(16)
-        hidden = paddle.tanh(frozen(paddle.flatten(feature, start_axis=1)))
-        hidden = norm(shared(paddle.tanh(shared(hidden))))
-        prediction = paddle.nn.Linear(16, 10)(hidden)
-        return prediction, F.cross_entropy(prediction, label)
-
-    trained = participant(network, *batch)
-    gradients = trained.step()
-    assert len(gradients) < len(trained.parameters)
-    scope = paddle.static.global_scope()
-    before = {p.name: np.array(scope.find_var(p.name).get_tensor()).tobytes() for p in trained.parameters}
-    verify(trained.shared_step(gradients))
-    objective = build_objective(trained.shared_step(gradients))
-    assert loss_at(*batch, objective) < 1e-8
-    assert before == {p.name: np.array(scope.find_var(p.name).get_tensor()).tobytes() for p in trained.parameters}
-
-
-def test_a_frozen_layer_elsewhere_in_the_program_is_not_taken_by_its_name(batch):
-    """The attack's generated names start anew, so that another layer may have the wanted one's."""
-
-    def network(feature, label):
-        frozen = paddle.nn.Linear(784, 10, weight_attr=paddle.ParamAttr(trainable=False))
-        prediction = paddle.nn.Linear(10, 10)(frozen(paddle.flatten(feature, start_axis=1)))
-        return prediction, F.cross_entropy(prediction, label)
-
-    def with_another_first(feature, label):
-        paddle.nn.Linear(784, 10, weight_attr=paddle.ParamAttr(trainable=False))
-        return network(feature, label)
-
-    trained = participant(with_another_first, *batch)
-    gradients = {name: value for name, value in trained.step().items() if value is not None}
-    with pytest.raises(InputError, match="ParamAttr"):
-        build_objective(dataclasses.replace(trained.shared_step(gradients), network=network))
-
-
-@pytest.mark.parametrize("which", ["linear", "more"])
-def test_layers_made_outside_the_callable_keep_their_weights(which, batch):
-    made = []
-
-    def network(feature, label):
-        if not made:
-            layers = [paddle.nn.Linear(784, 10)]
-            if which == "more":
-                layers = [
-                    paddle.nn.Linear(784, 10),
-                    paddle.nn.BatchNorm1D(10),
-                    paddle.nn.Sigmoid(),
-                    paddle.nn.Linear(10, 10),
-                ]
-            made.append(paddle.nn.Sequential(paddle.nn.Flatten(), *layers))
-        prediction = made[0](feature)
-        return prediction, F.cross_entropy(prediction, label)
-
-    images, labels = data.first_batch(*data.load(["bundled"]), 4, 0)
-    trained = participant(network, images, labels)
-    step = trained.shared_step()
-    verify(step)
-    assert loss_at(images, labels, build_objective(step)) < 1e-8
-
-
-def test_a_value_of_another_program_is_refused(batch):
-    trained = participant(networks.softmax, *batch)
-    with paddle.static.program_guard(trained.img.block.program, paddle.static.Program()):
-        elsewhere = paddle.flatten(trained.img, start_axis=1).mean()
-
-    def network(feature, label):
-        prediction, loss = networks.softmax(feature, label)
-        return prediction, loss + elsewhere
-
-    with pytest.raises(InputError, match="of another program"):
-        build_objective(dataclasses.replace(trained.shared_step(), network=network))
 
 
 BAD_ARGUMENTS = {

@@ -31,40 +31,6 @@ def test_softmax_regressions_batch_is_read_off_exactly(optimizer, seed, tmp_path
     assert worst_psnr(images, labels, result) >= 80
 
 
-@pytest.mark.parametrize("options", [{"distance": "cosine"}, {"tv": 0.3}, {"distance": "cosine", "tv": 0.01}])
-def test_the_derivatives_of_other_losses_agree_with_finite_differences(options, batch):
-    trained = participant(networks.softmax, *batch)
-    objective = build_objective(trained.shared_step(), dtype="float64", **options)
-    rng = np.random.default_rng(0)
-    point, direction = ([rng.standard_normal(dummy.shape) for dummy in objective.dummies] for _ in range(2))
-    gradients = objective.evaluate(point, objective.gradients)
-    analytic = sum(np.sum(gradient * way) for gradient, way in zip(gradients, direction))
-    ahead, behind = (
-        float(objective.evaluate([p + step * d for p, d in zip(point, direction)], [objective.loss])[0])
-        for step in (1e-6, -1e-6)
-    )
-    assert (ahead - behind) / 2e-6 == pytest.approx(analytic, rel=1e-4)
-
-
-def test_the_cosine_distance_and_total_variation_are_those_of_geiping(batch):
-    images, labels = batch
-    trained = participant(networks.softmax, images, labels)
-    shared = trained.step()
-    objective = build_objective(trained.shared_step(), distance="cosine", tv=2.0, fixed_label=labels[::-1, 0])
-    loss, *dummy = objective.evaluate([images], [objective.loss, *objective.dummy_gradients.values()])
-    dummy, shared = (np.concatenate([value.ravel() for value in values]) for values in (dummy, shared.values()))
-    cosine = dummy @ shared / np.linalg.norm(dummy) / np.linalg.norm(shared)
-    variation = np.abs(np.diff(images, axis=2)).mean() + np.abs(np.diff(images, axis=3)).mean()
-    assert loss == pytest.approx(1 - cosine + 2 * variation, rel=1e-4)
-
-
-def test_total_variation_needs_pictures(tmp_path):
-    trained = participant(networks.softmax, np.random.rand(1, 7).astype("float32"), np.array([[1]]))
-    with pytest.raises(InputError, match="are no pictures"):
-        attack(trained, tmp_path / "results", tv=0.1)
-    assert not (tmp_path / "results").exists()
-
-
 @pytest.mark.parametrize("steps", [0, 30])
 def test_labels_are_inferred_also_of_trained_networks_and_repeated_classes(steps, tmp_path):
     images, labels = digits(8, 4)

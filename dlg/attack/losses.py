@@ -1,4 +1,4 @@
-"""What an attack brings down: the gradient-matching loss, other distances of gradients, and a prior."""
+"""The equations of what an attack minimises: distances of gradients, a prior, and what rounding leaves of them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,22 @@ def gradient_matching_loss(
 
 
 def gradient_matching_divisor(size: int, batch_size: int) -> float:
-    """∂D/∂∇W' of one parameter with `size` elements is ∇W' − ∇W, divided by this number."""
+    """The number n / (2 B²): of a parameter with n elements, ∂D/∂∇W' is (∇W' − ∇W) divided by it."""
     return size / (2 * batch_size**2)
 
 
 def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence[Value]) -> Value:
-    """1 − ⟨∇W', ∇W⟩ / (‖∇W'‖ ‖∇W‖), over all parameters together: Geiping et al. (2020), equation (4)."""
+    """1 − ⟨∇W', ∇W⟩ / (‖∇W'‖ ‖∇W‖), over all parameters together: Geiping et al. (2020), equation (4).
+
+    Parameters
+    ----------
+    dummy_gradients, shared_gradients : sequence of Value
+        ∇W' and ∇W, parameter by parameter, of any shapes.
+
+    Returns
+    -------
+    Value, ()
+    """
 
     def normed(gradients: Sequence[Value]) -> list[Value]:
         scale = paddle.rsqrt(paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients]))
@@ -67,6 +77,15 @@ def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence
 def total_variation(data: Value) -> Value:
     """The mean absolute difference of neighbouring pixels, down and across: Geiping et al. (2020), section 4.
 
+    Parameters
+    ----------
+    data : Value, (B, ...)
+        Samples that are pictures.
+
+    Returns
+    -------
+    Value, ()
+
     Raises
     ------
     InputError
@@ -79,3 +98,23 @@ def total_variation(data: Value) -> Value:
     down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
     across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
     return paddle.mean(down) + paddle.mean(across)
+
+
+def loss_of_rounding(distance: str, shared_gradients: Sequence[np.ndarray], batch_size: int, rounding: float) -> float:
+    """The distance of gradients from themselves, after each number has changed by its rounding.
+
+    Parameters
+    ----------
+    distance : {"l2", "cosine"}
+        `gradient_matching_loss` or `cosine_distance`.
+    shared_gradients : sequence of ndarray
+        ∇W, parameter by parameter.
+    batch_size : int
+        B.
+    rounding : float
+        The change of each number, relative to its size.
+    """
+    if distance == "cosine":
+        return rounding**2 / 2
+    exact = [gradient.astype(np.float64) for gradient in shared_gradients]
+    return rounding**2 * float(gradient_matching_loss(exact, [np.zeros_like(each) for each in exact], batch_size))

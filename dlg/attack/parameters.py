@@ -6,7 +6,8 @@ there may get other names, so equal names alone do not tie parameters together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,9 +15,28 @@ import paddle
 from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
-from dlg.graph.values import Value
+from dlg.graph.linear_layers import is_parameter
+from dlg.graph.values import Value, short_name
 
+# The shared gradients as a user hands them over: in the order of the trainable parameters, or by their names.
 Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ties:
+    """Which trained parameter each of the attack's parameters is.
+
+    Attributes
+    ----------
+    gradients : dict of str to str
+        From the attack's name to the trained one's, for the parameters that have
+        a gradient.
+    weights : dict of str to str
+        The same for all parameters, those without a gradient last.
+    """
+
+    gradients: dict[str, str]
+    weights: dict[str, str]
 
 
 def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[str, np.ndarray]:
@@ -37,54 +57,104 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
         their parameter, or not finite.
     """
     by_name = {parameter.name: parameter for parameter in trained}
-    if isinstance(origin_grad, Mapping):
-        unknown = sorted(set(origin_grad) - set(by_name))
-        if unknown:
-            raise InputError(
-                f"origin_grad has {unknown[0]!r}, which is no trainable parameter of the training program;"
-                f" those are {', '.join(sorted(by_name)) or 'none'}"
-            )
-        given = dict(origin_grad)
-    elif isinstance(origin_grad, str) or not isinstance(origin_grad, Sequence):
-        raise InputError(f"origin_grad is {origin_grad!r}, expected a list of arrays or a dict of them by name")
-    else:
-        if len(origin_grad) != len(trained):
-            raise InputError(
-                f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
-                f" parameters ({', '.join(by_name)}); give one for each, in this order, or a dict by name"
-            )
-        given = dict(zip(by_name, origin_grad))
+    given = _by_name(origin_grad, by_name)
     gradients = {name: np.asarray(gradient) for name, gradient in given.items() if gradient is not None}
     if not gradients:
         raise InputError("origin_grad holds no gradient; give one for each trainable parameter")
     for name, gradient in gradients.items():
-        expected = tuple(by_name[name].shape)
-        if gradient.shape != expected:
-            raise InputError(f"the gradient of {name!r} is shaped {gradient.shape}, its parameter {expected}")
-        if not np.issubdtype(gradient.dtype, np.floating):
-            raise InputError(f"the gradient of {name!r} is {gradient.dtype}, expected floating-point numbers")
-        if not np.isfinite(gradient).all():
-            raise InputError(f"the gradient of {name!r} holds NaN or infinity; capture it again")
+        _check_gradient(gradient, by_name[name])
     return gradients
+
+
+def _by_name(origin_grad: Gradients, trained: Mapping[str, Value]) -> Mapping[str, np.ndarray | None]:
+    """The shared gradients by name, as they were given."""
+    if isinstance(origin_grad, Mapping):
+        unknown = sorted(set(origin_grad) - set(trained))
+        if unknown:
+            raise InputError(
+                f"origin_grad has {unknown[0]!r}, which is no trainable parameter of the training program;"
+                f" those are {', '.join(sorted(trained)) or 'none'}"
+            )
+        return origin_grad
+    if isinstance(origin_grad, str) or not isinstance(origin_grad, Sequence):
+        raise InputError(f"origin_grad is {origin_grad!r}, expected a list of arrays or a dict of them by name")
+    if len(origin_grad) != len(trained):
+        raise InputError(
+            f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
+            f" parameters ({', '.join(trained)}); give one for each, in this order, or a dict by name"
+        )
+    return dict(zip(trained, origin_grad))
+
+
+def _check_gradient(gradient: np.ndarray, parameter: Value) -> None:
+    """Raise InputError where a gradient does not fit its parameter, or is not made of finite numbers."""
+    name, expected = parameter.name, tuple(parameter.shape)
+    if gradient.shape != expected:
+        raise InputError(f"the gradient of {name!r} is shaped {gradient.shape}, its parameter {expected}")
+    if not np.issubdtype(gradient.dtype, np.floating):
+        raise InputError(f"the gradient of {name!r} is {gradient.dtype}, expected floating-point numbers")
+    if not np.isfinite(gradient).all():
+        raise InputError(f"the gradient of {name!r} holds NaN or infinity; capture it again")
+
+
+def tie_all(
+    attacked: Sequence[Value],
+    with_gradient: Sequence[Value],
+    trained: Sequence[Value],
+    shared: Collection[str],
+    *,
+    same_dtype: bool,
+) -> Ties:
+    """Pair all of the attack's parameters with the trained ones.
+
+    First those that have a gradient are paired, then the others. A parameter
+    without a gradient, such as a buffer or a frozen weight, is part of the model
+    all the same.
+
+    Parameters
+    ----------
+    attacked : sequence of Value
+        The parameters of the attack's program.
+    with_gradient : sequence of Value
+        Those among them that have a gradient.
+    trained : sequence of Value
+        The parameters of the training program.
+    shared : collection of str
+        The names of the trained parameters whose gradients were shared.
+    same_dtype : bool
+        See `tie`.
+
+    Raises
+    ------
+    InputError
+        See `tie`.
+    """
+    gradients = tie(with_gradient, [p for p in trained if p.name in shared], exactly=True, same_dtype=same_dtype)
+    others = [p for p in attacked if p.name not in gradients]
+    remaining = [p for p in trained if p.name not in shared]
+    # Where the names of the first pairs differ, equal names among the others would be chance.
+    names_agree = all(ours == theirs for ours, theirs in gradients.items())
+    return Ties(gradients, gradients | tie(others, remaining, exactly=not names_agree, same_dtype=same_dtype))
 
 
 def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, same_dtype: bool) -> dict[str, str]:
     """Pair the attack's parameters with the trained ones.
 
-    By name where all names agree, else by the order in which their programs list
-    them, which is that in which one callable makes them. Some equal names are no
-    evidence, since generated ones start anew in the attack's program; they
-    decide only where the training program has more parameters than the network.
+    They are paired by name where all names agree. Otherwise they are paired by
+    the order in which their programs list them, since one callable makes them in
+    one order. That only some names are equal says nothing, for generated names
+    start anew in the attack's program. Where the training program has more
+    parameters than the network, all names of the network have to be among them.
 
     Parameters
     ----------
     attacked, trained : sequence of Value
         Parameters of the attack's and of the training program.
     exactly : bool
-        Whether there must be as many of one as of the other.
+        Whether there must be as many of the ones as of the others.
     same_dtype : bool
-        Whether the dtypes must agree; not where the attack's program has one of
-        its own.
+        Whether the dtypes must agree. They need not where the attack's program
+        was built in a dtype of its own.
 
     Returns
     -------
@@ -120,18 +190,23 @@ def adopt_parameters(block: pir.Block) -> None:
     """Give a block its own parameters for those of another program that its ops read.
 
     A layer made outside the callable keeps the parameters of the program it was
-    made in; the attack's own get the same names, and so the same weights.
+    made in. The block's own parameters get the same names, and so the same weights.
+
+    Raises
+    ------
+    InputError
+        Where an op reads something else of another program.
     """
     own = {op.id() for op in block.ops}
     adopted: dict[str, Value] = {}
     for op in block.ops:
         for index, operand in enumerate(op.operands_source()):
-            maker = operand.get_defining_op()
-            if maker is None or maker.id() in own:
+            source = operand.get_defining_op()
+            if source is None or source.id() in own:
                 continue
-            if maker.name() != "builtin.parameter":
+            if not is_parameter(source):
                 raise InputError(
-                    f"the network reads {maker.name().removeprefix('pd_op.')} of another program; compute everything"
+                    f"the network reads {short_name(source)} of another program; compute everything"
                     " but parameters from the feature and the label inside the callable"
                 )
             if operand.name not in adopted:
@@ -150,8 +225,8 @@ def copy_weights(
     names : mapping of str to str
         From the attack's name to the trained one's, as `tie` gives it.
     source : paddle.static.Scope
-        Where the trained weights are. It may hold more, the participant's last
-        batch for one; only the names asked for are read.
+        Where the trained weights are. It may hold more, such as the
+        participant's last batch; only the names asked for are read.
     place : paddle.CPUPlace or paddle.CUDAPlace
         Where the copies go.
     dtype : str, optional
@@ -160,7 +235,7 @@ def copy_weights(
     Raises
     ------
     InputError
-        Where a trained parameter has no value in the current scope.
+        Where a trained parameter has no value in `source`.
     """
     scope = paddle.static.Scope()
     for ours, theirs in names.items():
@@ -178,4 +253,5 @@ def copy_weights(
 
 
 def _described(parameter: Value) -> str:
+    """A parameter's shape and dtype, as messages have them."""
     return f"{tuple(parameter.shape)} {str(parameter.dtype).rpartition('.')[2].lower()}"
