@@ -1,13 +1,16 @@
-"""Proves a network's derivatives before they are used.
+"""Checks a network's derivatives before they are used.
 
 PaddlePaddle can give a wrong second derivative without an error, and a rule of
-ours could be wrong. So each network is checked, in float64: the gradients that
-the attack's program computes are those PaddlePaddle computes for the unchanged
-network, and the derivatives of the gradient-matching loss agree with finite
-differences.
+`dlg.graph.rules` could be wrong. So each network is checked, in float64:
+
+1. the gradients that the attack's program computes are those that PaddlePaddle
+   computes for the unchanged network;
+2. the derivatives of the loss agree with finite differences.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import paddle
@@ -17,20 +20,54 @@ from dlg.attack.objective import SHARED, Objective, build_objective
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import NetworkCall, SharedStep
 from dlg.errors import InputError, SecondDerivativeError, one_line
+from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.programs import in_program
-from dlg.graph.rewriting import make_deterministic
 from dlg.graph.values import Value, is_real, numpy_dtype, ops_behind, short_name
 
-# How far two gradients may differ, relative to their own size and to the largest of them: some
-# are zero but for rounding, such as that of a bias before a batch norm.
-_GRADIENT_TOLERANCE = {"float64": (1e-5, 1e-9), "float32": (1e-2, 1e-4)}
-# How far a derivative may differ from its finite difference. What is wrong is wrong by more.
-_DERIVATIVE_TOLERANCE = {"float64": 1e-2, "float32": 1e-1}
-# Sizes of a finite difference's step, relative to the point's. The smaller, the fewer kinks
-# (relu, max) lie between its ends; the larger, the less it suffers from rounding.
-_STEPS = {
-    "float64": (1e-7, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-6, 1e-5),
-    "float32": (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2),
+# The logit of a certain label; the softmax of all other classes is then zero to rounding.
+_CERTAIN_LOGIT = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tolerances:
+    """How closely numbers of one precision must agree.
+
+    Attributes
+    ----------
+    gradient : float
+        How far a gradient may be off, relative to its own largest element.
+    smallest_gradient : float
+        How far it may be off besides, relative to the largest element of all
+        gradients. Some gradients are zero but for rounding, such as that of a
+        bias before a batch norm.
+    derivative : float
+        How far a derivative may differ from its finite difference, relative to
+        its size. The wrong ones that were met differ by more.
+    steps : tuple of float
+        The sizes of a finite difference's step, relative to the point's, in the
+        order in which they are tried. A small one has few kinks (relu, max)
+        between its ends; a large one suffers little from rounding.
+    """
+
+    gradient: float
+    smallest_gradient: float
+    derivative: float
+    steps: tuple[float, ...]
+
+
+_TOLERANCES = {
+    "float64": _Tolerances(
+        gradient=1e-5,
+        smallest_gradient=1e-9,
+        derivative=1e-2,
+        steps=(1e-7, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-6, 1e-5),
+    ),
+    "float32": _Tolerances(
+        gradient=1e-2,
+        smallest_gradient=1e-4,
+        derivative=1e-1,
+        steps=(1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2),
+    ),
 }
 
 
@@ -44,24 +81,28 @@ def verify(step: SharedStep, objective: Objective | None = None, *, fixed_label:
     step : SharedStep
         The network and its gradients.
     objective : Objective, optional
-        What to check, in float64. By default one is built for the purpose.
+        What to check, in float64. By default an objective is built for the
+        purpose.
     fixed_label : ndarray, shape (B,), int64, optional
-        Of one that is built, see `dlg.attack.objective.build_objective`.
+        The labels of the objective that is built, see
+        `dlg.attack.objective.build_objective`.
 
     Raises
     ------
     SecondDerivativeError
         Where a gradient or a derivative is wrong, with both numbers and the ops
-        that were written out; or where the network is random.
+        to suspect; where the network is random; or where PaddlePaddle cannot run
+        the attack's program.
     """
-    for dtype in ("float64", "float32"):
+    for dtype in _TOLERANCES:
         try:
-            built = objective or build_objective(step, fixed_label=fixed_label, dtype=dtype)
-            return _verify(step, built, dtype)
+            checked = objective or build_objective(step, fixed_label=fixed_label, dtype=dtype)
+            _verify(step, checked, dtype)
+            return
         except InputError:
             raise
         except Exception as error:
-            # In float64: whatever PaddlePaddle raises for a network with an op that insists on float32.
+            # PaddlePaddle raises errors of many kinds for a network with an op that insists on float32.
             failure, objective = error, None
     raise SecondDerivativeError(
         f"PaddlePaddle {paddle.__version__} cannot run the attack's program for this network: {one_line(failure)}"
@@ -70,8 +111,40 @@ def verify(step: SharedStep, objective: Objective | None = None, *, fixed_label:
 
 def _verify(step: SharedStep, objective: Objective, dtype: str) -> None:
     check = _Check(objective, dtype)
-    check.compare_gradients(*_network_gradients(step, objective, dtype))
+    check.compare_gradients(_UnchangedNetwork(step, objective, dtype))
     check.compare_derivatives()
+
+
+class _UnchangedNetwork:
+    """The network in a program where nothing is written out but dropout, with the objective's weights."""
+
+    def __init__(self, step: SharedStep, objective: Objective, dtype: str) -> None:
+        self._executor = objective.executor
+        self._program = paddle.static.Program()
+        with in_program(self._program, dtype):
+            self._call = step.call(dtype)
+            gradients = unchanged_gradients(self._call.loss, self._call.parameters)
+        self._gradients = _by_compared_name(gradients, objective)
+        # The names generated for this call may differ from those of the objective's.
+        names = {parameter.name: name for parameter, name in zip(self._call.parameters, objective.parameters)}
+        self._scope = copy_weights(names, objective.scope, step.place)
+
+    @property
+    def call(self) -> NetworkCall:
+        """The network's call in this program."""
+        return self._call
+
+    def gradients(self, data: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The gradients at a batch, by the objective's names of the parameters."""
+        feed = {self._call.data.name: data, self._call.label.name: labels.astype(numpy_dtype(self._call.label))}
+        values = self._executor.run(self._program, feed, list(self._gradients.values()), scope=self._scope)
+        return dict(zip(self._gradients, values))
+
+
+def _by_compared_name(gradients: list[Value | None], objective: Objective) -> dict[str, Value]:
+    """Those of the gradients that an objective compares, by its names of the parameters."""
+    pairs = zip(objective.parameters, gradients)
+    return {name: gradient for name, gradient in pairs if name in objective.dummy_gradients}
 
 
 class _Check:
@@ -80,50 +153,32 @@ class _Check:
     def __init__(self, objective: Objective, dtype: str) -> None:
         self._objective = objective
         self._dtype = dtype
-        rng = random_streams.probe()
-        self._point = [rng.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
-        self._labels = rng.integers(0, objective.label_probability.shape[1], objective.label_probability.shape[0])
-        self._random = rng
-        # Matched against zero, whatever was shared, the loss has an ordinary size.
+        self._tolerances = _TOLERANCES[dtype]
+        self._random = random_streams.probe()
+        self._point = [self._random.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
+        batch_size, classes = objective.label_probability.shape
+        self._labels = self._random.integers(0, classes, batch_size)
+        # Compared with zeros instead of the shared gradients, the loss has an ordinary size.
         self._constants = {name: value * 0 for name, value in objective.constants.items() if name.startswith(SHARED)}
 
-    def _evaluate(self, values: list[np.ndarray]) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
-        """The loss, its gradients and the dummy batch's; always all, since PaddlePaddle prepares each choice anew."""
-        objective = self._objective
-        fetched = [objective.loss, *objective.gradients, *objective.dummy_gradients.values()]
-        loss, *others = objective.evaluate(values, fetched, self._constants)
-        return float(loss), others[: len(objective.gradients)], others[len(objective.gradients) :]
-
-    def compare_gradients(
-        self,
-        program: paddle.static.Program,
-        call: NetworkCall,
-        gradients: dict[str, Value],
-        scope: paddle.static.Scope,
-    ) -> None:
-        """The gradients of the rewritten program against the network's own, with certain labels."""
-        objective, point = self._objective, self._point[:1]
-        if len(objective.dummies) == 1:
-            labels = objective.constants[call.label.name]
-        else:
-            certain = np.eye(objective.label_probability.shape[1], dtype=self._dtype)[self._labels]
-            point = [*point, 1000 * certain]
-            labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
-        feed = {call.data.name: point[0], call.label.name: labels.astype(numpy_dtype(call.label))}
-        theirs = objective.executor.run(program, feed, list(gradients.values()), scope=scope)
-        ours = dict(zip(objective.dummy_gradients, self._evaluate(point)[2]))
-        of_its_own, of_the_largest = _GRADIENT_TOLERANCE[self._dtype]
-        sizes = [np.abs(gradient).max() for gradient in theirs]
-        for name, their, size in zip(gradients, theirs, sizes):
-            difference = np.abs(ours[name] - their).max()
-            if not difference <= of_its_own * size + of_the_largest * max(sizes):
+    def compare_gradients(self, network: _UnchangedNetwork) -> None:
+        """Compare the objective's gradients with the unchanged network's, with certain labels."""
+        point, labels = self._certain(network.call)
+        theirs = network.gradients(point[0], labels)
+        ours = dict(zip(self._objective.dummy_gradients, self._evaluate(point)[2]))
+        sizes = {name: np.abs(gradient).max() for name, gradient in theirs.items()}
+        slack = self._tolerances.smallest_gradient * max(sizes.values())
+        for name, gradient in theirs.items():
+            difference = np.abs(ours[name] - gradient).max()
+            # Written so that NaN is refused too.
+            if not difference <= self._tolerances.gradient * sizes[name] + slack:
                 raise SecondDerivativeError(
                     f"the gradient of {name!r} is not the network's own: {difference:.3e} off, with elements up to"
-                    f" {size:.3e}; suspicious: {self._suspects()}"
+                    f" {sizes[name]:.3e}; suspicious: {self._suspects()}"
                 )
 
     def compare_derivatives(self) -> None:
-        """The derivatives of the gradient-matching loss against central differences."""
+        """Compare the derivatives of the loss with central differences."""
         loss, gradients, _ = self._evaluate(self._point)
         again, _, _ = self._evaluate(self._point)
         if again != loss:
@@ -131,50 +186,70 @@ class _Check:
                 f"the network is random: the same input gave the gradient-matching losses {loss:.6e} and"
                 f" {again:.6e}; take the random op out, or fix it to one value"
             )
-        for which, (what, gradient) in enumerate(zip(("data", "label"), gradients)):
-            # Along the gradient nothing is small; across it, what is missing from the gradient shows.
-            norm = np.linalg.norm(gradient)
-            across = self._random.standard_normal(gradient.shape)
-            direction = gradient / (norm or 1) + across / np.linalg.norm(across)
+        for index, (what, gradient) in enumerate(zip(("data", "label"), gradients)):
+            direction = self._direction(gradient)
             analytic = float(np.sum(gradient * direction))
-            closest = np.inf
-            for step in _STEPS[self._dtype]:
-                numeric = self._difference(which, direction, step)
-                closest = min(closest, numeric, key=lambda value, analytic=analytic: abs(value - analytic))
-                if abs(closest - analytic) <= _DERIVATIVE_TOLERANCE[self._dtype] * abs(analytic):
-                    break
-            else:
+            difference = self._closest_difference(index, direction, analytic)
+            if not self._agree(difference, analytic):
                 raise SecondDerivativeError(
                     f"the derivative of the gradient-matching loss with respect to the {what} is {analytic:.6e}, its"
-                    f" finite difference {closest:.6e}; suspicious: {self._suspects()}"
+                    f" finite difference {difference:.6e}; suspicious: {self._suspects()}"
                 )
 
-    def _difference(self, which: int, direction: np.ndarray, relative_step: float) -> float:
-        step = relative_step * np.linalg.norm(self._point[which])
+    def _certain(self, call: NetworkCall) -> tuple[list[np.ndarray], np.ndarray]:
+        """The point with certain labels, and those labels as the network takes them."""
+        if len(self._objective.dummies) == 1:
+            return self._point, self._objective.constants[call.label.name]
+        certain = np.eye(self._objective.label_probability.shape[1], dtype=self._dtype)[self._labels]
+        labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
+        return [self._point[0], _CERTAIN_LOGIT * certain], labels
+
+    def _evaluate(self, values: list[np.ndarray]) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
+        """The loss, its gradients, and the dummy batch's gradients.
+
+        All of them are computed each time, since PaddlePaddle prepares the
+        program anew for each choice of values to fetch.
+        """
+        objective = self._objective
+        fetched = [objective.loss, *objective.gradients, *objective.dummy_gradients.values()]
+        loss, *others = objective.evaluate(values, fetched, self._constants)
+        return float(loss), others[: len(objective.gradients)], others[len(objective.gradients) :]
+
+    def _direction(self, gradient: np.ndarray) -> np.ndarray:
+        """A direction to differentiate along: the gradient's own, plus a random one.
+
+        Along the gradient the derivative is not small. Along the random direction,
+        parts that are missing from the gradient show.
+        """
+        norm = np.linalg.norm(gradient)
+        across = self._random.standard_normal(gradient.shape)
+        return gradient / (norm or 1) + across / np.linalg.norm(across)
+
+    def _closest_difference(self, index: int, direction: np.ndarray, analytic: float) -> float:
+        """The first finite difference that agrees with a derivative, or else the one closest to it."""
+        closest = np.inf
+        for relative_step in self._tolerances.steps:
+            difference = self._central_difference(index, direction, relative_step)
+            if abs(difference - analytic) < abs(closest - analytic):
+                closest = difference
+            if self._agree(closest, analytic):
+                break
+        return closest
+
+    def _agree(self, difference: float, analytic: float) -> bool:
+        return abs(difference - analytic) <= self._tolerances.derivative * abs(analytic)
+
+    def _central_difference(self, index: int, direction: np.ndarray, relative_step: float) -> float:
+        """(loss(x + h) − loss(x − h)) / (2 |h|) along a direction of one of the dummies."""
+        step = relative_step * np.linalg.norm(self._point[index])
         losses = []
         for sign in (1, -1):
             values = list(self._point)
-            values[which] = values[which] + (sign * step * direction).astype(self._dtype)
+            values[index] = values[index] + (sign * step * direction).astype(self._dtype)
             losses.append(self._evaluate(values)[0])
-        return (losses[0] - losses[1]) / (2 * step)
+        return float((losses[0] - losses[1]) / (2 * step))
 
     def _suspects(self) -> str:
+        """The names of the ops whose gradients are in the program as PaddlePaddle has them."""
         ops = {short_name(op) for op in ops_behind(self._objective.gradients) if "grad" in op.name()}
         return ", ".join(sorted(ops))
-
-
-def _network_gradients(
-    step: SharedStep, objective: Objective, dtype: str
-) -> tuple[paddle.static.Program, NetworkCall, dict[str, Value], paddle.static.Scope]:
-    """The network's own gradients by the objective's names, nothing written out but dropout, and its weights."""
-    program = paddle.static.Program()
-    with in_program(program, dtype):
-        call = step.call(dtype)
-        loss, _ = make_deterministic(call.loss)
-        gradients = paddle.static.gradients([loss], call.parameters)
-    by_name = {
-        name: gradient for name, gradient in zip(objective.parameters, gradients) if name in objective.dummy_gradients
-    }
-    # The second call's generated names may be others than the first's.
-    names = {parameter.name: name for parameter, name in zip(call.parameters, objective.parameters)}
-    return program, call, by_name, copy_weights(names, objective.scope, step.place)
