@@ -7,18 +7,35 @@ import math
 
 import numpy as np
 import paddle
+from paddle.base.libpaddle import pir
 
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
 from dlg.graph.values import Network, Value, is_real
 
-# How the label is named where the attack's programs are fed it.
+# The name of the dummy data in the attack's programs, under which they are fed it.
+DUMMY_DATA = "dummy_data"
+# The name of the label in the attack's programs.
 LABEL = "label"
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkCall:
-    """The network, called in a program of the attack's: what with, what it gave, and the parameters it made."""
+    """The network, called in a program of the attack's own.
+
+    Attributes
+    ----------
+    data : Value, (B, ...)
+        What it was given in the place of the feature.
+    label : Value, (B, ...)
+        What it was given in the place of the label.
+    prediction : Value, (B, C)
+        The prediction it returned.
+    loss : Value, ()
+        The loss it returned.
+    parameters : list of Value
+        The parameters it made, in the order of the program.
+    """
 
     data: Value
     label: Value
@@ -32,7 +49,7 @@ class NetworkCall:
         return [parameter for parameter in self.parameters if parameter.trainable]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(init=False)
 class SharedStep:
     """What an honest-but-curious attacker holds of a training step. The batch itself is not in it.
 
@@ -41,33 +58,46 @@ class SharedStep:
     network : callable (feature, label) -> (prediction, loss)
         What built the training program.
     feature, label : Value
-        The training program's ``paddle.static.data`` variables. They lend
-        their shapes and dtypes; nothing is read through them.
+        The training program's ``paddle.static.data`` variables. The attack takes
+        their shapes and dtypes, and reads nothing through them.
     batch_size : int
         B, the number of samples behind the gradients.
     gradients : dict of str to ndarray
-        The shared gradients, by the names of the trained parameters. Given in
-        any form `dlg.attack.parameters.named_gradients` takes.
+        The shared gradients, by the names of the trained parameters.
     place : paddle.CPUPlace or paddle.CUDAPlace
         Where the attack runs.
-
-    Raises
-    ------
-    InputError
-        Where the gradients do not fit the training program's parameters.
     """
 
     network: Network
     feature: Value
     label: Value
     batch_size: int
-    gradients: Gradients
+    gradients: dict[str, np.ndarray]
     place: object
 
-    def __post_init__(self) -> None:
-        self.gradients: dict[str, np.ndarray] = named_gradients(
-            self.gradients, [parameter for parameter in self.trained if parameter.trainable]
-        )
+    def __init__(
+        self, network: Network, feature: Value, label: Value, batch_size: int, gradients: Gradients, place: object
+    ) -> None:
+        """Take what was shared.
+
+        Parameters
+        ----------
+        network, feature, label, batch_size, place
+            See above.
+        gradients : sequence of ndarray, or mapping of str to ndarray
+            See `dlg.attack.parameters.named_gradients`.
+
+        Raises
+        ------
+        InputError
+            Where the gradients do not fit the training program's parameters.
+        """
+        self.network = network
+        self.feature = feature
+        self.label = label
+        self.batch_size = batch_size
+        self.gradients = named_gradients(gradients, [p for p in self.trained if p.trainable])
+        self.place = place
 
     @property
     def trained(self) -> list[Value]:
@@ -88,18 +118,21 @@ class SharedStep:
             Where the variables do not fit the batch, or the network does not give
             (prediction, loss) with a prediction shaped (B, C) and a scalar loss.
         """
-        inputs = [self._input(self.feature, "dummy_data", dtype), self._input(self.label, LABEL, dtype)]
-        returned = self.network(*inputs)
-        adopt_parameters(inputs[0].block)
-        pair = isinstance(returned, (tuple, list)) and len(returned) == 2
-        if not (pair and all(isinstance(value, Value) for value in returned)):
+        data = self._like(self.feature, DUMMY_DATA, dtype)
+        label = self._like(self.label, LABEL, dtype)
+        returned = self.network(data, label)
+        adopt_parameters(data.block)
+        is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
+        if not (is_pair and all(isinstance(value, pir.Value) for value in returned)):
             raise InputError(
                 f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables"
             )
-        self._check_result(inputs[1], *returned)
-        return NetworkCall(*inputs, *returned, inputs[0].block.all_parameters())
+        prediction, loss = returned
+        self._check_results(label, prediction, loss)
+        return NetworkCall(data, label, prediction, loss, data.block.all_parameters())
 
-    def _input(self, variable: Value, name: str, dtype: str | None) -> Value:
+    def _like(self, variable: Value, name: str, dtype: str | None) -> Value:
+        """A variable of the current program like one of the training program, for a batch of B."""
         first, *rest = variable.shape
         if first not in (-1, self.batch_size):
             raise InputError(
@@ -112,7 +145,8 @@ class SharedStep:
         wanted = dtype if dtype and is_real(variable) else variable.dtype
         return paddle.static.data(name, [self.batch_size, *rest], wanted)
 
-    def _check_result(self, label: Value, prediction: Value, loss: Value) -> None:
+    def _check_results(self, label: Value, prediction: Value, loss: Value) -> None:
+        """Raise InputError where the attack cannot take what the network returned."""
         if math.prod(loss.shape) != 1:
             raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
         shape = list(prediction.shape)
