@@ -1,1 +1,1 @@
-"""PaddlePaddle's graphs: reading, rewriting and copying them. Nothing here knows of an attack."""
+"""PaddlePaddle's graphs: how they are read, rewritten, differentiated and copied. No module here knows of an attack."""

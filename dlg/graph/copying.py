@@ -1,4 +1,4 @@
-"""Copies of parts of a program, for programs that compute some of it once and some of it often."""
+"""Copies ops into another program, such as one that computes some of them once and the others in a loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from dlg.graph.values import Operation, Value
 
 
 def split_by_sources(ops: Sequence[Operation], sources: Sequence[Value]) -> tuple[list[Operation], list[Operation]]:
-    """Give the ops that depend on none of the sources, and those that do; the sources' own ops are neither."""
+    """Split ops by whether they depend on one of the sources.
+
+    Parameters
+    ----------
+    ops : sequence of Operation
+        In the order of their block.
+    sources : sequence of Value
+        The values that may change. The ops that made them are left out.
+
+    Returns
+    -------
+    constant, dependent : list of Operation
+        The ops that depend on none of the sources, and the others.
+    """
     varying = ValueSet(sources)
     constant, dependent = [], []
     for op in ops:
@@ -27,7 +40,7 @@ def split_by_sources(ops: Sequence[Operation], sources: Sequence[Value]) -> tupl
 
 
 def exchange(known: ValueDict, old: Sequence[Value], new: Sequence[Value]) -> ValueDict:
-    """The known values, with new ones in the place of old ones."""
+    """A copy of a mapping from values to their copies, in which each old value has a new copy."""
     values = known.copy()
     for before, after in zip(old, new):
         values[before] = after
@@ -35,7 +48,21 @@ def exchange(known: ValueDict, old: Sequence[Value], new: Sequence[Value]) -> Va
 
 
 def copy_ops(ops: Sequence[Operation], known: ValueDict) -> ValueDict:
-    """Copy ops to the current insertion point; gives each old value's new one."""
+    """Copy ops to the current insertion point.
+
+    Parameters
+    ----------
+    ops : sequence of Operation
+        In the order of their block.
+    known : ValueDict
+        For each value that the ops read and do not make themselves, the value
+        that their copies are to read.
+
+    Returns
+    -------
+    ValueDict
+        `known`, and for each result of the ops its copy.
+    """
     mapping = pir.IrMapping()
     for old, new in known.items():
         mapping.add(old, new)

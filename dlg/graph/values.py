@@ -1,4 +1,4 @@
-"""Values and operations of PaddlePaddle's graphs: what they are, what is behind them, what messages call them."""
+"""Values and ops of PaddlePaddle's graphs: the types, what a value needs, and what messages call an op."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
 
 def ops_behind(results: Sequence[Value]) -> list[Operation]:
-    """The ops that these results need, in the order of their block."""
+    """The ops that these results need, one result or more, in the order of their block."""
     needed: set[int] = set()
     waiting = [value.get_defining_op() for value in results]
     block = waiting[0].get_parent_block()
@@ -30,7 +30,7 @@ def ops_behind(results: Sequence[Value]) -> list[Operation]:
 
 
 def is_real(value: Value) -> bool:
-    """Whether a value is floating-point, and so can have a derivative."""
+    """Whether a value is floating-point, and so can have a derivative. A list of tensors counts as floating-point."""
     # A list of tensors has no dtype of its own.
     return not value.is_dense_tensor_type() or "float" in str(value.dtype).lower()
 
@@ -41,12 +41,20 @@ def numpy_dtype(value: Value) -> str:
 
 
 def short_name(op: Operation) -> str:
-    """The name of the network's op that this is, or is the gradient of, as its documentation has it."""
+    """The name by which PaddlePaddle's documentation knows an op; for a gradient op, that of the op it belongs to."""
     return op.name().removeprefix("pd_op.").removesuffix("_grad")
 
 
 def where(op: Operation) -> str:
-    """The innermost line outside PaddlePaddle behind an op: ' (net.py, line 7: y = f(x))'."""
+    """The line of code that made an op, the innermost one outside PaddlePaddle, as messages have it.
+
+    Returns
+    -------
+    str
+        For example ``" (net.py, line 7: y = f(x))"``, with the space in front.
+        It is empty where no such line is known. For a gradient op it is the line
+        that made the op it belongs to.
+    """
     op, paddle_folder = _forward_op(op), str(Path(paddle.__file__).parent)
     for place, code in reversed(list(zip(op.callstack[::2], op.callstack[1::2]))):
         file, _, rest = place.strip().removeprefix('File "').partition('"')
@@ -57,13 +65,14 @@ def where(op: Operation) -> str:
 
 
 def _forward_op(op: Operation) -> Operation:
-    """The op of the network that this gradient op belongs to; itself, if it is none."""
+    """The op of the network that a gradient op belongs to. Any other op is given back as it is."""
     name = op.name().removesuffix("_grad")
     if name == op.name():
         return op
     for operand in op.operands_source():
         if operand.initialized():
             for candidate in (operand.get_defining_op(), *operand.all_used_ops()):
+                # PaddlePaddle marks an op that works in place by an underscore.
                 if candidate is not None and candidate.name() in (name, f"{name}_"):
                     return candidate
     return op

@@ -1,0 +1,50 @@
+"""Programs of the attack's own leave PaddlePaddle's settings as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import paddle
+import pytest
+
+from dlg.graph.programs import in_program, traced_execution
+
+TRACE = "FLAGS_enable_pir_in_executor_trace_run"
+
+
+def test_generated_names_start_anew_in_a_program():
+    made = []
+    for _ in range(2):
+        with in_program(paddle.static.Program()):
+            made.append(paddle.nn.Linear(2, 2).weight.name)
+    assert made[0] == made[1]
+
+
+def test_a_program_may_have_a_dtype_of_its_own():
+    program = paddle.static.Program()
+    with contextlib.suppress(ZeroDivisionError), in_program(program, "float64"):
+        weight = paddle.nn.Linear(2, 2).weight
+        assert weight.dtype == paddle.float64
+        raise ZeroDivisionError
+    assert paddle.get_default_dtype() == "float32"
+
+
+def test_ctrl_c_is_heard_when_a_program_is_built():
+    built = []
+
+    def build():
+        with in_program(paddle.static.Program()):
+            signal.raise_signal(signal.SIGINT)
+            built.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    assert built
+
+
+def test_traced_execution_ends_with_its_block():
+    before = paddle.get_flags([TRACE])
+    with traced_execution():
+        assert paddle.get_flags([TRACE]) == {TRACE: True}
+    assert paddle.get_flags([TRACE]) == before
