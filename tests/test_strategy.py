@@ -17,7 +17,6 @@ from dlg import InputError
 from dlg.participant import networks
 from dlg.results import metrics
 from dlg.errors import LabelError
-from dlg.attack.objective import build_objective
 from dlg.options import AttackOptions
 from dlg.attack.strategy import choose
 
