@@ -126,40 +126,6 @@ def test_auto_takes_a_prior_for_deep_networks():
     assert choose(trained.shared_step(), options).name.startswith("adam on the cosine distance")
 
 
-def test_the_best_of_several_starts_wins_and_its_pictures_stay(batch, tmp_path):
-    trained = participant(networks.lenet, *batch)
-    options = {"optimizer": "lbfgs", "iterations": 20, "snapshot_every": 5, "seed": 1}
-    result = attack(trained, tmp_path, restarts=4, **options)
-    losses = [start.loss for start in result.starts]
-    assert len(set(losses)) == 4
-    assert result.loss == min(losses)
-    winner = losses.index(min(losses))
-    assert winner > 0
-    written = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert sorted(written) == sorted(f"result_{iteration}.png" for iteration, _ in result.history)
-    # The start that won, run alone.
-    strategy = choose(trained.shared_step(), AttackOptions.from_args(SimpleNamespace(batch_size=2, **options)))
-    end = []
-    strategy.optimizer.run(strategy.optimizer.start(1, winner), 20, 5, lambda _, dummy, decisive: end.append(dummy))
-    assert (end[-1].values[0].astype("float32") == result.feature).all()
-
-
-def test_a_start_that_has_clearly_failed_is_abandoned(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlg.dlg._HOPELESS", 0.0)
-    trained = participant(networks.softmax, *batch)
-    result = attack(trained, tmp_path, restarts=2, iterations=400)
-    assert [start.ended for start in result.starts] == ["iterations", "abandoned"]
-    assert result.starts[1].iterations == 200  # halfway
-    assert result.iterations == 400
-
-
-def test_a_start_at_float32s_floor_is_the_last(batch, tmp_path):
-    trained = participant(networks.softmax, *batch)
-    result = attack(trained, tmp_path, optimizer="lbfgs", restarts=3)
-    assert [start.ended for start in result.starts] == ["floor"]
-    assert result.iterations < 3000
-
-
 def test_the_command_tells_of_every_start(tmp_path, capsys):
     options = "--network lenet --batch_size 1 --optimizer lbfgs --iterations 10 --restarts 3 --result_dir"
     assert mnist_example.main([*options.split(), str(tmp_path)]) == 0
