@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -25,20 +25,16 @@ class Participant:
     ----------
     training : TrainingStep
         The program and its weights.
-    images : ndarray, shape (B, ...)
-        The samples of the batch.
-    labels : ndarray, shape (B, ...)
-        Their labels.
+    batch_size : int
+        B, the number of samples in the batch.
+    step : callable () -> dict of str to ndarray
+        Returns what is shared: the gradients of the batch at the current weights.
+        A test that shares other gradients replaces it.
     """
 
     training: TrainingStep
-    images: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return len(self.images)
+    batch_size: int
+    step: Callable[[], dict[str, np.ndarray]]
 
     @property
     def img(self) -> Value:
@@ -55,12 +51,8 @@ class Participant:
         """What `dlg.dlg_attack` takes after its options."""
         return *self.training.known, self.step()
 
-    def step(self) -> dict[str, np.ndarray]:
-        """The gradients of the batch at the current weights."""
-        return self.training.capture(self.images, self.labels)
-
     def shared_step(self, gradients: dict[str, np.ndarray] | None = None) -> SharedStep:
-        """What an attacker holds: the gradients of the batch, or those that are given."""
+        """What an attacker holds: the shared gradients, or those that are given."""
         feature, label, network, exe = self.training.known
         gradients = self.step() if gradients is None else gradients
         return SharedStep(network, feature, label, self.batch_size, gradients, exe.place)
@@ -89,7 +81,7 @@ def participant(network: Network, images: np.ndarray, labels: np.ndarray, seed: 
         label_shape=labels.shape[1:],
         label_dtype=str(labels.dtype),
     )
-    return Participant(training, images, labels)
+    return Participant(training, len(images), step=lambda: training.capture(images, labels))
 
 
 @contextlib.contextmanager
