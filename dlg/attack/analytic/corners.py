@@ -35,8 +35,9 @@ _ZERO_SHARES = (1e-3, 1e-4, 1e-5)
 _GRADIENT_ROUNDING = 2e-6
 # What a sum of probabilities may be off by.
 _PROBABILITY_ROUNDING = 1e-5
-# A sample's error is its label's entry against all others, which sum to as much. This factor allows for rounding.
-_TWICE = 2.001
+# In a sample's error the label's entry is as large as all others together, so that all are twice as large as that one.
+# This leaves room for rounding.
+_MOST_ERROR_RATIO = 2.001
 # Rows of A with a worse condition number than this do not determine labels.
 _MOST_CONDITION = 1e9
 # Labels are whole where each entry is this near to 0 or 1.
@@ -152,7 +153,7 @@ def _completed(span: GradientSpan, known: np.ndarray) -> np.ndarray | None:
     excess = softmax(known @ span.logits, axis=-1).sum(axis=0) - span.basis[-1] @ span.right_side
     probability = np.ceil(excess - _PROBABILITY_ROUNDING) - excess
     # The errors sum to zero, the probabilities to one.
-    if np.abs(error).sum() > _TWICE * np.abs(error[label[0]]) or round(probability.sum()) != 1:
+    if np.abs(error).sum() > _MOST_ERROR_RATIO * np.abs(error[label[0]]) or round(probability.sum()) != 1:
         return None
     # The logarithm of a probability is as uncertain as it is small.
     probability = np.maximum(probability, _PROBABILITY_ROUNDING)

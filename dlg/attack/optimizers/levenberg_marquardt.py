@@ -24,29 +24,33 @@ from dlg.attack.optimizers.interface import (
     random_start,
 )
 
-# The weight of a feature's difference, beside 1 for a gradient's relative one: features say more of the input.
+# Evaluations below are those of three attacks on LeNet, each with a batch of two digits. With these constants they come
+# to 2323.
+
+# The weight of a feature's difference, beside 1 for a gradient's relative one: features say more of the input. With a
+# weight of 1 the evaluations were 2830; with 100 the search ended at 55 dB instead of 75.
 _FEATURE_WEIGHT = 10.0
 # The coarse search matches a sample's features where they are known to this share of their spread, 30 dB for most
 # pictures.
 _TRUSTED_ERROR = 0.03
 # A sample's features are in general ten times closer than their estimated error.
 _ERROR_OVERESTIMATE = 10
-# The weight of a pixel's distance from its range.
+# The weight of a pixel's distance from its range. Without it the evaluations were 3564.
 _RANGE_WEIGHT = 0.2
 # The fine search is near the solution where the mean square of the residual falls below this.
 _NEAR_SOLUTION = 1e-6
 # The range's weight near the solution. There, the many pixels at the end of their range would only keep steps short.
 _RANGE_WEIGHT_NEAR_SOLUTION = 0.02
 
-# λ at the start; the diagonal of JᵀJ is of the order of 1, for the residual is relative.
+# λ at the start. It hardly matters: from 1e-2 the evaluations were 2305.
 _FIRST_DAMPING = 1.0
 # λ never falls below this.
 _LEAST_DAMPING = 1e-12
-# Where λ exceeds this, no step lowers the loss in float64, and the search ends.
+# Where λ reaches this, the search ends: even the shortest steps do not lower the loss.
 _MOST_DAMPING = 1e8
-# λ falls to no less than this share after one step. Nielsen (1999) has 1/3; 1/10 reaches small λ in fewer steps.
+# λ falls to no less than this share after one step. With the 1/3 of Nielsen (1999) the evaluations were 2553.
 _FASTEST_FALL = 0.1
-# A rejected step raises λ from no less than this, or many rejections would follow a small one.
+# A rejected step raises λ from at least this value. From a smaller one it would take many rejections to matter.
 _DAMPING_AFTER_REJECTION = 1e-10
 # λ's factor after a rejected step; it doubles with each further one (Nielsen 1999).
 _FIRST_GROWTH = 2.0
@@ -60,11 +64,11 @@ _COARSE_REDUCTION_CUT_SHORT = 0.3
 # The fine search begins with at least this λ.
 _FINE_DAMPING = 0.1
 
-# How many products one step may take for each sample, and one sample more.
+# At first a step may take B + 1 times this many products,
 _PRODUCTS_PER_SAMPLE = 20
-# How many products one step may take at first.
+# but no more than this.
 _FIRST_MOST_PRODUCTS = 100
-# How many products one step may ever take.
+# Later a step may take more, but never more than this.
 _MOST_PRODUCTS = 800
 # A step whose products ran out was cut short if at least this share of its predicted reduction came true: only then
 # would a more exact solution have been worth its products.
@@ -74,13 +78,14 @@ _CUT_SHORT_GAIN_RATIO = 0.5
 _FINE_REDUCTION = 0.2
 
 # A step hardly moves the batch if its root mean square is below this share of the range. On LeNet with batches of
-# eight, 147 of 160 images came back in 52 s each. With 2e-3 for each sample instead, it took 83 s for 154 images.
+# eight, 147 of 160 images came back, after 52 s in the median. Where every sample had to move by less than 2e-3, it was
+# 154 of 160, after 83 s.
 _STILL_LENGTH = 3.5e-3
 # The fine search has arrived where this many steps in a row hardly move the batch, and the gradients are explained.
 _STILL_STEPS = 3
-# The fine search is stuck where this many steps together lower the sum of squares by less than `_LEAST_REDUCTION`.
+# The fine search is stuck where this many steps together
 _PATIENCE = 20
-# See `_PATIENCE`; a share of the sum of squares.
+# lower the sum of squares by less than this share.
 _LEAST_REDUCTION = 0.2
 
 
