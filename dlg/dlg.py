@@ -188,7 +188,7 @@ def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
     if paddle.in_dynamic_mode():
         raise InputError("PaddlePaddle is in dynamic mode; call paddle.enable_static() before the network is built")
     for name, value in (("feature", feature), ("label", label)):
-        if not isinstance(value, Value):
+        if not isinstance(value, paddle.pir.Value):
             raise InputError(f"{name} is a {type(value).__name__}, expected the training program's paddle.static.data")
     if not callable(network):
         raise InputError(f"network is {network!r}, expected a callable (feature, label) -> (prediction, loss)")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import csv
+import contextlib
 import fcntl
+import io
 import json
-import math
 import os
 import pty
 import signal
@@ -17,31 +16,31 @@ import sys
 import termios
 import time
 
-import joblib
-import numpy as np
 import pytest
 from conftest import PROJECT
 
-from dlg.audit import cell
-from dlg.participant import data
-from dlg.audit.cell import Cell, Outcome, Workers, run_cell
+from dlg.audit.__main__ import PACKAGES, main, parse_args
+from dlg.audit.cell import ATTACKS
+from dlg.audit.grid import DEFAULT_GRID, QUICK_GRID
 
-TINY = ("--networks", "softmax", "--batch_sizes", "1", "2", "--defenses", "none", "prune:0.3", "--iterations", "30")
-LARGER = (*TINY, "--seeds", "2")
+# Two cells, and four of which these are two.
+SMALLER = ("--networks", "softmax", "--defenses", "none", "prune:0.3", "--iterations", "20", "--batch_sizes", "1")
+SMALL = (*SMALLER, "2")
 
 
 def command(*options, folder):
     return [sys.executable, "-m", "dlg.audit", "--result_dir", str(folder), *map(str, options)]
 
 
-def run(*options, folder, timeout=200, **environment):
+def run(*options, folder, **environment):
+    """Run the command as a process of its own."""
     return subprocess.run(
         command(*options, folder=folder),
         cwd=PROJECT,
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=200,
     )
 
 
@@ -63,29 +62,30 @@ def wait_until(condition, seconds=120):
 
 
 def in_the_middle(*options, folder):
-    """A running audit that has finished two cells."""
+    """A running audit that has finished two cells of four."""
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command(*LARGER, *options, folder=folder), cwd=PROJECT, start_new_session=True, **pipe)
+    process = subprocess.Popen(command(*SMALL, *options, folder=folder), cwd=PROJECT, start_new_session=True, **pipe)
     wait_until(lambda: len(cells_on_disk(folder)) >= 2)
     return process
 
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
+    """What the audit of four cells printed, and its folder."""
     folder = tmp_path_factory.mktemp("audit") / "made for it"
-    # As on a new machine, where matplotlib has no fonts cached.
-    fonts = str(tmp_path_factory.mktemp("matplotlib"))
-    return run(*LARGER, "--jobs", 1, folder=folder, MPLCONFIGDIR=fonts), folder
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*SMALL, "--jobs", "1", "--result_dir", str(folder)]) == 0
+    return printed.getvalue(), folder
 
 
 def test_a_grid_ends_in_a_row_for_each_cell(serial):
-    finished, folder = serial
-    assert (finished.returncode, finished.stderr) == (0, "")
+    _, folder = serial
     keys = [(row["network"], row["batch_size"], row["defense"], row["seed"]) for row in rows(folder)]
-    assert keys == [("softmax", b, d, s) for b in (1, 2) for d in ("none", "prune:0.3") for s in range(2)]
+    assert keys == [("softmax", size, spec, 0) for size in (1, 2) for spec in ("none", "prune:0.3")]
     for row in rows(folder):
         assert row["error"] is None
-        assert row["attack"] in cell.ATTACKS
+        assert row["attack"] in ATTACKS
         assert row["images_recovered"] == sum(psnr is None or psnr >= 30 for psnr in row["psnr"])
         assert row["labels_right"] <= row["batch_size"] == len(row["true_labels"]) == len(row["recovered_labels"])
     for row in rows(folder):
@@ -104,40 +104,28 @@ def test_nothing_is_left_but_what_is_promised(serial):
     assert {file.name for file in (folder / "cells").iterdir()} == {
         f"{key}.{ending}" for key in cells_on_disk(folder) for ending in ("json", "target.png", "recovered.png")
     }
-    assert len(cells_on_disk(folder)) == 8
+    assert len(cells_on_disk(folder)) == 4
 
 
 def test_each_cell_is_a_line_where_there_is_no_terminal(serial):
-    finished, folder = serial
-    lines = finished.stdout.splitlines()
-    assert [line.partition("]")[0] for line in lines[:8]] == [f"[{n}/8" for n in range(1, 9)]
-    assert lines[8:] == [
-        "8 of 8 cells done",
+    printed, folder = serial
+    lines = printed.splitlines()
+    assert [line.partition("]")[0] for line in lines[:4]] == [f"[{n}/4" for n in range(1, 5)]
+    assert lines[4:] == [
+        "4 of 4 cells done",
         f"look at {folder / 'report.html'}; results.json and results.csv have its numbers",
     ]
 
 
-def test_the_csv_has_the_numbers_of_the_json(serial):
+def test_the_report_has_what_the_rows_say(serial):
     _, folder = serial
-    with open(folder / "results.csv", newline="") as file:
-        table = list(csv.DictReader(file))
-    found = json.loads((folder / "results.json").read_text())["rows"]
-    assert len(table) == len(found)
-    for line, row in zip(table, found):
-        assert list(line) == list(row)
-        for name, value in row.items():
-            if isinstance(value, list):
-                assert [float(each) for each in line[name].split()] == [math.inf if v is None else v for v in value]
-            elif isinstance(value, (int, float)):
-                assert float(line[name]) == value
-            else:
-                assert line[name] == (value or "")
+    assert "4 of 4 cells are done" in (folder / "report.html").read_text()
 
 
 def test_a_terminal_shows_a_bar_with_the_time_left(tmp_path):
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    process = subprocess.Popen(command(*TINY, "--jobs", 1, folder=tmp_path), cwd=PROJECT, stdout=follower)
+    process = subprocess.Popen(command(*SMALLER, "--jobs", 1, folder=tmp_path), cwd=PROJECT, stdout=follower)
     os.close(follower)
     shown = b""
     while True:
@@ -148,28 +136,29 @@ def test_a_terminal_shows_a_bar_with_the_time_left(tmp_path):
     assert process.wait(60) == 0
     assert b"audit: 100%" in shown
     assert b"<" in shown  # elapsed<left
-    assert b"[1/4]" not in shown
+    assert b"[1/2]" not in shown
 
 
 def test_two_processes_find_what_one_does(serial, tmp_path):
     _, folder = serial
-    assert run(*LARGER, "--jobs", 2, folder=tmp_path).returncode == 0
+    finished = run(*SMALL, "--jobs", 2, folder=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
     assert rows(tmp_path) == rows(folder)
 
 
-def test_a_killed_audit_goes_on_where_it_was(serial, tmp_path):
-    _, reference = serial
-    process = subprocess.Popen(command(*LARGER, "--jobs", 1, folder=tmp_path), cwd=PROJECT, stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(cells_on_disk(tmp_path)) >= 2)
+def test_a_killed_audit_goes_on_where_it_was(serial, tmp_path, tmp_path_factory):
+    process = in_the_middle("--jobs", 1, folder=tmp_path)
     process.kill()
-    process.wait()
+    process.communicate()
     before = {key: (tmp_path / "cells" / f"{key}.json").stat().st_mtime_ns for key in cells_on_disk(tmp_path)}
-    assert 2 <= len(before) < 8
+    assert 2 <= len(before) < 4
     assert not (tmp_path / "report.html").exists()
-    resumed = run(*LARGER, "--jobs", 1, "--resume", folder=tmp_path)
-    assert resumed.returncode == 0
-    assert resumed.stdout.startswith(f"[{len(before) + 1}/8]")
-    assert rows(tmp_path) == rows(reference)
+    # As on a new machine, where matplotlib has no cache of fonts and would say so.
+    fonts = str(tmp_path_factory.mktemp("matplotlib"))
+    resumed = run(*SMALL, "--jobs", 1, "--resume", folder=tmp_path, MPLCONFIGDIR=fonts)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert resumed.stdout.startswith(f"[{len(before) + 1}/4]")
+    assert rows(tmp_path) == rows(serial[1])
     assert all((tmp_path / "cells" / f"{key}.json").stat().st_mtime_ns == written for key, written in before.items())
 
 
@@ -181,69 +170,36 @@ def test_ctrl_c_keeps_what_is_finished_and_reports_it(serial, tmp_path, jobs):
     assert (process.returncode, stderr) == (130, "")
     assert "--resume goes on" in stdout
     done = rows(tmp_path)
-    assert 2 <= len(done) < 8
+    assert 2 <= len(done) < 4
     assert [row for row in rows(serial[1]) if row in done] == done
     assert "interrupted" in (tmp_path / "report.html").read_text()
 
 
-def test_a_cell_that_fails_is_a_row_that_says_why(tmp_path):
+def test_a_cell_that_fails_does_not_end_the_audit(tmp_path, capsys):
     # No float32 holds such noise.
-    options = ("--networks", "softmax", "--batch_sizes", 1, "--defenses", "gaussian:1e300", "none", "--jobs", 1)
-    finished = run(*options, folder=tmp_path)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    options = ("--networks", "softmax", "--batch_sizes", "1", "--defenses", "gaussian:1e300", "none", "--jobs", "1")
+    assert main([*options, "--result_dir", str(tmp_path)]) == 0
     failed, good = rows(tmp_path)
     assert "makes the gradient of" in failed["error"]
-    assert "\n" not in failed["error"]
-    assert all(value is None for name, value in failed.items() if name in cell.SCORES and name != "error")
     assert good["error"] is None
     assert failed["error"].split("'")[0] in (tmp_path / "report.html").read_text()
-    assert "1 failed" in finished.stdout
-
-
-def test_a_cell_is_what_the_command_finds():
-    batch = data.first_batch(*data.load(["bundled"]), 2, 3)
-    outcome = run_cell(Cell("softmax", 2, "none", 3), batch, 30)
-    assert outcome.row["images_recovered"] == outcome.row["labels_right"] == 2
-    # In the target's order, whatever the attacker's was.
-    assert np.abs(outcome.recovered - outcome.target).max() < 1e-3
-    assert outcome.row["recovered_labels"] == outcome.row["true_labels"] == batch[1][:, 0].tolist()
-
-
-def test_only_clipping_has_an_epsilon():
-    batch = data.first_batch(*data.load(["bundled"]), 1, 0)
-    assert run_cell(Cell("softmax", 1, "none", 0), batch, 5).row["epsilon"] is None
-    assert run_cell(Cell("softmax", 1, "clip:1:2", 0), batch, 5).row["epsilon"] > 0
-
-
-def deadly(cell, folder, innocent_after):
-    """Die with the process the first time, or always."""
-    if cell.defense == "kill" or (cell.defense == "once" and not (folder / "died").exists()):
-        (folder / "died").touch()
-        time.sleep(0.5)  # others are under way by then
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(innocent_after)
-    return Outcome(
-        {"network": cell.network, "batch_size": 1, "defense": cell.defense, "seed": cell.seed, "error": None}
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("death", ["kill", "once"])
-def test_a_process_that_dies_costs_no_other_cell(tmp_path, death):
-    cells = [Cell("softmax", 1, death if seed == 1 else "none", seed) for seed in range(5)]
-    outcomes = list(Workers(2).outcomes(cells, lambda cell: joblib.delayed(deadly)(cell, tmp_path, 0.2)))
-    errors = {outcome.row["seed"]: outcome.row["error"] for outcome in outcomes}
-    assert len(outcomes) == len(errors) == 5
-    assert all(errors[seed] is None for seed in (0, 2, 3, 4))
-    assert (errors[1] is None) == (death == "once")
+    assert "2 of 2 cells done, 1 failed: their rows say why" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_another_grid_goes_on_with_the_same_settings(serial, tmp_path):
-    assert run(*TINY, "--jobs", 1, folder=tmp_path).returncode == 0
-    resumed = run(*LARGER, "--jobs", 1, "--resume", folder=tmp_path)
-    assert resumed.stdout.startswith("[5/8]")
+    assert run(*SMALLER, "--jobs", 1, folder=tmp_path).returncode == 0
+    resumed = run(*SMALL, "--jobs", 1, "--resume", folder=tmp_path)
+    assert resumed.stdout.startswith("[3/4]")
     assert rows(tmp_path) == rows(serial[1])
+
+
+@pytest.mark.parametrize(("options", "grid"), [([], DEFAULT_GRID), (["--quick"], QUICK_GRID)])
+def test_what_is_not_given_is_as_in_the_grid(options, grid):
+    args = parse_args([*options, "--batch_sizes", "7"])
+    assert (args.networks, args.seeds, args.iterations) == (grid.networks, grid.seeds, grid.iterations)
+    assert len(args.defenses) == len(grid.defenses)
+    assert args.batch_sizes == [7]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +221,7 @@ def test_another_grid_goes_on_with_the_same_settings(serial, tmp_path):
 )
 def test_an_option_that_cannot_be_is_one_line(options, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        sys.exit(cell.main(["--result_dir", str(tmp_path / "none"), *options]))
+        sys.exit(main(["--result_dir", str(tmp_path / "none"), *options]))
     assert stopped.value.code == 2
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
@@ -277,14 +233,14 @@ def test_an_option_that_cannot_be_is_one_line(options, words, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([*LARGER], "--resume"),
-        ([*LARGER, "--resume", "--iterations", "31"], "iterations (30 there, 31 now)"),
+        ([*SMALL], "--resume"),
+        ([*SMALL, "--resume", "--iterations", "31"], "iterations (20 there, 31 now)"),
     ],
 )
 def test_a_folder_with_another_audit_is_refused(serial, options, words, capsys):
     _, folder = serial
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    assert cell.main([*options, "--result_dir", str(folder)]) == 2
+    assert main([*options, "--result_dir", str(folder)]) == 2
     stdout, stderr = capsys.readouterr()
     assert (stdout, stderr.count("\n")) == ("", 1)
     assert words in stderr
@@ -293,8 +249,35 @@ def test_a_folder_with_another_audit_is_refused(serial, options, words, capsys):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert cell.main([*TINY, "--result_dir", str(tmp_path / "file")]) == 2
+    assert main([*SMALL, "--result_dir", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def without_packages(statement):
+    """Run a statement where the audit's packages cannot be imported."""
+    missing = f"import sys; sys.modules |= dict.fromkeys({PACKAGES})"
+    return subprocess.run(
+        [sys.executable, "-c", f"{missing}; {statement}"], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_packages_that_are_missing_are_named_in_one_line():
+    finished = without_packages(
+        "import runpy; sys.argv[1:] = ['--quick']; runpy.run_module('dlg.audit', run_name='__main__')"
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == (
+        "python -m dlg.audit: error: the audit needs dp-accounting, jinja2, joblib, matplotlib; install it in the"
+        " project's folder with: pip install '.[audit]', or: pip install -r requirements.txt\n"
+    )
+
+
+def test_the_attack_needs_none_of_the_audits_packages():
+    finished = without_packages(
+        "import mnist_example; from dlg.participant import defenses;"
+        " assert defenses.parse('none').epsilon(1e-5) is None; sys.exit(mnist_example.main(['--help']))"
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
 
 
 @pytest.fixture
@@ -331,12 +314,3 @@ def test_a_dask_cluster_that_loses_a_worker_finds_what_one_process_does(serial, 
     assert process.returncode == 0, stdout
     assert rows(tmp_path) == rows(serial[1])
     assert "all-cells" in (tmp_path / "report.html").read_text()
-
-
-def test_a_cell_runs_in_a_thread_as_in_the_main_one():
-    batch = data.first_batch(*data.load(["bundled"]), 1, 0)
-    here = run_cell(Cell("softmax", 1, "none", 0), batch, 5)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        others = list(pool.map(lambda _: run_cell(Cell("softmax", 1, "none", 0), batch, 5), range(3)))
-    for other in others:
-        assert other.row | {"seconds": 0} == here.row | {"seconds": 0}

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dlg.participant.defenses import SPELLINGS, distortion, parse
+from dlg.participant.defenses import DEFENSES, SPELLINGS, distortion, parse
 from dlg.errors import InputError
 
 EVERY_DEFENSE = [
@@ -48,6 +48,10 @@ def gradients():
         "double": normal(5).astype(np.float64),
         "dead": np.zeros((3, 2), np.float32),
     }
+
+
+def test_every_defence_is_tested():
+    assert [parse(spec).kind for spec in EVERY_DEFENSE] == list(DEFENSES)
 
 
 @pytest.mark.parametrize("spec", EVERY_DEFENSE)
@@ -250,7 +254,7 @@ def test_what_is_no_gradient_is_refused(spec, gradient, said):
 
 
 @pytest.mark.parametrize(
-    ("spec", "canonical", "strength"),
+    ("spec", "canonical", "amount"),
     [
         ("none", "none", None),
         ("gaussian:1e-3", "gaussian:0.001", 1e-3),
@@ -264,9 +268,9 @@ def test_what_is_no_gradient_is_refused(spec, gradient, said):
         ("int8", "int8", None),
     ],
 )
-def test_a_defence_knows_its_canonical_spelling_and_its_strength(spec, canonical, strength):
+def test_a_defence_knows_its_canonical_spelling_and_its_amount(spec, canonical, amount):
     defense = parse(spec)
-    assert (defense.spec, defense.kind, defense.strength) == (canonical, spec.partition(":")[0], strength)
+    assert (defense.spec, defense.kind, defense.amount) == (canonical, spec.partition(":")[0], amount)
     assert parse(defense.spec) == defense
     assert parse(defense.spec).spec == defense.spec
 
@@ -318,11 +322,20 @@ def test_a_bad_spelling_is_refused_in_one_line_that_lists_the_good_ones(spec, sa
     assert "\n" not in message
 
 
-def test_the_spellings_listed_are_all_there_are_and_their_examples_are_good():
-    for spec in EVERY_DEFENSE:
-        assert parse(spec).kind in SPELLINGS
-    examples = [part.partition(")")[0] for part in SPELLINGS.split("such as ")[1:]]
-    assert [parse(example).kind for example in examples] == ["gaussian", "laplacian", "prune", "clip"]
+@pytest.mark.parametrize("kind", DEFENSES.values())
+def test_the_spellings_listed_are_all_there_are_and_their_examples_are_good(kind):
+    assert kind.spelling in SPELLINGS
+    if kind.numbers:
+        assert f"(such as {kind.example})" in kind.spelling
+        assert parse(kind.example).kind == kind.name
+    else:
+        assert parse(kind.spelling).kind == kind.name
+
+
+@pytest.mark.parametrize("spec", EVERY_DEFENSE)
+def test_defences_with_a_number_are_drawn_along_an_axis_of_numbers(spec):
+    defense = parse(spec)
+    assert (defense.family.scale == "category") == (defense.amount is None) == (defense.family.axis == "")
 
 
 @pytest.mark.parametrize(
@@ -356,6 +369,11 @@ def test_epsilon_does_not_depend_on_the_norm_and_falls_with_noise_even_where_it_
     falling = [parse(f"clip:1:{multiplier}").epsilon(1e-5) for multiplier in (1e-6, 1e-3, 0.01, 1, 100)]
     assert falling == sorted(falling, reverse=True)
     assert all(type(epsilon) is float and math.isfinite(epsilon) for epsilon in falling)
+
+
+def test_which_of_two_batches_it_was_is_hidden_as_by_half_the_noise():
+    defense = parse("clip:1:2")
+    assert defense.epsilon(1e-5, distance=2.0) == parse("clip:1:1").epsilon(1e-5) > defense.epsilon(1e-5)
 
 
 @pytest.mark.parametrize("spec", [spec for spec in EVERY_DEFENSE if not spec.startswith("clip")])

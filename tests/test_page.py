@@ -1,8 +1,7 @@
-"""The audit's page: its numbers, and how a real browser shows it."""
+"""The audit's page: its sections and numbers, and how a real browser shows it."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -10,52 +9,48 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from cell_results import BATCH, audit_results, cell_result, failed_result
 from PIL import Image
 
-from dlg.audit import cell
 from dlg.audit import page as page_module
+from dlg.audit.curves import COLOURS, MEASURES
+from dlg.audit.findings import findings
+from dlg.audit.page import SECTIONS, render
 
-BATCH = 2
-DEFENSES = ["none", "gaussian:0.001", "gaussian:0.01", "prune:0.5", "clip:1:0.01", "int8", "sign"]
-
-
-def row(network, defense, seed=0, best=20.0, error=None, **more):
-    if error is not None:
-        return {"network": network, "batch_size": BATCH, "defense": defense, "seed": seed, "error": error} | {
-            name: None for name in cell.SCORES if name != "error"
-        }
-    return {
-        "network": network, "batch_size": BATCH, "defense": defense, "seed": seed,
-        "attack": "auto", "strategy": "least squares", "images_recovered": int(best >= 30), "mean_psnr": best - 1.25,
-        "best_psnr": best, "mean_ssim": 0.5, "labels_right": 2, "psnr": [best, best - 2.5],
-        "true_labels": [2, 4], "recovered_labels": [2, 4], "loss": 1.5e-9, "relative_error": 0.0625, "cosine": 0.998,
-        "epsilon": 5432.1 if defense.startswith("clip") else None, "failed_attacks": None, "seconds": 1.0,
-        "error": None,
-    } | more  # fmt: skip
+# The best image's PSNR under each defence.
+BEST = {
+    "none": 90.0,
+    "gaussian:0.001": 41.0,
+    "gaussian:0.01": 16.0,
+    "prune:0.5": 33.0,
+    "clip:1:0.01": 9.0,
+    "int8": 50.0,
+    "sign": 5.0,
+}
+# Two networks under each of these, one cell whose images are equal, and one that failed.
+PICTURES = 2 * BATCH * (2 * len(BEST) + 1)
+FAMILIES = 4
+PLOTS = 2 * FAMILIES * len(MEASURES)
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A page with every kind of thing on it, and the results behind it."""
     folder = tmp_path_factory.mktemp("report")
-    strengths = dict(zip(DEFENSES, (90.0, 41.0, 16.0, 33.0, 9.0, 50.0, 5.0)))
-    rows = [row(network, spec, best=best, mean_ssim=best / 100) for network in ("mlp", "lenet")
-            for spec, best in strengths.items()]  # fmt: skip
-    rows.append(row("softmax", "none", best=math.inf, best_psnr=None, mean_psnr=None, psnr=[None, None], mean_ssim=1.0))
-    rows.append(row("softmax", "gaussian:0.001", error="<script>alert('the defence broke')</script>"))
+    rows = [
+        cell_result(network, spec, best=best, mean_ssim=best / 100)
+        for network in ("mlp", "lenet")
+        for spec, best in BEST.items()
+    ]
+    equal = {"best_psnr": math.inf, "mean_psnr": math.inf, "psnr": (math.inf, math.inf), "mean_ssim": 1.0}
+    rows.append(cell_result("softmax", "none", **equal))
+    rows.append(failed_result("softmax", "gaussian:0.001", error="<script>alert('the defence broke')</script>"))
     rng = np.random.default_rng(0)
     for which in ("target", "recovered"):
         Image.fromarray(rng.integers(0, 256, (28, 28 * BATCH), np.uint8)).save(folder / f"{which}.png")
-    results = {
-        "options": {"networks": ["mlp", "lenet", "softmax"], "batch_sizes": [BATCH], "seeds": 1},
-        "command": "python -m dlg.audit --networks mlp lenet softmax",
-        "versions": {"paddlepaddle": "3"},
-        "cells": len(rows) + 1,
-        "delta": cell.DELTA,
-        "rows": rows,
-    }
+    results = audit_results(rows, cells=len(rows) + 1)
     file = folder / "report.html"
-    file.write_text(page_module.render(results, lambda row, which: folder / f"{which}.png"))
+    file.write_text(render(results, lambda cell, which: folder / f"{which}.png"))
     return file, results
 
 
@@ -104,56 +99,47 @@ def test_a_screen_reader_finds_its_way(page, outline):
     assert outline.headings[0] == 1
     assert all(later <= earlier + 1 for earlier, later in zip(outline.headings, outline.headings[1:]))
     assert outline.headings.count(1) == 1
-    assert len(outline.images) == 2 * BATCH * 15
+    assert len(outline.images) == PICTURES
     assert all(image["alt"] for image in outline.images)
     assert all(header.get("scope") in ("col", "row") for header in outline.headers)
     assert set(outline.tables) == {1}
     assert len(set(outline.ids)) == len(outline.ids)
     assert {address[1:] for address in outline.addresses if address.startswith("#")} <= set(outline.ids)
-    assert page[0].read_text().count('role="img" aria-label="') == 2 * 4 * 4
+    assert page[0].read_text().count('role="img" aria-label="') == PLOTS
 
 
-def test_a_finding_is_the_worst_of_its_cells():
-    found = page_module.Finding.of([row("mlp", "int8", best=10.0), row("mlp", "int8", seed=1, best=35.0)])
-    assert (found.verdict, found.best_psnr, found.recovered, found.images) == ("leaks", 35.0, 1, 4)
-    assert found.mean_psnr == np.mean([8.75, 33.75])
+def test_every_section_is_shown_and_linked(page, outline):
+    for section in SECTIONS:
+        assert section.id in outline.ids
+        assert f"#{section.id}" in outline.addresses
+        assert page[0].read_text().count(f">{section.title}<") == 2
+
+
+def test_a_section_without_context_is_left_out(monkeypatch):
+    template = SECTIONS[0].template
+    hidden = page_module.Section("hidden", "Hidden section", template, lambda report: None)
+    monkeypatch.setattr(page_module, "SECTIONS", (*SECTIONS, hidden))
+    assert "Hidden section" not in render(audit_results([]), None)
 
 
 @pytest.mark.parametrize(
-    ("cells", "verdict"),
-    [
-        ([row("mlp", "sign", best=30.0)], "leaks"),
-        ([row("mlp", "sign", best_psnr=None)], "leaks"),
-        ([row("mlp", "sign", best=29.9, mean_ssim=0.9)], "partly"),
-        ([row("mlp", "sign", best=9.0, mean_ssim=0.3)], "partly"),
-        ([row("mlp", "sign", best=9.0, mean_ssim=0.1)], "stopped"),
-        ([row("mlp", "sign", best=9.0, mean_ssim=None)], "stopped"),
-        ([row("mlp", "sign", error="no")], "failed"),
-        ([row("mlp", "sign", error="no"), row("mlp", "sign", seed=1, best=31.0)], "leaks"),
-    ],
+    ("spec", "title"), [("int8", "Differential privacy"), ("clip:1:0.01", "Compared with Zhu et al. 2019")]
 )
-def test_a_picture_that_may_be_recognised_is_never_called_stopped(cells, verdict):
-    assert page_module.Finding.of(cells).verdict == verdict
+def test_what_was_not_tried_has_no_section(spec, title):
+    assert title not in render(audit_results([failed_result("lenet", spec)]), None)
 
 
-def test_the_paper_is_compared_on_lenet_alone(page):
-    claims = page_module.claims(page_module.findings(page[1]["rows"]))
-    found = {claim.defense: (claim.stops, claim.agrees) for claim in claims}
-    assert found == {
-        "gaussian:0.001": (False, True),
-        "gaussian:0.01": (True, False),
-        "prune:0.5": (True, False),
-        "int8": (True, False),
-    }
-    assert page_module.claims(page_module.findings([row("mlp", "prune:0.5")])) == []
+def test_only_defences_that_promise_privacy_are_in_its_section(page):
+    text = page[0].read_text()
+    section = text[text.index('id="privacy"') : text.index('id="reading"')]
+    specs = re.findall(r'<th scope="row"><code>(.*?)</code>', section)
+    assert specs == ["clip:1:0.01"]
 
 
 def test_nothing_finished_is_a_page_too():
-    results = {
-        "options": {"seeds": 1, "batch_sizes": [1]},
-        "command": "", "versions": {}, "cells": 3, "delta": 1e-5, "rows": [],
-    }  # fmt: skip
-    assert "Nothing was finished" in page_module.render(results, None)
+    text = render(audit_results([], cells=3), None)
+    assert "No cell is finished" in text
+    assert "The audit was interrupted" in text
 
 
 @pytest.fixture(scope="module")
@@ -197,13 +183,13 @@ def test_a_browser_shows_every_picture_without_complaint(browser, page, width, s
     sizes = browser.execute_script(
         "return [...document.images].map(image => [image.complete, image.naturalWidth, image.offsetWidth])"
     )
-    assert len(sizes) == 2 * BATCH * 15
+    assert len(sizes) == PICTURES
     assert all(complete and natural == 28 and shown == 56 for complete, natural, shown in sizes)
     plots = browser.execute_script(
         "return [...document.querySelectorAll('svg')].map(plot => {"
         "  const box = plot.getBoundingClientRect(); return [box.width, box.height, box.right]})"
     )
-    assert len(plots) == 2 * 4 * 4
+    assert len(plots) == PLOTS
     assert all(w > 150 and h > 100 and right <= width for w, h, right in plots)
 
 
@@ -246,7 +232,7 @@ def test_text_and_plots_stand_out_in_both_schemes(browser, page, scheme):
         assert contrast(style(selector, "color"), paper) >= 4.5
         assert contrast(style(selector, "color"), panel) >= 4.5
     assert contrast(style("svg text", "fill"), paper) >= 4.5
-    for colour in page_module._COLOURS:
+    for colour in COLOURS:
         rgb = str([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
         assert contrast(rgb, paper) >= 3
 
@@ -258,15 +244,16 @@ def test_the_numbers_shown_are_those_of_the_results(browser, page):
         "  [...row.querySelectorAll('[data-name]')].map(cell => [cell.dataset.name,"
         "    cell.querySelector('data') ? Number(cell.querySelector('data').value) : cell.innerText])))"
     )
-    rows = json.loads(json.dumps(page[1]["rows"]))
+    rows = [row.to_json() for row in page[1].rows]
     assert len(shown) == len(rows)
     for line, row in zip(shown, rows):
         if row["error"]:
             assert line == {}
             continue
         assert len(line) == 10
-        assert {name: value for name, value in line.items() if value not in ("–", "∞")} == {
-            name: row[name] for name in line if row[name] is not None
+        # In JSON, null stands for what the page shows as a dash or, of a PSNR, as "equal".
+        assert {name: None if value in ("–", "equal") else value for name, value in line.items()} == {
+            name: row[name] for name in line
         }
 
 
@@ -276,7 +263,7 @@ def test_the_findings_shown_are_those_of_the_results(browser, page):
         "return [...document.querySelectorAll('[data-finding]')].map(row =>"
         "  [row.dataset.finding, [...row.querySelectorAll('data')].map(number => Number(number.value))])"
     )
-    found = page_module.findings(page[1]["rows"])
+    found = findings(page[1].rows)
     assert [name for name, _ in shown] == [f"{finding.network} {finding.defense}" for finding in found]
     for finding, (_, line) in zip(found, shown):
         numbers = (finding.best_psnr, finding.mean_psnr, finding.mean_ssim, finding.relative_error, finding.cosine)

@@ -1,1 +1,1 @@
-"""The audit: which defence stops the leak, and at what price. A grid of attacks, and one page that reports it."""
+"""The audit: a grid of attacks that shows which defence stops the leak and how far it changes the gradient."""

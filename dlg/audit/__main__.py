@@ -1,8 +1,144 @@
-"""``python -m dlg.audit``."""
+"""Attack gradients under each defence, and report which defence stops the leak and how far it changes the gradient."""
 
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from dlg.audit.cell import main
+from dlg.audit.grid import DEFAULT_GRID, QUICK_GRID
+from dlg.errors import InputError
+from dlg.options import OneLineParser, argument_type, folder_path, integer_between
+from dlg.participant import defenses
+from dlg.participant.networks import NETWORKS
+
+PROGRAM = "python -m dlg.audit"
+# The packages that only the audit needs, by the names they are imported by.
+PACKAGES = ("dp_accounting", "jinja2", "joblib", "matplotlib")
+# The exit code for what the user can mend: an option, a folder, a missing package.
+BAD_INPUT = 2
+# The exit code after Ctrl-C: 128 and the number of the signal, as in shells.
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        require_packages()
+        # Imported here, because it imports these packages.
+        from dlg.audit.run import audit
+
+        return INTERRUPTED if audit(args) else 0
+    except (InputError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def require_packages() -> None:
+    """Check that the packages of the audit are installed.
+
+    Raises
+    ------
+    InputError
+        Where one is missing.
+    """
+    missing = [name.replace("_", "-") for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"the audit needs {', '.join(missing)}; install it in the project's folder with: pip install"
+            " '.[audit]', or: pip install -r requirements.txt"
+        )
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what it does not say of the grid is as in the default or the quick grid."""
+    parser = OneLineParser(prog=PROGRAM, description=__doc__)
+    _add_grid_options(parser.add_argument_group("grid"))
+    _add_running_options(parser.add_argument_group("running"))
+    args = parser.parse_args(argv)
+    default_grid = QUICK_GRID if args.quick else DEFAULT_GRID
+    for field in dataclasses.fields(default_grid):
+        if getattr(args, field.name) is None:
+            setattr(args, field.name, getattr(default_grid, field.name))
+    args.defenses = [defenses.parse(spec).spec for spec in args.defenses]
+    return args
+
+
+def _add_grid_options(group: Any) -> None:
+    group.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        metavar="NETWORK",
+        help=f"networks to attack: {', '.join(NETWORKS)} (default: {_listed(DEFAULT_GRID.networks)})",
+    )
+    group.add_argument(
+        "--batch_sizes",
+        nargs="+",
+        type=argument_type(integer_between(1)),
+        metavar="N",
+        help=f"batch sizes to attack (default: {_listed(DEFAULT_GRID.batch_sizes)})",
+    )
+    group.add_argument(
+        "--defenses",
+        nargs="+",
+        type=argument_type(lambda spec: defenses.parse(spec).spec),
+        metavar="SPEC",
+        help=f"defenses to try: {defenses.SPELLINGS} (default: {_listed(DEFAULT_GRID.defenses)})",
+    )
+    group.add_argument(
+        "--seeds",
+        type=argument_type(integer_between(1)),
+        metavar="N",
+        help=f"number of seeds, each with its own batch, weights and noise (default: {DEFAULT_GRID.seeds})",
+    )
+    group.add_argument(
+        "--data",
+        nargs="+",
+        default=["bundled"],
+        metavar="SOURCE",
+        help="where the samples come from, as for mnist_example.py (default: bundled)",
+    )
+    group.add_argument(
+        "--iterations",
+        type=argument_type(integer_between(1)),
+        metavar="N",
+        help="most iterations of the cosine attack; the auto attack does a fifth of them"
+        f" (default: {DEFAULT_GRID.iterations}, with --quick {QUICK_GRID.iterations})",
+    )
+    group.add_argument("--quick", action="store_true", help="use a smaller grid where the options above are not given")
+
+
+def _add_running_options(group: Any) -> None:
+    place = group.add_mutually_exclusive_group()
+    place.add_argument(
+        "--jobs",
+        type=argument_type(integer_between(1)),
+        metavar="N",
+        help="number of processes (default: the number of cores, but 4 at most)",
+    )
+    place.add_argument(
+        "--dask", metavar="ADDRESS", help="run on a Dask cluster; ADDRESS is its scheduler's, tcp://HOST:PORT"
+    )
+    group.add_argument(
+        "--result_dir",
+        type=argument_type(folder_path),
+        default=Path("./audit_results"),
+        metavar="DIR",
+        help="where results go; created if missing (default: ./audit_results)",
+    )
+    group.add_argument("--resume", action="store_true", help="go on with the audit that result_dir holds")
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return " ".join(map(str, values))
+
 
 if __name__ == "__main__":
     sys.exit(main())

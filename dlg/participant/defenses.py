@@ -1,8 +1,11 @@
-"""What a participant may do to its gradients before sharing them.
+"""What a participant may do to its gradients before it shares them.
 
-A defence is spelt in one way everywhere, ``gaussian:1e-3`` or ``int8``: `parse`
-reads the spelling, and the `Defense` it gives turns gradients into those that
-are shared. What this costs the training is `distortion`.
+A defence is spelt the same way everywhere, such as ``gaussian:1e-3`` or
+``int8``. `parse` reads the spelling and gives a `Defense`, which turns
+gradients into those that are shared. `distortion` says how far they moved.
+
+To add a defence, write one function that changes gradients, and add one row to
+`DEFENSES`.
 """
 
 from __future__ import annotations
@@ -15,18 +18,98 @@ import numpy as np
 
 from dlg.errors import InputError
 
+Gradients = Mapping[str, np.ndarray]
+
+# The largest level of int8. The levels run from -127 to 127; -128 has no positive counterpart and is left out, so that
+# zero stays zero.
+_INT8_LEVELS = 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number in the spelling of a defence.
+
+    Attributes
+    ----------
+    name : str
+        What stands for it in help texts, such as ``SIGMA``.
+    expected : str
+        Which numbers are accepted, in words.
+    accepts : callable float -> bool
+        Whether a number is accepted.
+    """
+
+    name: str
+    expected: str
+    accepts: Callable[[float], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Defences whose results the audit draws into the same plots, along one axis.
+
+    Attributes
+    ----------
+    name : str
+        The heading of the plots.
+    axis : str
+        The label of the horizontal axis, which shows `Defense.amount`. Empty
+        for a category axis.
+    scale : str
+        ``"log"``, ``"linear"``, or ``"category"``: one place for each kind of
+        defence, for kinds without a number.
+    """
+
+    name: str
+    axis: str
+    scale: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of defence: a row of `DEFENSES`.
+
+    Attributes
+    ----------
+    name : str
+        The first word of its spelling.
+    change : callable (gradients, rng, *numbers) -> gradients
+        What it does to the gradients.
+    family : Family
+        Which of the audit's plots show it.
+    numbers : tuple of Number
+        The numbers after the first word of its spelling, in that order.
+    example : str
+        A good spelling, for help texts. Needed where there are numbers.
+    epsilon : callable (delta, distance, *numbers) -> float, or None
+        The ε of its (ε, δ)-differential privacy; see `Defense.epsilon`. None
+        where it promises no privacy.
+    """
+
+    name: str
+    change: Callable[..., Gradients]
+    family: Family
+    numbers: tuple[Number, ...] = ()
+    example: str = ""
+    epsilon: Callable[..., float] | None = None
+
+    @property
+    def spelling(self) -> str:
+        """How it is spelt, for help texts and errors: its numbers by name, and an example."""
+        spelling = ":".join([self.name, *(number.name for number in self.numbers)])
+        return f"{spelling} (such as {self.example})" if self.numbers else spelling
+
 
 @dataclasses.dataclass(frozen=True)
 class Defense:
-    """A defence with its strength, as `parse` makes it. Equal spellings make equal defences.
+    """A defence with its numbers, as `parse` makes it. Equal spellings make equal defences.
 
     Attributes
     ----------
     kind : str
-        ``none``, ``gaussian``, ``laplacian``, ``prune``, ``clip``, ``fp16``,
-        ``bf16``, ``int8`` or ``sign``.
+        A key of `DEFENSES`.
     numbers : tuple of float
-        What its spelling gives after the kind, in that order.
+        The numbers in its spelling, in that order.
     """
 
     kind: str
@@ -34,23 +117,28 @@ class Defense:
 
     @property
     def spec(self) -> str:
-        """The canonical spelling, from which `parse` makes an equal defence."""
+        """The canonical spelling. `parse` makes an equal defence of it."""
         return ":".join([self.kind, *map(_spelt, self.numbers)])
 
     @property
-    def strength(self) -> float | None:
-        """How strong it is among those of its kind: SIGMA, FRACTION or MULTIPLIER; None where there is one only."""
+    def amount(self) -> float | None:
+        """The last number of its spelling: SIGMA, FRACTION or MULTIPLIER. None where the kind has no number."""
         return self.numbers[-1] if self.numbers else None
 
-    def __call__(self, gradients: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The gradients that are shared in place of these.
+    @property
+    def family(self) -> Family:
+        """Which of the audit's plots show it."""
+        return DEFENSES[self.kind].family
+
+    def __call__(self, gradients: Gradients, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Make the gradients that are shared in place of these.
 
         Parameters
         ----------
         gradients : mapping of str to ndarray, floating-point
-            The gradient of each parameter, of any shape. Left as they are.
+            The gradient of each parameter, of any shape. They are not changed.
         rng : numpy.random.Generator
-            Where the noise comes from, drawn in the order of `gradients`.
+            The source of the noise, drawn in the order of `gradients`.
 
         Returns
         -------
@@ -60,52 +148,43 @@ class Defense:
         Raises
         ------
         InputError
-            Where a gradient is no floating-point array or not finite, or would
-            not be after the defence: half precision ends at 65504.
+            Where a gradient is not a floating-point array or not finite, or
+            would not be finite after the defence. Half precision, for one,
+            holds no number over 65504.
         """
         for name, gradient in gradients.items():
             _check_gradient(name, gradient)
-        # A number that does not fit becomes infinite, which is an error below and no warning here.
+        # A number that does not fit becomes infinite. That is an error below, so NumPy's warning is not needed.
         with np.errstate(over="ignore"):
-            changed = _DEFENSES[self.kind].change(gradients, rng, *self.numbers)
+            changed = DEFENSES[self.kind].change(gradients, rng, *self.numbers)
             shared = {name: np.array(changed[name], gradient.dtype) for name, gradient in gradients.items()}
         for name, gradient in shared.items():
             if not np.isfinite(gradient).all():
                 raise InputError(
                     f"the defense {self.spec} makes the gradient of {name!r} infinite, whose largest magnitude is"
-                    f" {np.abs(gradients[name]).max():.3g}; take another defense or strength, or scale the loss"
+                    f" {np.abs(gradients[name]).max():.3g}; take another defense or another number, or scale the loss"
                 )
         return shared
 
-    def epsilon(self, delta: float) -> float | None:
-        """The ε of the (ε, δ)-differential privacy that the defence gives.
-
-        That of the Gaussian mechanism with L2 sensitivity NORM and noise of
-        standard deviation MULTIPLIER · NORM, exactly (Balle and Wang 2018,
-        theorem 8), as computed by Google's dp-accounting. It covers one release
-        of one update, and what it hides is whether the participant took part:
-        its whole update against a zero one. It covers nothing else:
-
-        - No composition. A participant that shares in T rounds has the ε of T
-          releases, which is larger.
-        - No subsampling. That not every participant or sample is drawn in a
-          round would make ε smaller; it is not counted.
-        - No swap. Two updates may lie 2 · NORM apart, so telling the
-          participant's batch from another batch has the ε of half the
-          MULTIPLIER.
-        - Ideal noise. The noise here is made of floating-point numbers from a
-          generator that is no cryptographic one (Mironov 2012).
+    def epsilon(self, delta: float, distance: float = 1.0) -> float | None:
+        """The ε of the (ε, δ)-differential privacy that the defence gives to one release of one update.
 
         Parameters
         ----------
         delta : float
             δ, over 0 and below 1.
+        distance : float
+            What is to be hidden, as the largest L2 distance of two updates in
+            units of the defence's bound on one update. 1 hides whether the
+            participant took part: an update against a zero one. 2 hides which
+            of two batches the participant had: two updates may point in
+            opposite directions.
 
         Returns
         -------
         float or None
-            ε; None for every defence but ``clip``. Noise alone promises nothing,
-            since nothing bounds the gradient it is added to.
+            ε, or None where the defence promises no privacy. Noise alone
+            promises none, because nothing bounds the gradient it is added to.
 
         Raises
         ------
@@ -114,15 +193,8 @@ class Defense:
         """
         if not 0 < delta < 1:
             raise InputError(f"delta is {delta!r}, expected a number over 0 and below 1, such as 1e-5")
-        if self.kind != "clip":
-            return None
-        # Imported here: only a report asks for it, and it takes a second.
-        from dp_accounting import get_epsilon_gaussian
-
-        _, multiplier = self.numbers
-        # Where ε is vast, its δ on the far side is 0, and the search for ε takes the logarithm of that.
-        with np.errstate(divide="ignore"):
-            return float(get_epsilon_gaussian(multiplier, delta))
+        epsilon = DEFENSES[self.kind].epsilon
+        return None if epsilon is None else epsilon(delta, distance, *self.numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +204,12 @@ class Distortion:
     Attributes
     ----------
     relative_error : float
-        ‖after − before‖ / ‖before‖ in the L2 norm. Where `before` is zero: 0 if
-        `after` is too, else infinite.
+        ‖after − before‖ / ‖before‖ in the L2 norm. Where `before` is zero, it
+        is 0 if `after` is zero too, and infinite if not.
     cosine : float
-        Of the angle between the two, from -1 to 1. Where both are zero: 1. Where
-        one is: 0, since it has no direction.
+        The cosine of the angle between both vectors, from -1 to 1. It is 1
+        where both are zero, and 0 where one is, since a zero vector has no
+        direction.
     """
 
     relative_error: float
@@ -146,41 +219,27 @@ class Distortion:
 def parse(spec: str) -> Defense:
     """Read a defence off its spelling.
 
-    ==========================  =======================================================
-    ``none``                    The gradients themselves.
-    ``gaussian:SIGMA``          Noise of standard deviation SIGMA on every entry.
-    ``laplacian:SIGMA``         The same with Laplace noise, of scale SIGMA / √2.
-    ``prune:FRACTION``          In each parameter, the FRACTION of entries of smallest
-                                magnitude, to the nearest entry, set to zero; one entry
-                                at least stays.
-    ``clip:NORM:MULTIPLIER``    All parameters together scaled down to an L2 norm of
-                                NORM at most, then Gaussian noise of standard deviation
-                                MULTIPLIER · NORM; see `Defense.epsilon`.
-    ``fp16``, ``bf16``          Rounded to half precision or to bfloat16.
-    ``int8``                    Rounded to 255 evenly spaced levels in each parameter.
-    ``sign``                    -1, 0 or 1 for each entry.
-    ==========================  =======================================================
-
     Parameters
     ----------
     spec : str
-        One of these, such as ``gaussian:1e-3``.
+        One of `SPELLINGS`, such as ``gaussian:1e-3``.
 
     Raises
     ------
     InputError
-        Where it is none of these, or a number is not one it takes.
+        Where there is no such defence, or it does not accept one of the
+        numbers.
     """
-    kind, *numbers = spec.split(":") if isinstance(spec, str) else [None]
-    if kind not in _DEFENSES:
+    name, *texts = spec.split(":") if isinstance(spec, str) else [""]
+    if name not in DEFENSES:
         raise InputError(f"no such defense: {spec!r}; expected {SPELLINGS}")
-    known = _DEFENSES[kind]
-    if len(numbers) != len(known.numbers):
-        raise InputError(f"the defense {spec!r} is not spelt {known.spelling}; expected {SPELLINGS}")
-    return Defense(kind, tuple(_number(spec, wanted, text) for wanted, text in zip(known.numbers, numbers)))
+    kind = DEFENSES[name]
+    if len(texts) != len(kind.numbers):
+        raise InputError(f"the defense {spec!r} is not spelt {kind.spelling}; expected {SPELLINGS}")
+    return Defense(kind.name, tuple(_number(spec, number, text) for number, text in zip(kind.numbers, texts)))
 
 
-def distortion(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> Distortion:
+def distortion(before: Gradients, after: Gradients) -> Distortion:
     """Say how far a defence moved the gradients.
 
     Parameters
@@ -197,7 +256,7 @@ def distortion(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
     if before.keys() != after.keys():
         only_in_one = min(before.keys() ^ after.keys())
         raise InputError(f"only one of before and after has a gradient of {only_in_one!r}; give the same parameters")
-    squared_error = squared_before = squared_after = product = 0.0
+    squared_error = squared_before = squared_after = inner_product = 0.0
     for name in before:
         one, other = (np.asarray(gradients[name], np.float64) for gradients in (before, after))
         if one.shape != other.shape:
@@ -205,14 +264,14 @@ def distortion(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
         squared_error += np.sum((other - one) ** 2)
         squared_before += np.sum(one**2)
         squared_after += np.sum(other**2)
-        product += np.sum(one * other)
+        inner_product += np.sum(one * other)
     if not squared_before:
         return Distortion(math.inf, cosine=0.0) if squared_after else Distortion(0.0, cosine=1.0)
     relative_error = math.sqrt(squared_error / squared_before)
     if not squared_after:
         return Distortion(relative_error, cosine=0.0)
-    # Rounding can take the cosine of parallel vectors beyond 1.
-    cosine = np.clip(product / math.sqrt(squared_before * squared_after), -1, 1)
+    # Rounding can take the cosine of parallel vectors over 1.
+    cosine = np.clip(inner_product / math.sqrt(squared_before * squared_after), -1, 1)
     return Distortion(relative_error, float(cosine))
 
 
@@ -224,133 +283,157 @@ def _check_gradient(name: str, gradient: np.ndarray) -> None:
         raise InputError(f"the gradient of {name!r} holds NaN or infinity; capture it again")
 
 
-def _none(gradients: Mapping[str, np.ndarray], rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+def _none(gradients: Gradients, rng: np.random.Generator) -> Gradients:
+    """The gradients themselves."""
     return gradients
 
 
-def _gaussian(gradients: Mapping[str, np.ndarray], rng: np.random.Generator, sigma: float) -> dict[str, np.ndarray]:
+def _gaussian(gradients: Gradients, rng: np.random.Generator, sigma: float) -> Gradients:
+    """Add Gaussian noise of standard deviation `sigma` to every entry."""
     return {name: gradient + rng.normal(0, sigma, gradient.shape) for name, gradient in gradients.items()}
 
 
-def _laplacian(gradients: Mapping[str, np.ndarray], rng: np.random.Generator, sigma: float) -> dict[str, np.ndarray]:
+def _laplacian(gradients: Gradients, rng: np.random.Generator, sigma: float) -> Gradients:
+    """Add Laplace noise of standard deviation `sigma` to every entry."""
     # A Laplace distribution of scale b has the variance 2 b².
     scale = sigma / math.sqrt(2)
     return {name: gradient + rng.laplace(0, scale, gradient.shape) for name, gradient in gradients.items()}
 
 
-def _prune(gradients: Mapping[str, np.ndarray], rng: np.random.Generator, fraction: float) -> dict[str, np.ndarray]:
-    """Set the entries of smallest magnitude to zero, parameter by parameter.
+def _prune(gradients: Gradients, rng: np.random.Generator, fraction: float) -> Gradients:
+    """In each parameter, set this fraction of the entries to zero: those of smallest magnitude.
 
-    As deep gradient compression has it (Lin et al. 2018, algorithm 1), which is
-    what section 5 of Zhu et al. 2019 prunes with: one threshold over all
-    parameters would empty those whose gradients are small throughout. For the
-    same reason one entry of each stays.
+    The number of entries is rounded to the nearest, and at least one entry of
+    each parameter stays. Deep gradient compression prunes this way (Lin et al.
+    2018, algorithm 1), and section 5 of Zhu et al. 2019 prunes with it. One
+    threshold over all parameters would leave nothing of those whose gradients
+    are small throughout.
     """
     pruned = {}
     for name, gradient in gradients.items():
-        # Stable: of equal magnitudes the same go on every machine.
+        # A stable sort: of entries with equal magnitudes, the same ones are pruned on every machine.
         by_magnitude = np.argsort(np.abs(gradient), axis=None, kind="stable")
         pruned[name] = gradient.copy()
         pruned[name].flat[by_magnitude[: min(round(fraction * gradient.size), gradient.size - 1)]] = 0
     return pruned
 
 
-def _clip(
-    gradients: Mapping[str, np.ndarray], rng: np.random.Generator, norm: float, multiplier: float
-) -> dict[str, np.ndarray]:
-    """The Gaussian mechanism of DP-SGD on a whole update (Abadi et al. 2016; McMahan et al. 2018)."""
-    # In float64 until the noise is on: rounding before it would let the norm exceed the sensitivity.
+def _clip(gradients: Gradients, rng: np.random.Generator, norm: float, multiplier: float) -> Gradients:
+    """Scale all parameters together down to an L2 norm of at most `norm`, then add Gaussian noise.
+
+    The noise has the standard deviation `multiplier` · `norm`. This is the
+    Gaussian mechanism of DP-SGD on a whole update (Abadi et al. 2016; McMahan
+    et al. 2018).
+    """
+    # In float64 until the noise is added: after rounding to float32, the norm could be over the sensitivity.
     exact = {name: gradient.astype(np.float64) for name, gradient in gradients.items()}
     whole_norm = math.sqrt(sum(np.sum(gradient**2) for gradient in exact.values()))
     scale = min(1.0, norm / whole_norm) if whole_norm else 1.0
     return _gaussian({name: scale * gradient for name, gradient in exact.items()}, rng, multiplier * norm)
 
 
-def _fp16(gradients: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _clip_epsilon(delta: float, distance: float, norm: float, multiplier: float) -> float:
+    """The ε of `_clip`: that of the Gaussian mechanism, for updates that are `distance` · `norm` apart.
+
+    It is exact (Balle and Wang 2018, theorem 8), as Google's dp-accounting
+    computes it, and covers one release of one update. It does not count:
+
+    - More rounds than one. The ε of T releases is larger.
+    - Sampling of participants or samples, which would make ε smaller.
+    - That the noise is not ideal: it is made of floating-point numbers, by a
+      generator that is not a cryptographic one (Mironov 2012).
+    """
+    # Imported here: only the audit has this package installed, and its import takes a second.
+    from dp_accounting import get_epsilon_gaussian
+
+    # Where ε is very large, δ on its other side is 0, and the search for ε takes the logarithm of that.
+    with np.errstate(divide="ignore"):
+        return float(get_epsilon_gaussian(multiplier / distance, delta))
+
+
+def _fp16(gradients: Gradients, rng: np.random.Generator) -> Gradients:
+    """Round to half precision."""
     return {name: gradient.astype(np.float16) for name, gradient in gradients.items()}
 
 
-def _bf16(gradients: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Round to bfloat16: the upper half of a float32, to nearest, ties to even; float64 goes through float32."""
+def _bf16(gradients: Gradients, rng: np.random.Generator) -> Gradients:
+    """Round to bfloat16, which is the upper half of a float32: to the nearest, ties to even.
+
+    A float64 is rounded to float32 first.
+    """
     rounded = {}
     for name, gradient in gradients.items():
         bits = np.array(gradient, np.float32).view(np.uint32)
-        # Half of the last bit kept, and less by one where that bit is even: then a tie stays below it.
+        # What is added to round: half of the last bit kept, less one where that bit is 0, so that a tie goes to even.
         half = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
         rounded[name] = (bits + half & np.uint32(0xFFFF0000)).view(np.float32)
     return rounded
 
 
-def _int8(gradients: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Round to -127 ... 127 times one scale per parameter, which takes the largest magnitude to 127.
+def _int8(gradients: Gradients, rng: np.random.Generator) -> Gradients:
+    """In each parameter, round to 255 evenly spaced levels: -127 ... 127 times one scale.
 
-    -128 has no counterpart and is left out, so that zero stays zero.
+    The scale takes the largest magnitude to the level 127.
     """
     rounded = {}
     for name, gradient in gradients.items():
         exact = gradient.astype(np.float64)
-        scale = np.abs(exact).max(initial=0) / 127
+        scale = np.abs(exact).max(initial=0) / _INT8_LEVELS
         levels = np.rint(exact / (scale or 1.0)).astype(np.int8)
         rounded[name] = levels.astype(np.float64) * scale
     return rounded
 
 
-def _sign(gradients: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The sign and no magnitude, as signSGD shares it (Bernstein et al. 2018)."""
+def _sign(gradients: Gradients, rng: np.random.Generator) -> Gradients:
+    """Only the sign of each entry, -1, 0 or 1, as signSGD shares it (Bernstein et al. 2018)."""
     return {name: np.sign(gradient) for name, gradient in gradients.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Number:
-    """A number in a spelling, and which it may be."""
-
-    name: str
-    expected: str
-    fits: Callable[[float], bool]
+def _over_zero(name: str) -> Number:
+    return Number(name, "a finite number over 0", lambda number: 0 < number < math.inf)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """How a kind of defence is spelt, what it does, and the numbers it takes."""
+_SIGMA = _over_zero("SIGMA")
+_NORM = _over_zero("NORM")
+_MULTIPLIER = _over_zero("MULTIPLIER")
+_FRACTION = Number("FRACTION", "a number from 0 to below 1", lambda number: 0 <= number < 1)
 
-    spelling: str
-    change: Callable[..., Mapping[str, np.ndarray]]
-    numbers: tuple[_Number, ...] = ()
+# Every plot shows the undefended gradients as a line of their own, so these are in no plot of their own.
+UNDEFENDED = Family("Without defence", "", "category")
+NOISE = Family("Noise", "standard deviation σ", "log")
+PRUNING = Family("Pruning", "fraction set to zero", "linear")
+CLIPPING = Family("Clipping and noise", "noise multiplier", "log")
+QUANTISATION = Family("Quantisation", "", "category")
 
-
-def _over_zero(name: str) -> _Number:
-    return _Number(name, "a finite number over 0", lambda number: 0 < number < math.inf)
-
-
-_SIGMA, _NORM, _MULTIPLIER = _over_zero("SIGMA"), _over_zero("NORM"), _over_zero("MULTIPLIER")
-_FRACTION = _Number("FRACTION", "a number from 0 to below 1", lambda number: 0 <= number < 1)
-
-_DEFENSES = {
-    "none": _Kind("none", _none),
-    "gaussian": _Kind("gaussian:SIGMA (such as gaussian:1e-3)", _gaussian, (_SIGMA,)),
-    "laplacian": _Kind("laplacian:SIGMA (such as laplacian:1e-3)", _laplacian, (_SIGMA,)),
-    "prune": _Kind("prune:FRACTION (such as prune:0.2)", _prune, (_FRACTION,)),
-    "clip": _Kind("clip:NORM:MULTIPLIER (such as clip:1.0:0.01)", _clip, (_NORM, _MULTIPLIER)),
-    "fp16": _Kind("fp16", _fp16),
-    "bf16": _Kind("bf16", _bf16),
-    "int8": _Kind("int8", _int8),
-    "sign": _Kind("sign", _sign),
+DEFENSES = {
+    kind.name: kind
+    for kind in (
+        Kind("none", _none, UNDEFENDED),
+        Kind("gaussian", _gaussian, NOISE, (_SIGMA,), "gaussian:1e-3"),
+        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3"),
+        Kind("prune", _prune, PRUNING, (_FRACTION,), "prune:0.2"),
+        Kind("clip", _clip, CLIPPING, (_NORM, _MULTIPLIER), "clip:1.0:0.01", _clip_epsilon),
+        Kind("fp16", _fp16, QUANTISATION),
+        Kind("bf16", _bf16, QUANTISATION),
+        Kind("int8", _int8, QUANTISATION),
+        Kind("sign", _sign, QUANTISATION),
+    )
 }
 
 # Every spelling with an example, for help texts and errors.
-SPELLINGS = ", ".join(kind.spelling for kind in _DEFENSES.values())
+SPELLINGS = ", ".join(kind.spelling for kind in DEFENSES.values())
 
 
-def _number(spec: str, wanted: _Number, text: str) -> float:
+def _number(spec: str, wanted: Number, text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not wanted.fits(number):
+    if not wanted.accepts(number):
         raise InputError(
             f"the defense {spec!r}: {wanted.name} is {text!r}, expected {wanted.expected}; expected {SPELLINGS}"
         )
-    # -0.0 is a zero that would be spelt otherwise.
+    # -0.0 would be spelt otherwise than 0, though it is equal; the sum is 0.
     return number + 0.0
 
 

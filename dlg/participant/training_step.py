@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import paddle
@@ -12,6 +13,9 @@ from dlg.graph.values import Network, Value
 # The names of the program's two inputs.
 _FEATURE = "img"
 _LABEL = "label"
+
+# What an attacker knows of a step, in the order of `dlg.dlg_attack`: feature, label, network and executor.
+Known: TypeAlias = tuple[Value, Value, Network, paddle.static.Executor]
 
 
 class TrainingStep:
@@ -70,7 +74,7 @@ class TrainingStep:
         self.exe.run(startup)
 
     @property
-    def known(self) -> tuple[Value, Value, Network, paddle.static.Executor]:
+    def known(self) -> Known:
         """What an attacker knows: feature, label, network and executor, in the order of `dlg.dlg_attack`."""
         return self.feature, self.label, self.network, self.exe
 

@@ -1,0 +1,61 @@
+"""Rows of an audit for tests, without an attack behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dlg.audit.cell import DELTA
+from dlg.audit.cell_result import CellResult, Outcome, Scores
+from dlg.audit.grid import Cell
+from dlg.audit.results import AuditResults
+
+BATCH = 2
+
+
+def cell_result(network="mlp", defense="none", seed=0, best=20.0, batch_size=BATCH, **changed):
+    """A row whose best image has this PSNR; the others are a bit worse."""
+    psnr = tuple(best - 2.5 * image for image in range(batch_size))
+    scores = Scores(
+        attack="auto",
+        strategy="least squares",
+        images_recovered=sum(each >= 30 for each in psnr),
+        mean_psnr=best - 1.25 * (batch_size - 1),
+        best_psnr=best,
+        mean_ssim=0.5,
+        labels_right=batch_size,
+        psnr=psnr,
+        true_labels=tuple(range(2, 2 + batch_size)),
+        recovered_labels=tuple(range(2, 2 + batch_size)),
+        loss=1.5e-9,
+        relative_error=0.0625,
+        cosine=0.998,
+        epsilon=5432.1 if defense.startswith("clip") else None,
+        failed_attacks=None,
+    )
+    return CellResult(Cell(network, batch_size, defense, seed), dataclasses.replace(scores, **changed), 1.0)
+
+
+def failed_result(network="mlp", defense="none", seed=0, batch_size=BATCH, error="it broke"):
+    return CellResult(Cell(network, batch_size, defense, seed), None, 1.0, error)
+
+
+def outcome(result):
+    """What a cell with this row gives: random pictures."""
+    if result.scores is None:
+        return Outcome(result)
+    images = np.random.default_rng(0).random((2, result.cell.batch_size, 1, 28, 28), np.float32)
+    return Outcome(result, *images)
+
+
+def audit_results(rows, cells=None, **options):
+    """What an audit found that has these rows."""
+    return AuditResults(
+        options={"batch_sizes": [BATCH], "seeds": 1} | options,
+        command="python -m dlg.audit --networks mlp",
+        versions={"paddlepaddle": "3"},
+        cells=len(rows) if cells is None else cells,
+        delta=DELTA,
+        rows=tuple(rows),
+    )

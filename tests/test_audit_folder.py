@@ -1,0 +1,97 @@
+"""The folder of an audit: what is finished stays, and another audit is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from cell_results import cell_result, failed_result, outcome
+from PIL import Image
+
+from dlg.audit.folder import SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
+from dlg.audit.grid import Cell
+from dlg.errors import InputError
+
+IMAGES = np.zeros((3, 1, 28, 28), np.float32)
+LABELS = np.zeros((3, 1), np.int64)
+
+
+def settings(**changed):
+    return audit_settings(["bundled"], IMAGES, LABELS, 30) | changed
+
+
+def test_a_cell_that_was_kept_is_found_again(tmp_path):
+    result = cell_result(defense="prune:0.5", best_psnr=math.inf)
+    CellFolder(tmp_path / "new" / "cells").keep(outcome(result))
+    assert CellFolder(tmp_path / "new" / "cells").result(result.cell) == result
+
+
+def test_a_kept_cell_has_its_row_and_its_pictures(tmp_path):
+    folder, result = CellFolder(tmp_path), cell_result()
+    folder.keep(outcome(result))
+    key = result.cell.key
+    assert {file.name for file in tmp_path.iterdir()} == {f"{key}.json", f"{key}.target.png", f"{key}.recovered.png"}
+    for which in ("target", "recovered"):
+        with Image.open(folder.picture(result.cell, which)) as picture:
+            assert picture.size == (2 * 28, 28)
+
+
+def test_a_cell_that_failed_has_a_row_and_no_picture(tmp_path):
+    folder, result = CellFolder(tmp_path), failed_result()
+    folder.keep(outcome(result))
+    assert [file.name for file in tmp_path.iterdir()] == [f"{result.cell.key}.json"]
+    assert folder.result(result.cell) == result
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", "null", '{"network": "mlp"}', json.dumps(cell_result(seed=1).to_json())]
+)
+def test_what_is_no_row_of_the_cell_does_not_count(tmp_path, content):
+    folder, cell = CellFolder(tmp_path), cell_result().cell
+    (tmp_path / f"{cell.key}.json").write_text(content)
+    assert folder.result(cell) is None
+
+
+def test_a_cell_that_was_not_run_has_no_result(tmp_path):
+    assert CellFolder(tmp_path).result(Cell("mlp", 1, "none", 0)) is None
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    (tmp_path / ".mlp-b1-none-s0.json.part").touch()
+    (tmp_path / "mine.txt").touch()
+    CellFolder(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_settings_tell_other_samples_by_their_content():
+    assert audit_settings(["bundled"], IMAGES, LABELS, 30) == settings()
+    assert audit_settings(["bundled"], IMAGES + 1, LABELS, 30)["data_sha256"] != settings()["data_sha256"]
+
+
+def test_a_folder_without_an_audit_is_taken(tmp_path):
+    refuse_another_audit(tmp_path, settings(), resume=False)
+    refuse_another_audit(tmp_path / "missing", settings(), resume=True)
+
+
+def test_the_same_audit_may_go_on_and_not_begin_anew(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_bytes(as_json(settings()))
+    refuse_another_audit(tmp_path, settings(), resume=True)
+    with pytest.raises(InputError, match="holds an audit already; go on with it by --resume"):
+        refuse_another_audit(tmp_path, settings(), resume=False)
+
+
+def test_an_audit_with_other_settings_is_refused_by_name(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_bytes(as_json(settings()))
+    with pytest.raises(InputError, match=r"another iterations \(30 there, 31 now\); give the same") as refusal:
+        refuse_another_audit(tmp_path, settings(iterations=31), resume=True)
+    assert "data" not in str(refusal.value).partition(" has ")[2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7"])
+def test_settings_that_cannot_be_read_are_refused_in_one_line(tmp_path, content):
+    (tmp_path / SETTINGS_FILE).write_text(content)
+    with pytest.raises(InputError, match=r"cannot read .*settings\.json") as refusal:
+        refuse_another_audit(tmp_path, settings(), resume=True)
+    assert "\n" not in str(refusal.value)

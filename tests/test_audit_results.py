@@ -1,0 +1,40 @@
+"""results.json and results.csv: the same rows in both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+from cell_results import audit_results, cell_result, failed_result
+
+from dlg.audit.cell_result import COLUMNS
+
+ROWS = [
+    cell_result(),
+    cell_result(defense="clip:1:0.01", failed_attacks="auto: it said, no"),
+    cell_result(seed=1, best_psnr=math.inf, mean_psnr=math.inf, psnr=(math.inf, 20.0)),
+    failed_result(error='a line with "quotes", and commas'),
+]
+
+
+def test_the_json_says_what_was_run_and_has_every_row():
+    found = audit_results(ROWS, cells=5).to_json()
+    assert list(found) == ["options", "command", "versions", "cells", "delta", "rows"]
+    assert found["cells"] == 5
+    assert found["rows"] == [row.to_json() for row in ROWS]
+
+
+def test_the_csv_has_the_numbers_of_the_json():
+    results = audit_results(ROWS)
+    lines = list(csv.DictReader(io.StringIO(results.to_csv().decode(), newline="")))
+    assert len(lines) == len(ROWS)
+    for line, row in zip(lines, results.to_json()["rows"]):
+        assert tuple(line) == COLUMNS
+        for name, value in row.items():
+            if isinstance(value, list):
+                assert [float(each) for each in line[name].split()] == [math.inf if v is None else v for v in value]
+            elif isinstance(value, (int, float)):
+                assert float(line[name]) == value
+            else:
+                assert line[name] == (value or "")

@@ -1,0 +1,72 @@
+"""A cell of an audit: its attacks, and what its row says of them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dlg.audit.cell import ATTACKS, DELTA, run_cell
+from dlg.audit.grid import Cell
+from dlg.participant import data, defenses
+
+
+def batch_of(size, seed=0):
+    return data.first_batch(*data.load(["bundled"]), size, seed)
+
+
+def without_seconds(result):
+    return dataclasses.replace(result, seconds=None)
+
+
+@pytest.fixture(scope="module")
+def undefended():
+    """A cell without a defence."""
+    return run_cell(Cell("softmax", 2, "none", 3), batch_of(2, seed=3), 30)
+
+
+def test_an_undefended_gradient_gives_its_batch_away(undefended):
+    scores = undefended.result.scores
+    assert scores.images_recovered == scores.labels_right == scores.images == 2
+    assert (scores.relative_error, scores.cosine, scores.epsilon) == (0, 1, None)
+    assert scores.attack == "auto"
+    assert undefended.result.error is None
+    assert undefended.result.seconds > 0
+
+
+def test_recovered_images_are_in_the_order_of_the_true_ones(undefended):
+    images, labels = batch_of(2, seed=3)
+    assert (undefended.target == images).all()
+    assert np.abs(undefended.recovered - undefended.target).max() < 1e-3
+    assert undefended.result.scores.recovered_labels == undefended.result.scores.true_labels == tuple(labels[:, 0])
+
+
+def test_a_clipped_gradient_has_an_epsilon():
+    result = run_cell(Cell("softmax", 1, "clip:1:2", 0), batch_of(1), 5).result
+    assert result.scores.epsilon == defenses.parse("clip:1:2").epsilon(DELTA)
+    assert result.scores.attack in ATTACKS
+    assert result.scores.relative_error > 0
+
+
+def test_a_cell_that_fails_gives_a_row_that_says_why():
+    # No float32 holds such noise.
+    outcome = run_cell(Cell("softmax", 1, "gaussian:1e+300", 0), batch_of(1), 5)
+    assert "makes the gradient of" in outcome.result.error
+    assert "\n" not in outcome.result.error
+    assert (outcome.result.scores, outcome.target, outcome.recovered) == (None, None, None)
+    assert outcome.result.seconds > 0
+
+
+def test_a_cell_prints_nothing(capsys):
+    run_cell(Cell("softmax", 1, "none", 0), batch_of(1), 5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_cells_run_in_threads_as_in_the_main_one():
+    cell, batch = Cell("softmax", 1, "none", 0), batch_of(1)
+    expected = without_seconds(run_cell(cell, batch, 5).result)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda _: run_cell(cell, batch, 5), range(3)))
+    assert [without_seconds(outcome.result) for outcome in outcomes] == [expected] * 3
