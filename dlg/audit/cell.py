@@ -128,11 +128,11 @@ def _prepare_worker_process() -> None:
 def _attack_cell(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int) -> tuple[Scores, np.ndarray]:
     """The scores of a cell, and its reconstruction in the order of `images`."""
     defense = defenses.parse(cell.defense)
-    # PaddlePaddle runs Python code while it adds an op, and a KeyboardInterrupt in there is a segmentation fault, which
-    # without this ended 1 in 100 audits on Ctrl-C.
+    # PaddlePaddle calls Python while it adds ops to a program, and executors add some too, to fetch values. A
+    # KeyboardInterrupt in there is a segmentation fault, which ended 1 in 100 interrupted audits.
     with interrupts_deferred():
         step = TrainingStep(NETWORKS[cell.network], images.shape[1:], paddle.CPUPlace(), cell.seed)
-    gradients = step.capture(images, labels)
+        gradients = step.capture(images, labels)
     shared = defense(gradients, random_streams.defense_noise(cell.seed))
     reconstructions, failures = _reconstructions(cell, step.known, shared, iterations)
     if not reconstructions:

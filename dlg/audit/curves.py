@@ -66,7 +66,7 @@ MEASURES = (
     Measure("labels right", lambda scores: scores.labels_right / scores.images, 1.0),
 )
 
-# Where a point stands on the horizontal axis: at the defence's amount, or at its kind where the axis has categories.
+# Where a point stands on the horizontal axis: at the defence's amount, or on an axis of categories at its spelling.
 Position: TypeAlias = float | str
 # The cells behind each point of a line.
 Line: TypeAlias = Mapping[Position, Sequence[Scores]]
@@ -131,7 +131,9 @@ def _line_name(defense: defenses.Defense) -> str:
 
 
 def _position(defense: defenses.Defense) -> Position:
-    return defense.kind if defense.amount is None else defense.amount
+    if defense.family.scale == "category" or defense.amount is None:
+        return defense.spec
+    return defense.amount
 
 
 def _plot(
@@ -158,9 +160,10 @@ def _svg(
     import matplotlib
 
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9}
-    # From matplotlib's defaults, so that the user's own settings do not change the page.
-    with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | style | dict.fromkeys(inks, _INK)):
+    style = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9}
+    # Over matplotlib's defaults, so that the user's own settings do not change the page.
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **style, **dict.fromkeys(inks, _INK)}
+    with matplotlib.rc_context(settings):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=_PLOT_SIZE)

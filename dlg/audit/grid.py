@@ -61,8 +61,8 @@ class Grid:
         return list(dict.fromkeys(itertools.starmap(Cell, combinations)))
 
 
-# The defences that section 5 of Zhu et al. (2019) tries, at its strengths and around them, and clipping and signs.
-# The whole grid took 7 minutes on 2 busy cores.
+# The defences of section 5 of Zhu et al. (2019), with the paper's numbers and some weaker or stronger ones, and with
+# clipping and signs. The whole grid took 7 minutes on 2 busy cores.
 DEFAULT_GRID = Grid(
     networks=("softmax", "mlp", "lenet"),
     batch_sizes=(2,),

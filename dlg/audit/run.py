@@ -71,14 +71,7 @@ def audit(args: argparse.Namespace) -> bool:
             lost = error
         # From here on Ctrl-C does nothing, so that what was found is written whole.
         ctrl_c.ignore()
-        results = AuditResults(
-            options=vars(args) | {"jobs": jobs, "result_dir": str(args.result_dir)},
-            command=command(args),
-            versions=versions(),
-            cells=len(cells),
-            delta=DELTA,
-            rows=rows.finished,
-        )
+        results = _results(args, jobs, len(cells), rows.finished)
         folder.write("results.json", as_json(results.to_json()))
         folder.write("results.csv", results.to_csv())
         folder.write("report.html", page.render(results, cell_folder.picture).encode())
@@ -185,6 +178,17 @@ def command(args: argparse.Namespace) -> str:
     words += ["--iterations", str(args.iterations)]
     words += ["--data", *args.data]
     return shlex.join(words)
+
+
+def _results(args: argparse.Namespace, jobs: int | None, cells: int, rows: tuple[CellResult, ...]) -> AuditResults:
+    return AuditResults(
+        options=vars(args) | {"jobs": jobs, "result_dir": str(args.result_dir)},
+        command=command(args),
+        versions=versions(),
+        cells=cells,
+        delta=DELTA,
+        rows=rows,
+    )
 
 
 def _print_end(args: argparse.Namespace, results: AuditResults, interrupted: bool) -> None:

@@ -144,7 +144,8 @@ class Workers:
 
 def default_jobs() -> int:
     """How many processes run cells unless the user says otherwise: one for each core, to a limit."""
-    return min(joblib.cpu_count(), _MOST_JOBS)
+    cores: int = joblib.cpu_count()
+    return min(cores, _MOST_JOBS)
 
 
 def connect(address: str) -> Any:
