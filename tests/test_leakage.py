@@ -47,13 +47,13 @@ def test_the_objective_that_comes_with_it_has_these_labels():
     assert loss == pytest.approx(np.mean(leakage.inputs**2), rel=1e-3)
 
 
-def test_a_repeated_image_leaves_the_likeliest_label_for_the_other_copy():
+def test_a_repeated_image_is_recovered_as_often_as_it_is_there():
     images, labels = digits(3, 1)
     images[2], labels[2] = images[1], labels[1]
     trained = participant(shallow_perceptron, images, labels)
     leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
-    assert not leakage.certain
-    assert sorted(found(leakage.inputs, images[:2])) == [0, 1]
+    assert leakage.is_exact
+    assert sorted(found(leakage.inputs, images[:2])) == [0, 1, 1]
     assert sorted(leakage.labels) == sorted(labels[:, 0])
 
 
@@ -88,10 +88,43 @@ def test_noise_leaves_nothing_certain(batch):
     assert leakage.inputs is None
 
 
+def summed(prediction, label):
+    return F.cross_entropy(prediction, label, reduction="sum")
+
+
+def halved(prediction, label):
+    return 0.5 * F.cross_entropy(prediction, label)
+
+
+@pytest.mark.parametrize("loss", [summed, halved])
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+def test_a_multiple_of_the_mean_cross_entropy_is_no_obstacle(network, loss, batch):
+    def with_loss(feature, label):
+        prediction, _ = network(feature, label)
+        return prediction, loss(prediction, label)
+
+    trained = participant(with_loss, *batch)
+    leakage = find_leakage(trained.shared_step(), 0, nonnegative=True)
+    assert leakage.is_exact
+    assert leakage.gradient_scale == 1
+    assert sorted(found(leakage.inputs, batch[0])) == [0, 1]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.2, 1.001, 1e3])
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron, networks.lenet])
+def test_a_factor_on_the_gradients_is_found(network, factor, batch):
+    trained = participant(network, *batch)
+    scaled = {name: gradient * np.float32(factor) for name, gradient in trained.step().items()}
+    leakage = find_leakage(trained.shared_step(scaled), 0, nonnegative=True)
+    assert leakage.certain
+    assert leakage.gradient_scale == pytest.approx(factor, rel=1e-5)
+    assert sorted(leakage.labels) == sorted(batch[1][:, 0])
+
+
 def test_no_attack_applies_to_another_loss(batch):
     def network(feature, label):
         prediction, _ = networks.softmax(feature, label)
-        return prediction, F.cross_entropy(prediction, label, reduction="sum")
+        return prediction, F.cross_entropy(2 * prediction, label)
 
     trained = participant(network, *batch)
     assert find_leakage(trained.shared_step(), 0, nonnegative=True) is None

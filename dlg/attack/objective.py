@@ -78,6 +78,8 @@ class Objective:
         What runs the program.
     notes : list of str
         What the attack takes for granted about this network.
+    is_least_squares : bool
+        Whether the gradients are compared by the l2 distance, with no prior.
     """
 
     program: paddle.static.Program
@@ -96,6 +98,12 @@ class Objective:
     scope: paddle.static.Scope
     executor: paddle.static.Executor
     notes: list[str]
+    is_least_squares: bool
+
+    @property
+    def is_precise(self) -> bool:
+        """Whether it computes in float64."""
+        return numpy_dtype(self.dummies[0]) == "float64"
 
     def evaluate(
         self, values: Sequence[np.ndarray], fetched: Sequence[Value], constants: dict[str, np.ndarray] | None = None
@@ -123,6 +131,26 @@ class Objective:
     def explains(self, loss: float) -> bool:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
         return loss <= self.explained
+
+    def gradient_scale_at(self, values: Sequence[np.ndarray]) -> float:
+        """The factor s for which the shared gradients are nearest to s ∇W', all parameters together."""
+        dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
+        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(dummy_gradients))]
+        product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in zip(dummy_gradients, shared))
+        square = sum(float(np.sum(ours * ours, dtype=np.float64)) for ours in dummy_gradients)
+        return product / square if square else 1.0
+
+    def with_gradient_scale(self, scale: float) -> Objective:
+        """The same objective for shared gradients that are this many times the network's own."""
+        if scale == 1:
+            return self
+        divided = {name: value / scale for name, value in self.constants.items() if name.startswith(SHARED)}
+        return dataclasses.replace(
+            self,
+            constants=self.constants | divided,
+            floor=self.floor / scale**2,
+            explained=self.explained / scale**2,
+        )
 
     def with_labels(self, labels: np.ndarray) -> Objective:
         """The same objective with other labels, (B,), int64. It must have been built with fixed labels."""
@@ -227,6 +255,7 @@ def build_objective(
         scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype),
         executor=paddle.static.Executor(step.place),
         notes=first.notes,
+        is_least_squares=distance == "l2" and not tv,
     )
 
 

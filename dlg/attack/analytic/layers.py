@@ -42,6 +42,14 @@ class Layer:
         """
         return np.vstack([self.weight_gradient, self.bias_gradient]).astype(np.float64)
 
+    def divided_by(self, scale: float) -> Layer:
+        """The layer with its gradients divided by a number."""
+        return dataclasses.replace(
+            self,
+            weight_gradient=np.asarray(self.weight_gradient, np.float64) / scale,
+            bias_gradient=np.asarray(self.bias_gradient, np.float64) / scale,
+        )
+
     @property
     def known_activation(self) -> Activation | None:
         """The function f and its derivative. None where there is no f, or it is not known."""

@@ -30,8 +30,8 @@ from scipy.linalg import block_diag, null_space
 from scipy.optimize import least_squares, linprog
 
 from dlg.attack.analytic.layers import ACTIVATIONS, Activation, Layer
+from dlg.attack.analytic.likely_labels import likely_labels
 from dlg.attack.analytic.reading import Leakage, Reading
-from dlg.attack.analytic.softmax_regression import likely_labels
 
 # Singular values below this share of the largest are the rounding of float32.
 _RANK_TOLERANCE = 1e-6
@@ -47,6 +47,13 @@ _MOST_LABEL_DISTANCE = 0.05
 # The search ends after this many proposals in a row that are no new sample. In batches of up to 32 digits, 4 at most
 # came before one that was.
 _MOST_REJECTIONS = 40
+# A factor on the gradients is taken for 1 where it is nearer to it than this, if all samples are known: then float32's
+# rounding alone moves it,
+_SAME_SCALE = 1e-5
+# or than this, if it comes from the lengths of some samples' gradients, which are known to about 1e-3.
+_SAME_LENGTH = 1e-2
+# How near to a whole number a multiple of a sample's gradient is where the sample is repeated.
+_WHOLE = 0.05
 # Two samples are the same one where they differ by less than this share of their length.
 _SAME_SAMPLE = 1e-2
 # The slack of ReLU's inequalities has a constant part, for rounding,
@@ -60,6 +67,8 @@ _WEIGHT_SPREAD = 3
 # How often a proposal is solved again with the units that it makes active, at most. In batches of 16 digits it settled
 # within 6 times.
 _MOST_REFINEMENTS = 20
+# What a length is divided by where it would be divided by zero.
+_TINY = float(np.finfo(np.float64).tiny)
 # The status of SciPy's linprog for a program without a feasible point.
 _INFEASIBLE = 2
 # For smooth activations, the least-squares search ends where the sum of squares changes by less than this share,
@@ -85,11 +94,42 @@ class Samples:
     rank : int
         How many samples the first layer's gradient can tell apart: the batch
         size, or fewer where samples are equal or have next to no gradient.
+    scales : ndarray, shape (k,), float64
+        The length of each sample's shared gradient relative to what its label
+        gives: the factor on the gradients, times how often the sample is in the
+        batch.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
     rank: int
+    scales: np.ndarray
+
+    @property
+    def scale(self) -> float:
+        """The factor on the gradients, by the sample that is repeated the least; 1 where there is none."""
+        return float(self.scales.min(initial=np.inf)) if len(self.scales) else 1.0
+
+
+def with_repetitions(samples: Samples, batch_size: int) -> Samples:
+    """Repeat samples that are several times in the batch, if that makes up the whole batch.
+
+    Equal samples are one sample to the spans, whose gradient is a whole
+    multiple of the others'.
+    """
+    if not len(samples.scales):
+        return samples
+    for least in range(1, batch_size + 1):
+        multiples = least * samples.scales / samples.scales.min()
+        counts = np.rint(multiples).astype(int)
+        if counts.sum() == batch_size and np.abs(multiples - counts).max() < _WHOLE:
+            return dataclasses.replace(
+                samples,
+                inputs=np.repeat(samples.inputs, counts, axis=0),
+                labels=np.repeat(samples.labels, counts),
+                scales=np.repeat(samples.scales / counts, counts),
+            )
+    return samples
 
 
 def read_off(reading: Reading) -> Leakage | None:
@@ -103,17 +143,28 @@ def read_off(reading: Reading) -> Leakage | None:
         network, or where no sample was found.
     """
     layers, last = reading.perceptron, reading.softmax_regression
-    if layers is None or last is None or len(layers) < 2:
+    if layers is None or last is None or reading.loss_multiple is None or len(layers) < 2:
         return None
     samples = recover_inputs(layers, reading.batch_size, reading.random_stream())
     if not len(samples.labels):
         return None
-    labels = likely_labels(last, reading.batch_size, samples.labels)
+    samples = with_repetitions(samples, reading.batch_size)
+    is_complete = len(samples.labels) == reading.batch_size
+    scale = samples.scale / reading.loss_multiple
+    labels = likely_labels(last.divided_by(scale), reading.batch_size, samples.labels)
+    inputs = samples.inputs.reshape(-1, *reading.input_shape)
+    objective = reading.probe.with_labels(labels)
+    if is_complete:
+        # More exact than the lengths of single samples' gradients.
+        scale = objective.gradient_scale_at([inputs])
+    if abs(scale - 1) < (_SAME_SCALE if is_complete else _SAME_LENGTH):
+        scale = 1.0
     return Leakage(
-        objective=reading.probe.with_labels(labels),
+        objective=objective.with_gradient_scale(scale),
         labels=labels,
-        certain=len(samples.labels) == reading.batch_size,
-        inputs=samples.inputs.reshape(-1, *reading.input_shape),
+        certain=is_complete,
+        inputs=inputs,
+        gradient_scale=scale,
     )
 
 
@@ -167,6 +218,7 @@ def recover_inputs(layers: Sequence[Layer], batch_size: int, rng: np.random.Gene
         inputs.reshape(len(found), len(layers[0].weight)),
         np.array([sample.label for sample in found], np.int64),
         network.rank,
+        np.array([sample.scale for sample in found]),
     )
 
 
@@ -193,12 +245,17 @@ class _Sample:
     dual, hidden_dual : ndarray, shapes (r₁,) and (r₂,)
         Unit vectors, one for each span, orthogonal to every other sample.
     label : int
+    scale : float
+        The length of the sample's gradient at the second layer's outputs, as it
+        was shared, relative to what the label gives. It is the factor on the
+        gradients, times the number of samples that are equal to this one.
     """
 
     coordinates: np.ndarray
     dual: np.ndarray
     hidden_dual: np.ndarray
     label: int
+    scale: float
 
 
 def _are_equal(sample: _Sample, other: _Sample) -> bool:
@@ -241,7 +298,7 @@ class _Network:
         self.biases = [layer.bias.astype(np.float64) for layer in layers]
         self.activations = [known for layer in layers if (known := layer.known_activation) is not None]
         self.inputs, self.hidden = _Span(layers[0], batch_size), _Span(layers[1], batch_size)
-        self.rank = self.inputs.rank
+        self.rank, self.batch_size = self.inputs.rank, batch_size
         self.pre_activations = np.vstack([self.weights[0], self.biases[0]]).T @ self.inputs.basis
 
     @property
@@ -272,26 +329,20 @@ class _Network:
         # By [X, 1]ᵀ D = basis diag(values) directionsᵀ, v / values is orthogonal to all samples but this one.
         dual, hidden_dual = v1 / self.inputs.singular_values, v2 / self.hidden.singular_values
         # A null vector has no sign of its own. A sample's product with its own dual vector is positive.
-        label, label_distance = self._label(h[:-1], self.hidden.directions @ v2 * np.sign(dual @ coordinates))
+        shared = self.hidden.directions @ v2
+        by_label = self._gradients_by_label(h[:-1])
+        label, label_distance = _nearest_direction(by_label, shared * np.sign(dual @ coordinates))
         if (
             np.linalg.norm(self.outside_hidden_span(h)) <= _MOST_DISTANCE * np.linalg.norm(h)
             and values[-1] <= _MOST_MISMATCH * values[-2]
             and label_distance <= _MOST_LABEL_DISTANCE
         ):
             duals = dual / np.linalg.norm(dual), hidden_dual / np.linalg.norm(hidden_dual)
-            return _Sample(coordinates, *duals, label)
+            # vᵀ directionsᵀ is the sample's own gradient, times its product with its dual vector.
+            own = np.linalg.norm(shared) / max(abs(hidden_dual @ (self.hidden.basis.T @ h)), _TINY)
+            scale = self.batch_size * own / max(float(np.linalg.norm(by_label[label])), _TINY)
+            return _Sample(coordinates, *duals, label, float(scale))
         return None
-
-    def _label(self, h: np.ndarray, gradient: np.ndarray) -> tuple[int, float]:
-        """The label whose gradient at the second layer's output points most nearly the same way, and how nearly.
-
-        The length is left out, because it grows with the number of equal samples.
-        """
-        by_label = self._gradients_by_label(h)
-        tiny = np.finfo(np.float64).tiny  # where a gradient is zero, the distance is 1
-        by_label /= np.maximum(np.linalg.norm(by_label, axis=1, keepdims=True), tiny)
-        distances = np.linalg.norm(by_label - gradient / max(np.linalg.norm(gradient), tiny), axis=1)
-        return int(distances.argmin()), float(distances.min())
 
     def _gradients_by_label(self, h: np.ndarray) -> np.ndarray:
         """The gradient at the second layer's output for each label that a sample might have, (C, units)."""
@@ -306,6 +357,18 @@ class _Network:
         for weight, activation, z in zip(self.weights[:1:-1], self.activations[:0:-1], outputs[-2::-1]):
             by_label = (by_label @ weight.T) * activation.derivative(z)
         return by_label
+
+
+def _nearest_direction(by_label: np.ndarray, gradient: np.ndarray) -> tuple[int, float]:
+    """The label whose gradient, (C, units), points most nearly the same way, and how nearly.
+
+    The length is left out, because it grows with the number of equal samples
+    and with a factor on the gradients.
+    """
+    # Where a gradient is zero, the distance is 1.
+    directions = by_label / np.maximum(np.linalg.norm(by_label, axis=1, keepdims=True), _TINY)
+    distances = np.linalg.norm(directions - gradient / max(float(np.linalg.norm(gradient)), _TINY), axis=1)
+    return int(distances.argmin()), float(distances.min())
 
 
 class _Search(Protocol):

@@ -41,6 +41,10 @@ class Leakage:
     feature_errors : ndarray, shape (B,), float64, optional
         How far off each sample's features may be, relative to how much the
         samples differ. They mean nothing unless `certain`.
+    gradient_scale : float
+        The factor on the gradients that the recovery found: the shared ones are
+        this many times the network's own. 1 where it found none. The objective
+        compares with the shared ones divided by it.
     source : str
         Whose gradients gave the inputs away, in words.
     """
@@ -51,6 +55,7 @@ class Leakage:
     inputs: np.ndarray | None = None
     features: np.ndarray | None = None
     feature_errors: np.ndarray | None = None
+    gradient_scale: float = 1.0
     source: str = "the fully connected layers"
 
     @property
@@ -101,23 +106,37 @@ class Reading:
 
     @functools.cached_property
     def softmax_regression(self) -> Layer | None:
-        """The last layer, if it is softmax regression: its gradients are those of cross entropy, averaged over B.
+        """The last layer, if it is softmax regression, as if its loss were the mean cross entropy.
 
-        The network's own gradients at a random batch decide. A sum instead of
-        the mean, label smoothing or another loss fails.
+        The network's own gradients at a random batch decide. A network whose
+        loss is a multiple of the mean cross entropy, the sum for one, has its
+        layer's gradients divided by that multiple. Label smoothing or another
+        loss fails.
         """
-        probe = self.probe
-        last = self.layers[-1] if self.layers else None
-        if last is None or probe.features is None:
+        multiple = self.loss_multiple
+        if multiple is None:
             return None
-        names = probe.layers[-1].weight, probe.layers[-1].bias
+        last = self.layers[-1]
+        return last if last is None or multiple == 1 else last.divided_by(multiple)
+
+    @functools.cached_property
+    def loss_multiple(self) -> float | None:
+        """By what the network's loss exceeds the mean cross entropy; B for the sum. None for another loss."""
+        last = self.layers[-1] if self.layers else None
+        if last is None:
+            return None
+        names = self.probe.layers[-1].weight, self.probe.layers[-1].bias
         features, labels, weight_gradient, bias_gradient = self._at_random_batch(
-            [probe.features, probe.label_probability, *(probe.dummy_gradients[name] for name in names)]
+            [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[name] for name in names)]
         )
         logits = features @ last.weight + last.bias
         delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
-        agrees = _agree(weight_gradient, features.T @ delta) and _agree(bias_gradient, delta.sum(axis=0))
-        return last if agrees else None
+        of_mean = features.T @ delta
+        multiple = float(np.sum(weight_gradient * of_mean) / np.sum(of_mean * of_mean))
+        # Exactly 1 for the mean, so that no gradient is rounded again.
+        multiple = 1.0 if abs(multiple - 1) < _TOLERANCE else multiple
+        agrees = _agree(weight_gradient, multiple * of_mean) and _agree(bias_gradient, multiple * delta.sum(axis=0))
+        return multiple if agrees and multiple > 0 else None
 
     @functools.cached_property
     def perceptron(self) -> list[Layer] | None:

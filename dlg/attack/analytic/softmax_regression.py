@@ -9,16 +9,16 @@ the classes, so the gradient's rank tells up to C − 1 samples apart.
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from scipy.special import softmax
 
 from dlg.attack.analytic.corners import guesses_from_corners
+from dlg.attack.analytic.gradient_scale import fit_with_scale
 from dlg.attack.analytic.gradient_span import EVALUATIONS, GradientSpan
 from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.likely_labels import likely_counts, likely_labels
 from dlg.attack.analytic.reading import Leakage, Reading
 
 # A sample is weak where its features are off by more than this share of their spread: about 30 dB for most pictures.
@@ -30,16 +30,6 @@ _MOST_STARTS = 100
 _MOST_WORK = 1e11
 # How often the last fit of the best start may evaluate the equations.
 _LAST_EVALUATIONS = 1000
-# The spread of the random logits that a start's errors are made of.
-_LOGIT_SPREAD = 0.5
-# Singular values of a start's errors below this share of the largest are left out of their inverse.
-_START_TOLERANCE = 1e-2
-# The variance of a class's expected probability has this added, so that a class of next to none does not decide alone.
-_LEAST_VARIANCE = 0.05
-# What a sum of probabilities may be below zero by rounding, for each sample.
-_PROBABILITY_ROUNDING = 1e-6
-# What each unit below that costs: more than any guess about probabilities, so that impossible counts come last.
-_COST_BELOW_ZERO = 1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +53,9 @@ class Separation:
         relative to how much samples differ; an estimate that is in general too
         large. Samples that are well classified, or much like others, have large
         ones.
+    scale : float
+        The factor on the gradients: the shared ones are this many times those
+        of the mean loss. 1 unless `certain` with another.
     """
 
     features: np.ndarray
@@ -70,6 +63,7 @@ class Separation:
     residual: float
     certain: bool
     errors: np.ndarray
+    scale: float = 1.0
 
     @property
     def weak(self) -> np.ndarray:
@@ -106,12 +100,13 @@ def read_off(reading: Reading) -> Leakage | None:
         return Leakage(reading.probe.with_labels(labels), labels, certain=False)
     recovers_inputs = is_whole and separation.certain
     return Leakage(
-        objective=reading.probe.with_labels(separation.labels),
+        objective=reading.probe.with_labels(separation.labels).with_gradient_scale(separation.scale),
         labels=separation.labels,
         certain=separation.certain,
         inputs=separation.features.reshape(-1, *reading.input_shape) if recovers_inputs else None,
         features=separation.features,
         feature_errors=separation.errors,
+        gradient_scale=separation.scale,
     )
 
 
@@ -127,6 +122,8 @@ def separate(
 
     The equations of `dlg.attack.analytic.gradient_span` are solved for labels
     that are guessed (`likely_counts`), from starts that random errors make.
+    Where none explains the gradient, it may be known up to a factor only, see
+    `dlg.attack.analytic.gradient_scale`.
     Nonnegative features with many zeros need no luck, see
     `dlg.attack.analytic.corners`. Both ways are this project's own.
 
@@ -158,14 +155,19 @@ def separate(
     guesses = itertools.islice(_random_guesses(span, likely_counts(layer, batch_size), rng), starts)
     if nonnegative and batch_size > 1:
         guesses = itertools.chain(guesses_from_corners(span, rng), guesses)
-    best = _best_fit(span, guesses)
+    best, scale = _best_fit(span, guesses), 1.0
+    if best.residual > span.rounding_floor(best.rows) and not _is_hopeless(span, best):
+        scaled = fit_with_scale(span, layer, rng, nonnegative=nonnegative)
+        if scaled is not None:
+            best, scale = _Fit(scaled.rows, scaled.residual, scaled.labels), scaled.scale
+            span = span.divided_by(scale)
     labels = best.labels
     rows, residual = span.fit(best.rows, labels, evaluations=_LAST_EVALUATIONS)
     errors = span.feature_errors(rows, labels, residual)
     certain = residual <= span.rounding_floor(rows) and not np.all(errors > _MOST_ERROR)
     if not certain:
-        labels = likely_labels(layer, batch_size)
-    return Separation(span.features(rows), labels, residual, bool(certain), errors)
+        labels, scale = likely_labels(layer, batch_size), 1.0
+    return Separation(span.features(rows), labels, residual, bool(certain), errors, scale)
 
 
 def affordable_starts(batch_size: int, classes: int) -> int:
@@ -192,10 +194,12 @@ def _best_fit(span: GradientSpan, guesses: Iterator[tuple[np.ndarray, np.ndarray
 
 
 def _is_final(span: GradientSpan, fit: _Fit) -> bool:
-    floor = span.rounding_floor(fit.rows)
-    # No samples explain what is outside of the span, noise for one.
-    is_hopeless = span.outside / np.linalg.norm(span.right_side) > floor
-    return bool(is_hopeless or fit.residual <= floor)
+    return _is_hopeless(span, fit) or fit.residual <= span.rounding_floor(fit.rows)
+
+
+def _is_hopeless(span: GradientSpan, fit: _Fit) -> bool:
+    """Whether the gradient has more outside of its span than rounding leaves, noise for one: no samples explain it."""
+    return bool(span.outside / np.linalg.norm(span.right_side) > span.rounding_floor(fit.rows))
 
 
 def _random_guesses(
@@ -206,84 +210,4 @@ def _random_guesses(
     while True:
         candidates += [np.repeat(np.arange(len(n)), n) for n in itertools.islice(counts, 1)]
         for labels in candidates:
-            yield _random_rows(span, labels, rng), labels
-
-
-def _random_rows(span: GradientSpan, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The rows that random errors of these labels ask for. The equations are linear in A where D is given."""
-    logits = _LOGIT_SPREAD * rng.standard_normal((len(labels), span.classes))
-    errors = softmax(logits, axis=-1) - np.eye(span.classes)[labels]
-    return span.project((span.right_side @ np.linalg.pinv(errors, rcond=_START_TOLERANCE)).T)
-
-
-def likely_counts(layer: Layer, batch_size: int) -> Iterator[np.ndarray]:
-    """How many samples there may be of each class, the likeliest counts first.
-
-    For the counts n, B G_b = Σ p_i − n, so that n + B G_b is positive: the sign
-    rule of Zhao, Mopuri and Bilen (2020, iDLG, section 3) for more than one
-    sample. Like Wainakh et al. (2021, LLG) one then needs a guess of the mean
-    probabilities. Here it is the layer's answer to the mean feature, which is
-    G_W G_b / |G_b|² where the features are much alike.
-
-    Parameters
-    ----------
-    layer : Layer
-        The last layer.
-    batch_size : int
-        B, also beyond the rank limit.
-
-    Yields
-    ------
-    ndarray, shape (C,), int64
-        Counts that sum to B.
-    """
-    gradient = np.asarray(layer.bias_gradient, np.float64)
-    mean_feature = np.asarray(layer.weight_gradient, np.float64) @ np.linalg.pinv(gradient[None])[:, 0]
-    expected = batch_size * softmax(mean_feature @ layer.weight + layer.bias)
-
-    def cost(counts: np.ndarray) -> np.ndarray:
-        """What each class's count costs: how far the sum of its probabilities is from the expected one."""
-        probability = counts + batch_size * gradient
-        # Only a noisy gradient makes a sum of probabilities negative.
-        below_zero = np.maximum(0, -_PROBABILITY_ROUNDING * batch_size - probability)
-        return (probability - expected) ** 2 / (expected + _LEAST_VARIANCE) + _COST_BELOW_ZERO * below_zero
-
-    counts = np.zeros(len(gradient), np.int64)
-    for _ in range(batch_size):
-        counts[(cost(counts + 1) - cost(counts)).argmin()] += 1
-    # The cost is a sum of convex functions. So all other counts are reached from the best ones by moving one sample at
-    # a time without ever lowering the cost, and taking the cheapest first gives them in order.
-    queue, seen = [(cost(counts).sum(), tuple(counts))], {tuple(counts)}
-    while queue:
-        counts = np.array(heapq.heappop(queue)[1])
-        yield counts
-        for source, target in itertools.product(np.flatnonzero(counts), range(len(counts))):
-            moved = counts.copy()
-            moved[source] -= 1
-            moved[target] += 1
-            if tuple(moved) not in seen:
-                seen.add(tuple(moved))
-                heapq.heappush(queue, (cost(moved).sum(), tuple(moved)))
-
-
-def likely_labels(layer: Layer, batch_size: int, known: Sequence[int] | np.ndarray = ()) -> np.ndarray:
-    """The labels of a batch, those that are known first and then the likeliest of the others.
-
-    Parameters
-    ----------
-    layer : Layer
-        The last layer.
-    batch_size : int
-        B.
-    known : sequence of int
-        Labels of some of the samples.
-
-    Returns
-    -------
-    ndarray, shape (B,), int64
-    """
-    classes = len(layer.bias)
-    known = np.asarray(known, np.int64)
-    missing = next(likely_counts(layer, batch_size)) - np.bincount(known, minlength=classes)
-    others = np.repeat(np.arange(classes), np.maximum(missing, 0))
-    return np.array([*known, *others], np.int64)[:batch_size]
+            yield span.random_rows(labels, rng), labels
