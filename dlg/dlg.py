@@ -14,6 +14,7 @@ from dlg.attack.attempts import Attempts
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
+from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError
 from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.options import AttackOptions
@@ -69,6 +70,23 @@ class Reconstruction:
     starts : list of Start
         Every start of the attack. All else here is of the one that reached the
         lowest loss, the attacker's only yardstick.
+    verdict : str
+        What may be claimed of it. ``"explained"``: the gradients of the whole
+        network at this batch match the shared ones as closely as their rounding
+        allows, and they determine it. ``"undetermined"``: they match, and leave
+        a part of the batch open. ``"failed"``: they do not match. Nothing is
+        then known about what leaks, and that is not safety.
+    reason : str
+        Why, in one sentence.
+    mismatch : float
+        The root of the gradient-matching loss, relative to that of gradients of
+        zero: 0 where all gradients are equal.
+    rank : int or None
+        How many numbers of the batch the gradients determine, by an estimate;
+        None where it was not estimated.
+    gradient_scale : float
+        The factor on the shared gradients that was found, 1 for the gradients
+        of the network's own loss.
     """
 
     feature: np.ndarray
@@ -82,6 +100,11 @@ class Reconstruction:
     ended: str
     strategy: str
     starts: list[Start]
+    verdict: str
+    reason: str
+    mismatch: float
+    rank: int | None
+    gradient_scale: float
 
 
 class AttackInterrupted(KeyboardInterrupt):
@@ -144,7 +167,8 @@ def dlg_attack(
     started = time.perf_counter()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    strategy = choose(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place), options)
+    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(
@@ -160,13 +184,24 @@ def dlg_attack(
 
     attempts = Attempts(strategy, options, folder, first)
     attempts.run()
-    reconstruction = _reconstruction(attempts, strategy, numpy_dtype(feature), started)
-    if attempts.interrupted:
+    ended = "interrupted" if attempts.interrupted else attempts.best.ended
+    try:
+        verdict = judge(step, strategy, attempts.best.last, options, ended)
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        verdict = judge(step, strategy, attempts.best.last, options, ended)
+    reconstruction = _reconstruction(attempts, strategy, verdict, ended, numpy_dtype(feature), started)
+    for finding in strategy.optimizer.findings:
+        print(finding)
+    print(f"{verdict.kind}: {verdict.reason}")
+    if ended == "interrupted":
         raise AttackInterrupted(reconstruction)
     return reconstruction
 
 
-def _reconstruction(attempts: Attempts, strategy: Strategy, dtype: str, started: float) -> Reconstruction:
+def _reconstruction(
+    attempts: Attempts, strategy: Strategy, verdict: Verdict, ended: str, dtype: str, started: float
+) -> Reconstruction:
     """What the best start recovered, in the feature's dtype."""
     best = attempts.best
     return Reconstruction(
@@ -178,9 +213,14 @@ def _reconstruction(attempts: Attempts, strategy: Strategy, dtype: str, started:
         iterations=best.iteration,
         evaluations=strategy.optimizer.evaluations,
         seconds=time.perf_counter() - started,
-        ended="interrupted" if attempts.interrupted else best.ended,
+        ended=ended,
         strategy=strategy.name,
         starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts.started],
+        verdict=verdict.kind,
+        reason=verdict.reason,
+        mismatch=verdict.mismatch,
+        rank=verdict.rank,
+        gradient_scale=strategy.gradient_scale,
     )
 
 

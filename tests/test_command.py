@@ -91,11 +91,12 @@ def test_nothing_but_its_own_lines_is_printed(first_run):
     assert [int(re.fullmatch(r"iteration (\d+)  loss \S+  \d+ it/s", line)[1]) for line in progress] == [
         *range(0, 3001, 100)
     ]
-    assert re.fullmatch(r"attack: 3000 iterations in \d+\.\d\d s, loss \S+", lines[31])
-    assert lines[32].split() == ["image", "true", "label", "recovered", "label", "PSNR", "SSIM"]
-    for line, number in zip(lines[33:35], "01"):
+    assert lines[31].startswith("explained: ")
+    assert re.fullmatch(r"attack: 3000 iterations in \d+\.\d\d s, loss \S+", lines[32])
+    assert lines[33].split() == ["image", "true", "label", "recovered", "label", "PSNR", "SSIM"]
+    for line, number in zip(lines[34:36], "01"):
         assert re.fullmatch(rf" +{number} +\d +\d +\d\d\.\d dB +0\.\d\d\d", line)
-    assert lines[35:] == [f"pictures and summary.json are in {folder}; look at progress.png first"]
+    assert lines[36:] == [f"pictures and summary.json are in {folder}; look at progress.png first"]
 
 
 def test_the_files_are_those_that_were_promised(first_run):

@@ -79,15 +79,14 @@ def test_a_layer_made_outside_the_callable_is_attacked_in_its_own_precision(batc
         attack(trained, tmp_path, optimizer="lm")
 
 
-def test_a_repeated_image_is_recovered_in_part_exactly(tmp_path):
+def test_a_repeated_image_is_recovered_and_may_be_two_different_ones(tmp_path):
     images, labels = digits(3, 1)
     images[2], labels[2] = images[1], labels[1]
     trained = participant(shallow_perceptron, images, labels)
     result = attack(trained, tmp_path, optimizer="auto", iterations=60, restarts=2)
-    assert "(2 of 3)" in result.strategy
-    scores = metrics.compare(images, result.feature)
-    assert sum(score.psnr > 60 for score in scores) >= 2
-    assert min(score.psnr for score in scores) > 30
+    assert min(score.psnr for score in metrics.compare(images, result.feature)) > 60
+    assert result.verdict == "undetermined"
+    assert "alike" in result.reason
 
 
 def test_a_frozen_last_layer_gives_no_labels(batch, tmp_path):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # The largest network, in trained numbers, on which least squares ends in good time.
 _SMALL_NETWORK = 1_000_000
+# Recovered features are outside of their range from this share of its width on; rounding is far below.
+_RANGE_MARGIN = 0.01
 # The weight of the total variation that auto adds to the cosine distance, for deep networks.
 _PRIOR_WEIGHT = 1e-2
 
@@ -46,6 +48,8 @@ class Strategy:
         What it takes for granted, a line each.
     restarts : int
         How many independent starts it has unless an option says otherwise.
+    gradient_scale : float
+        The factor on the shared gradients that was found and taken out of them.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Strategy:
     optimizer: Optimizer
     notes: list[str]
     restarts: int
+    gradient_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +180,7 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
     verify(step, objective, fixed_label=inferred.labels)
     knowledge = _knowledge(leakage, options)
+    scale = 1.0 if leakage is None else leakage.gradient_scale
     optimizer = entry.build(objective, options.learning_rate, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
@@ -182,9 +188,19 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
         name = _recovery_name(leakage, found, step.batch_size, optimizer)
     if options.range is not None and found < step.batch_size:
         notes.append(f"features: taken to lie in {options.feature_range} (--feature_range)")
+    if knowledge.inputs is not None and options.range is not None:
+        low, high = options.range
+        margin = _RANGE_MARGIN * (high - low)
+        if knowledge.inputs.min() < low - margin or knowledge.inputs.max() > high + margin:
+            notes.append(
+                f"features: from {knowledge.inputs.min():.3g} to {knowledge.inputs.max():.3g}, which is outside of"
+                f" {options.feature_range} (--feature_range); pictures show them clipped to 0:1"
+            )
+    if scale != 1:
+        notes.append(f"gradients: {scale:.6g} times those of the network's loss, as the last layers' samples show")
     # Nothing is random where every sample is known.
     restarts = 1 if found == step.batch_size else entry.default_restarts
-    return Strategy(name, objective, optimizer, notes, restarts)
+    return Strategy(name, objective, optimizer, notes, restarts, scale)
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
@@ -197,6 +213,7 @@ def _knowledge(leakage: Leakage | None, options: AttackOptions) -> BatchKnowledg
     known = BatchKnowledge(value_range=options.range)
     if leakage is None:
         return known
+    known = dataclasses.replace(known, scale_is_fitted=leakage.gradient_scale != 1)
     if leakage.inputs is not None:
         return dataclasses.replace(known, inputs=leakage.inputs)
     if leakage.certain:
@@ -219,6 +236,6 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
 def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:
     """The labels from an analytic attack, or else the likeliest by the last layer's gradient."""
     if leakage is not None and leakage.certain:
-        return _InferredLabels(leakage.labels, "labels: read off the gradients, which they explain exactly")
+        return _InferredLabels(leakage.labels, "labels: read off the gradients of the last layers")
     labels = labels_from_gradients(step) if leakage is None else leakage.labels
     return _InferredLabels(labels, "labels: the likeliest by the last layer's gradient, and fixed; they may be wrong")

@@ -184,6 +184,21 @@ class GaussNewtonStep:
         self.evaluations += int(products) + 1
         return DampedStep(change, int(products), float(predicted_reduction), float(before), float(after), outputs)
 
+    def fit_scale(self, gradients: Sequence[np.ndarray]) -> None:
+        """Multiply the shared gradients by the number that brings them nearest to these, in the residual's norm."""
+        product = sum(
+            weight**2 * float(np.sum(shared * ours))
+            for weight, shared, ours in zip(self._gradient_weights, self.shared_gradients, gradients)
+        )
+        square = sum(
+            weight**2 * float(np.sum(shared * shared))
+            for weight, shared in zip(self._gradient_weights, self.shared_gradients)
+        )
+        factor = product / square
+        names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
+        self._targets |= {name: factor * self._targets[name] for name in names}
+        self.shared_gradients = [self._targets[name] for name in names]
+
     def preconditioner(self, x: np.ndarray) -> np.ndarray:
         """Measure how the samples move the gradients, and even it out.
 

@@ -61,6 +61,7 @@ class GradientDescent:
     def __init__(self, objective: Objective, learning_rate: float) -> None:
         self._objective = objective
         self.evaluations = 0
+        self.findings: list[str] = []
         self._program = paddle.static.Program()
         with interrupts_deferred(), paddle.static.program_guard(self._program):
             self._state = self._declare_state()

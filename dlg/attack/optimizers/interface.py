@@ -45,7 +45,15 @@ Observer: TypeAlias = Callable[[int, DummyBatch, bool], bool]
 
 
 class Optimizer(Protocol):
-    """One way to bring the loss down."""
+    """One way to bring the loss down.
+
+    Attributes
+    ----------
+    findings : list of str
+        What its runs found out about the attack's assumptions, a line each.
+    """
+
+    findings: list[str]
 
     @property
     def description(self) -> str:
@@ -81,12 +89,16 @@ class BatchKnowledge:
     feature_errors : ndarray, shape (B,), float64, optional
         How far off each sample's features may be, relative to how much the
         samples differ.
+    scale_is_fitted : bool
+        Whether the shared gradients were divided by a factor that was fitted to
+        them. An optimiser may correct it by what rounding has left.
     """
 
     value_range: tuple[float, float] | None = None
     inputs: np.ndarray | None = None
     features: np.ndarray | None = None
     feature_errors: np.ndarray | None = None
+    scale_is_fitted: bool = False
 
 
 class Precision(enum.Enum):

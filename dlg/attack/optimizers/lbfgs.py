@@ -35,6 +35,7 @@ class LBFGS:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self.evaluations = 0
+        self.findings: list[str] = []
 
     def start(self, seed: int, restart: int) -> DummyBatch:
         """See `dlg.attack.optimizers.interface.random_start`."""

@@ -42,6 +42,10 @@ _NEAR_SOLUTION = 1e-6
 # The range's weight near the solution. There, the many pixels at the end of their range would only keep steps short.
 _RANGE_WEIGHT_NEAR_SOLUTION = 0.02
 
+# The gradients contradict the range where a search ends with pixels outside of it by this share of its width, in the
+# root mean square.
+_CONTRADICTION = 0.02
+
 # λ at the start. It hardly matters: from 1e-2 the evaluations were 2305.
 _FIRST_DAMPING = 1.0
 # λ never falls below this.
@@ -115,6 +119,7 @@ class LevenbergMarquardt:
     def __init__(self, objective: Objective, knowledge: BatchKnowledge) -> None:
         self._objective, self._knowledge = objective, knowledge
         self._evaluations = 0
+        self.findings: list[str] = []
         batch_size: int = objective.label_probability.shape[0]
         known = 0 if knowledge.inputs is None else len(knowledge.inputs)
         self._step = GaussNewtonStep(
@@ -157,18 +162,57 @@ class LevenbergMarquardt:
             batch, iteration = self._evaluate(np.concatenate([self._knowledge.inputs, others])), 1
             if observe(iteration, batch, True):
                 return
+        batch, iteration, done = self._search(batch, iteration, iterations, observe, in_range=True)
+        if not done and self._contradicts_range(batch):
+            self._give_up_range()
+            self._search(batch, iteration, iterations, observe, in_range=False)
+
+    def _search(
+        self, batch: DummyBatch, iteration: int, iterations: int, observe: Observer, *, in_range: bool
+    ) -> tuple[DummyBatch, int, bool]:
+        """One search from a batch, with or without the pixels' range.
+
+        Returns
+        -------
+        batch : DummyBatch
+            Where it led.
+        iteration : int
+            The iterations done, all together.
+        done : bool
+            Whether the observer ended it, or the gradients are explained.
+        """
         low, high = self._knowledge.value_range or (0.0, 1.0)
         search = Search(self._step.batch_size, self._step.residual_size, high - low)
         while iteration < iterations and not search.is_without_a_step:
-            step = self._solve(batch.values[0], search)
+            step = self._solve(batch.values[0], search, in_range=in_range)
             iteration += 1
             if step.after < step.before:
+                if self._knowledge.scale_is_fitted and search.is_near_solution:
+                    self._step.fit_scale(step.outputs[: len(self._step.shared_gradients)])
                 batch = self._dummy_batch(batch.values[0] + step.change, step.outputs)
             search.update(step)
             if observe(iteration, batch, True):
-                return
+                return batch, iteration, True
             if search.is_stuck or (search.is_still and self._objective.explains(batch.loss)):
-                return
+                break
+        return batch, iteration, self._objective.explains(batch.loss)
+
+    def _contradicts_range(self, batch: DummyBatch) -> bool:
+        """Whether the gradients pull pixels out of their range against the penalty: the range may be wrong."""
+        if self._knowledge.value_range is None:
+            return False
+        low, high = self._knowledge.value_range
+        excess = batch.values[0] - np.clip(batch.values[0], low, high)
+        return bool(np.sqrt(np.mean(excess**2)) > _CONTRADICTION * (high - low))
+
+    def _give_up_range(self) -> None:
+        low, high = self._knowledge.value_range or (0.0, 1.0)
+        finding = (
+            f"features: the gradients contradict the range {low:g}:{high:g} (--feature_range), so it was given up; set"
+            " it to that of the training's features"
+        )
+        if finding not in self.findings:
+            self.findings.append(finding)
 
     def _evaluate(self, x: np.ndarray) -> DummyBatch:
         self._evaluations += 1
@@ -181,7 +225,7 @@ class LevenbergMarquardt:
         loss = gradient_matching_loss(gradients, shared, self._step.batch_size)
         return DummyBatch([x], self._label_probability, float(loss))
 
-    def _solve(self, x: np.ndarray, search: Search) -> DampedStep:
+    def _solve(self, x: np.ndarray, search: Search, *, in_range: bool) -> DampedStep:
         """Find the step that this state of the search asks for."""
         if search.is_fine:
             preconditioner = self._step.preconditioner(x)
@@ -189,12 +233,13 @@ class LevenbergMarquardt:
         else:
             preconditioner = np.eye(self._step.batch_size)
             feature_weights = self._coarse_feature_weights
+        range_weight = _RANGE_WEIGHT_NEAR_SOLUTION if search.is_near_solution else _RANGE_WEIGHT
         return self._step.solve(
             x,
             damping=search.damping.value,
             preconditioner=preconditioner,
             most_products=search.most_products,
-            range_weight=_RANGE_WEIGHT_NEAR_SOLUTION if search.is_near_solution else _RANGE_WEIGHT,
+            range_weight=range_weight if in_range else 0.0,
             feature_weight=feature_weights,
         )
 

@@ -1,0 +1,219 @@
+"""What an attack may claim of its answer: explained, undetermined or failed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dlg.attack.determination import OpenPart, open_part
+from dlg.attack.losses import gradient_matching_loss
+from dlg.attack.objective import SHARED, Objective, build_precise_objective
+from dlg.attack.optimizers import BatchKnowledge, DummyBatch
+from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
+from dlg.attack.shared_step import SharedStep
+from dlg.attack.strategy import Strategy
+from dlg.errors import InputError
+from dlg.graph.values import is_real
+from dlg.options import AUTO, AttackOptions
+
+EXPLAINED, UNDETERMINED, FAILED = "explained", "undetermined", "failed"
+# Gradients match where the root of the relative loss is at most this: 17 times what float32's rounding left of LeNet's
+# right answers, and a thirtieth of what the nearest wrong ones came to.
+MATCHED = 7e-5
+# From a mismatch of at most this, a polish by least squares may still reach a match.
+_NEARLY_MATCHED = 0.1
+# The polish: so many steps at most. Batches that plain descent had recovered to 40 dB took about 10.
+_POLISHING_STEPS = 40
+# The largest network, in trained numbers, whose answer is polished and whose rank is estimated in good time.
+_SMALL_NETWORK = 1_000_000
+# Two recovered samples are alike where they differ by less than this share of the range: 40 dB.
+_ALIKE = 0.01
+# What to check where an attack failed, the likeliest cause first.
+_CHECKS = (
+    "were the weights taken before the update, not after it (minimize updates them, backward does not)",
+    "is batch_size the number of samples behind the gradients",
+    "are loss and reduction those of the training",
+    "did batch norm or dropout run in another mode",
+    "did an optimiser, clipping or a defence change the gradients",
+    "do the features lie in feature_range",
+)
+
+# What is said of an attack that ended before it had arrived.
+_EARLY_ENDS = {
+    "iterations": ", after all its iterations",
+    "interrupted": ", when it was interrupted",
+    "time limit": ", at its time limit",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What an attack may claim of its answer.
+
+    Attributes
+    ----------
+    kind : str
+        ``"explained"``: the gradients of the whole network at the answer match
+        the shared ones as closely as rounding allows, and they determine it.
+        ``"undetermined"``: they match, and leave a part of the batch open.
+        ``"failed"``: they do not match, so nothing is known about what leaks.
+    reason : str
+        Why, in one sentence.
+    mismatch : float
+        The root of the gradient-matching loss at the answer, relative to that
+        of gradients of zero: 0 where they are equal.
+    rank : int or None
+        How many of the batch's numbers the gradients determine, by an estimate.
+        None where it was not estimated.
+    """
+
+    kind: str
+    reason: str
+    mismatch: float
+    rank: int | None = None
+
+
+def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: AttackOptions, ended: str) -> Verdict:
+    """Say what may be claimed of an answer.
+
+    The network's own gradients at the answer decide, all of them, evaluated
+    anew. An optimiser that was stopped while its loss still fell is given the
+    benefit of a polish: where a few steps of least squares lead from its answer
+    to one that matches, the answer is explained, to the distance of the two.
+
+    Parameters
+    ----------
+    step : SharedStep
+        What the attacker holds.
+    strategy : Strategy
+        The attack that was run.
+    answer : DummyBatch
+        What it found.
+    options : AttackOptions
+        Its options.
+    ended : str
+        How it ended, see `dlg.dlg.Reconstruction`. After an interruption there
+        is no time for a polish, nor for an estimate of the rank.
+    """
+    thorough = ended != "interrupted"
+    judged = strategy.objective
+    if strategy.gradient_scale != 1:
+        # What rounding has left of the factor's error is no mismatch.
+        judged = judged.with_gradient_scale(judged.gradient_scale_at(answer.values))
+    mismatch = mismatch_at(judged, answer)
+    if not mismatch <= MATCHED:
+        nearly = thorough and mismatch <= _NEARLY_MATCHED
+        polished = _polish(step, strategy, answer, options) if nearly else None
+        if polished is None:
+            return _failed(mismatch, options, ended)
+        return _explained_by(polished, answer, mismatch, options)
+    objective = _precise_objective(step, strategy.objective, answer) if thorough else None
+    part = (
+        None
+        if objective is None
+        else open_part(objective, answer.values[0].astype(np.float64), mismatch, options.range)
+    )
+    return _matched(mismatch, part, answer, strategy.gradient_scale, options)
+
+
+def mismatch_at(objective: Objective, batch: DummyBatch) -> float:
+    """The mismatch of a whole network's gradients at a batch, see `Verdict`."""
+    gradients = objective.evaluate(batch.values, list(objective.dummy_gradients.values()))
+    ours = [np.asarray(gradient, np.float64) for gradient in gradients]
+    theirs = [np.asarray(objective.constants[f"{SHARED}{index}"], np.float64) for index in range(len(ours))]
+    nothing = [np.zeros_like(gradient) for gradient in theirs]
+    loss = float(gradient_matching_loss(ours, theirs, len(batch.label_probability)))
+    largest = float(gradient_matching_loss(nothing, theirs, len(batch.label_probability)))
+    return float(np.sqrt(loss / largest)) if largest else np.inf
+
+
+def _precise_objective(step: SharedStep, objective: Objective, answer: DummyBatch) -> Objective | None:
+    """The objective in float64 by the l2 distance with the answer's labels fixed. None where it takes too long."""
+    small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
+    if objective.is_precise and objective.is_least_squares and len(objective.dummies) == 1:
+        return objective
+    if not small or is_real(step.label):
+        return None
+    try:
+        return build_precise_objective(step, fixed_label=answer.label_probability.argmax(axis=1))
+    except InputError:
+        return None
+
+
+def _polish(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: AttackOptions) -> DummyBatch | None:
+    """Go on from an answer by least squares; what that leads to, if it matches."""
+    objective = _precise_objective(step, strategy.objective, answer)
+    # Least squares has ended where it could not go on.
+    if objective is None or isinstance(strategy.optimizer, LevenbergMarquardt):
+        return None
+    optimizer = LevenbergMarquardt(objective, BatchKnowledge(value_range=options.range))
+    start = dataclasses.replace(answer, values=[answer.values[0].astype(np.float64)])
+    latest = start
+
+    def observe(iteration: int, batch: DummyBatch, decisive: bool) -> bool:
+        nonlocal latest
+        latest = batch
+        return batch.loss <= objective.floor
+
+    optimizer.run(start, _POLISHING_STEPS, 1, observe)
+    return latest if mismatch_at(objective, latest) <= MATCHED else None
+
+
+def _explained_by(polished: DummyBatch, answer: DummyBatch, mismatch: float, options: AttackOptions) -> Verdict:
+    low, high = options.range or (0.0, 1.0)
+    error = float(np.mean((polished.values[0] - answer.values[0]) ** 2)) / (high - low) ** 2
+    return Verdict(
+        EXPLAINED,
+        f"the gradients match to {mismatch:.1%} of their size, and a few steps of least squares lead from here to a"
+        f" batch whose gradients match to rounding, {-10 * np.log10(error):.0f} dB away",
+        mismatch,
+    )
+
+
+def _matched(
+    mismatch: float, part: OpenPart | None, answer: DummyBatch, scale: float, options: AttackOptions
+) -> Verdict:
+    up_to = "" if scale == 1 else f", up to the factor {scale:.6g}"
+    match = f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}"
+    if part is None:
+        return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
+    if part.dimensions == 0:
+        return Verdict(EXPLAINED, f"{match}, and they determine the batch", mismatch, part.rank)
+    causes = []
+    if part.unseen:
+        causes.append(f"{part.unseen} of them no gradient depends on")
+    if _are_alike(answer, options):
+        causes.append("some samples of one class are alike, and may differ in the batch")
+    why = f" ({'; '.join(causes)})" if causes else ""
+    return Verdict(
+        UNDETERMINED,
+        f"{match}, but leave about {part.dimensions} of the batch's {part.size} numbers open, at a rank of about"
+        f" {part.rank}{why}",
+        mismatch,
+        part.rank,
+    )
+
+
+def _are_alike(answer: DummyBatch, options: AttackOptions) -> bool:
+    """Whether two samples of one class are nearly equal."""
+    low, high = options.range or (0.0, 1.0)
+    flat = answer.values[0].reshape(len(answer.values[0]), -1)
+    labels = answer.label_probability.argmax(axis=1)
+    for first in range(len(flat)):
+        others = flat[first + 1 :][labels[first + 1 :] == labels[first]]
+        distances = np.sqrt(np.mean((others - flat[first]) ** 2, axis=1))
+        if np.any(distances < _ALIKE * (high - low)):
+            return True
+    return False
+
+
+def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
+    early = _EARLY_ENDS.get(ended, "")
+    stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
+    return Verdict(
+        FAILED,
+        f"the gradients match to {mismatch:.2g} of their size only{early}, so nothing is known about what leaks,"
+        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}",
+        mismatch,
+    )

@@ -1,0 +1,120 @@
+"""What an attack claims of its answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from attacking import attack, digits, shallow_perceptron
+from benchmarks.participant import participant
+
+from dlg import dlg_attack
+from dlg.participant import networks
+from dlg.results import metrics
+
+
+def scaled(gradients, factor):
+    return {name: gradient * np.float32(factor) for name, gradient in gradients.items()}
+
+
+def run(trained, gradients, folder, **options):
+    args = SimpleNamespace(batch_size=trained.batch_size, result_dir=folder, **options)
+    return dlg_attack(args, *trained.attack_arguments[:4], gradients)
+
+
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron, networks.lenet])
+def test_a_batch_whose_gradients_match_is_explained(network, tmp_path, capsys):
+    images, labels = digits(2)
+    result = attack(participant(network, images, labels), tmp_path, optimizer="auto")
+    assert result.verdict == "explained"
+    assert result.mismatch < 1e-4
+    assert result.rank == images.size
+    assert min(score.psnr for score in metrics.compare(images, result.feature)) > 40
+    assert capsys.readouterr().out.splitlines()[-1] == f"explained: {result.reason}"
+
+
+def test_plain_descent_that_came_near_is_explained_and_says_how_near(batch, tmp_path):
+    result = attack(participant(networks.softmax, *batch), tmp_path)
+    assert result.verdict == "explained"
+    assert 1e-4 < result.mismatch < 0.1
+    assert "dB away" in result.reason
+
+
+def test_plain_descent_that_came_nowhere_has_failed(batch, tmp_path):
+    result = attack(participant(networks.softmax, *batch), tmp_path, iterations=10)
+    assert result.verdict == "failed"
+    assert "after all its iterations" in result.reason
+    assert "--optimizer auto" in result.reason
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.2, 1e3])
+def test_a_factor_on_the_gradients_is_found_and_reported(factor, tmp_path, capsys):
+    images, labels = digits(2)
+    trained = participant(shallow_perceptron, images, labels)
+    result = run(trained, scaled(trained.step(), factor), tmp_path, optimizer="auto")
+    assert result.gradient_scale == pytest.approx(factor, rel=1e-4)
+    assert result.verdict == "explained"
+    assert min(score.psnr for score in metrics.compare(images, result.feature)) > 60
+    assert f"gradients: {result.gradient_scale:.6g} times" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+def test_weights_taken_after_the_step_are_the_first_thing_to_check(network, batch, tmp_path):
+    trained = participant(network, *batch)
+    gradients = trained.step()
+    trained.train(1)
+    result = run(trained, gradients, tmp_path, optimizer="auto", iterations=30)
+    assert result.verdict == "failed"
+    assert "check: were the weights taken before the update" in result.reason
+
+
+def test_another_batch_size_is_never_explained_exactly(batch, tmp_path):
+    trained = participant(networks.softmax, *batch)
+    gradients = trained.step()
+    args = SimpleNamespace(batch_size=1, result_dir=tmp_path, optimizer="auto", iterations=30)
+    assert dlg_attack(args, *trained.attack_arguments[:4], gradients).verdict == "failed"
+
+
+def test_noise_is_not_called_exact(batch, tmp_path):
+    trained = participant(networks.softmax, *batch)
+    rng = np.random.default_rng(0)
+    noisy = {name: g + rng.normal(0, 1e-3, g.shape).astype(np.float32) for name, g in trained.step().items()}
+    result = run(trained, noisy, tmp_path, optimizer="auto", iterations=30, restarts=1)
+    assert result.verdict == "failed"
+    assert "exact" not in result.reason
+
+
+def test_equal_samples_may_be_different_ones(batch, tmp_path):
+    images, labels = (values[[0, 0]] for values in batch)
+    result = attack(participant(networks.softmax, images, labels), tmp_path, optimizer="auto")
+    assert result.verdict == "undetermined"
+    # What moves the two apart and leaves their logits alone: 784 numbers, less one for each class and the bias.
+    assert result.rank == pytest.approx(2 * 784 - 774, abs=100)
+
+
+def skipping_pixels(feature, label):
+    """A convolution of 2 by 2 pixels at every fourth one: 588 of 784 pixels are under no filter."""
+    hidden = F.sigmoid(paddle.nn.Conv2D(1, 12, 2, stride=4)(feature))
+    prediction = paddle.nn.Linear(12 * 49, 10)(paddle.flatten(hidden, 1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def test_pixels_that_no_gradient_sees_are_counted(tmp_path):
+    images, labels = digits(1)
+    result = attack(participant(skipping_pixels, images, labels), tmp_path, optimizer="auto")
+    assert result.verdict == "undetermined"
+    assert "588 of them no gradient depends on" in result.reason
+    assert result.rank <= 784 - 588
+
+
+@pytest.mark.slow
+def test_features_outside_of_their_range_are_found_all_the_same(tmp_path, capsys):
+    images, labels = digits(1)
+    images = 2 * images - 1
+    result = attack(participant(networks.lenet, images, labels), tmp_path, optimizer="auto")
+    assert result.verdict == "explained"
+    assert np.sqrt(np.mean((result.feature - images) ** 2)) < 0.02
+    assert "contradict the range 0:1" in capsys.readouterr().out
