@@ -6,41 +6,55 @@ import argparse
 import dataclasses
 import json
 import math
-import os
-import signal
 import sys
 from collections.abc import Sequence
-
-if __name__ == "__main__":
-    # Until there is something to keep, Ctrl-C just ends it: the imports take a second.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+from contextlib import nullcontext
 
 import dlg  # before paddle: it keeps PaddlePaddle's log lines out of the output
-import numpy as np
-import paddle
+from dlg.start_up import REFUSED, imports_of
 
-from dlg.results import progress_figure, metrics, pictures
-from dlg.participant import data, defenses, gradient_file
-from dlg import random_streams
-from dlg.errors import InputError
-from dlg.interrupts import CtrlC
-from dlg.participant.networks import NETWORKS
-from dlg.participant.training_step import TrainingStep
-from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, true_or_false
-from dlg.results.folder import ResultFolder
-from dlg.results.versions import versions
+PROGRAM = "mnist_example.py"
+
+with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
+    import numpy as np
+    import paddle
+
+    from dlg import random_streams
+    from dlg.errors import InputError, error_line, quoted
+    from dlg.interrupts import CtrlC
+    from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, file_path, true_or_false
+    from dlg.output import forgiving_streams
+    from dlg.participant import data, defenses, gradient_file
+    from dlg.participant.networks import NETWORKS
+    from dlg.participant.training_step import TrainingStep
+    from dlg.results import metrics, pictures, progress_figure
+    from dlg.results.folder import ResultFolder
+    from dlg.results.replacement import replaced_results
+    from dlg.results.versions import threads, versions
 
 IMAGE = (1, 28, 28)
-EXIT_CODES = {"iterations": 0, "floor": 0, "converged": 0, "abandoned": 0, "diverged": 1, "interrupted": 130}
+# The files beside the attack's snapshots.
+RESULT_FILES = r"target\.png|progress\.png|summary\.json"
+# SIGTERM ends an attack as Ctrl-C does, with exit code 143.
+EXIT_CODES = {
+    "iterations": 0,
+    "floor": 0,
+    "converged": 0,
+    "abandoned": 0,
+    "time limit": 0,
+    "diverged": 1,
+    "interrupted": 130,
+}
 # What is said of an attack that ended before its last iteration.
 ENDS = {
     "floor": ": the gradients agree as closely as float32 can tell",
     "converged": ": no step was found, or the last ones gained little",
+    "time limit": ": the time limit was reached",
 }
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(prog="mnist_example.py", description=__doc__)
+    parser = OneLineParser(prog=PROGRAM, description=__doc__)
     training = parser.add_argument_group("training")
     training.add_argument(
         "--use_gpu",
@@ -74,9 +88,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SPEC",
         help=f"what is done to the gradients before they are shared: {defenses.SPELLINGS} (default: %(default)s)",
     )
-    sharing.add_argument("--save_gradients", metavar="FILE", help="write the shared gradients to FILE, an .npz")
+    sharing.add_argument(
+        "--save_gradients",
+        type=argument_type(file_path),
+        metavar="FILE",
+        help="write the shared gradients to FILE, an .npz",
+    )
     sharing.add_argument(
         "--gradients",
+        type=argument_type(file_path),
         metavar="FILE",
         help="attack the gradients in FILE, as --save_gradients writes them, instead of training; their target is not"
         " known, so nothing is compared with it",
@@ -110,20 +130,47 @@ def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
 
 
 def train_and_attack(args: argparse.Namespace) -> int:
+    """Train a step, attack its gradients and write the results; gives the exit code."""
     place = choose_place(args.use_gpu)
     received = gradient_file.load(args.gradients) if args.gradients else None
     if received:
         if received.feature_shape != IMAGE:
             raise InputError(
-                f"{args.gradients}: these gradients are of samples shaped {received.feature_shape}, expected {IMAGE};"
-                " attack them with dlg.dlg_attack and the network they came from"
+                f"{quoted(args.gradients)}: these gradients are of samples shaped {quoted(received.feature_shape)},"
+                f" expected {IMAGE}; attack them with dlg.dlg_attack and the network they came from"
             )
         # What they were made of is somebody else's.
         args.batch_size, images, labels = received.batch_size, None, None
     else:
         images, labels = data.first_batch(*data.load(args.data), args.batch_size, args.seed)
-    folder = ResultFolder(args.result_dir)
 
+    with CtrlC() as ctrl_c:
+        try:
+            with replaced_results(args.result_dir, RESULT_FILES) as folder:
+                ctrl_c.end_at_once_while(folder.is_empty, folder.discard)
+                recovered = attack(args, place, images, labels, received)
+                # What was recovered is written whole, whoever presses Ctrl-C again.
+                ctrl_c.ignore()
+                rows = write_results(args, folder, recovered, images, labels)
+        except Exception:
+            # PaddlePaddle may turn a KeyboardInterrupt into an error of its own.
+            if not ctrl_c.heard:
+                raise
+            return ctrl_c.exit_code
+        except KeyboardInterrupt:
+            return ctrl_c.exit_code
+    print_outcome(args, recovered, rows)
+    return ctrl_c.exit_code if recovered.ended == "interrupted" else EXIT_CODES[recovered.ended]
+
+
+def attack(
+    args: argparse.Namespace,
+    place: paddle.CPUPlace | paddle.CUDAPlace,
+    images: np.ndarray | None,
+    labels: np.ndarray | None,
+    received: gradient_file.SavedGradients | None,
+) -> dlg.Reconstruction:
+    """Share the gradients of a step, or take those that were received, and attack them."""
     paddle.enable_static()
     training = TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
     if received:
@@ -134,18 +181,11 @@ def train_and_attack(args: argparse.Namespace) -> int:
         origin_grad = defenses.parse(args.defense)(captured, random_streams.defense_noise(args.seed))
     if args.save_gradients:
         gradient_file.save(args.save_gradients, origin_grad, args.batch_size, IMAGE)
-
-    # The attacker is given the model and the gradients, and nothing of the batch but its size.
-    with CtrlC() as ctrl_c:
-        try:
-            recovered = dlg.dlg_attack(args, *training.known, origin_grad)
-        except dlg.AttackInterrupted as interruption:
-            recovered = interruption.reconstruction
-        # What was recovered is written whole, whoever presses Ctrl-C again.
-        ctrl_c.ignore()
-        rows = write_results(args, folder, recovered, images, labels)
-    print_outcome(args, recovered, rows)
-    return EXIT_CODES[recovered.ended]
+    try:
+        # The attacker is given the model and the gradients, and nothing of the batch but its size.
+        return dlg.dlg_attack(args, *training.known, origin_grad)
+    except dlg.AttackInterrupted as interruption:
+        return interruption.reconstruction
 
 
 def write_results(
@@ -155,11 +195,7 @@ def write_results(
     images: np.ndarray | None,
     labels: np.ndarray | None,
 ) -> list[dict]:
-    """Look, as the participant, at what the attacker got; write the pictures and summary.json.
-
-    The files of an earlier run go only now: an attack that is refused leaves them.
-    """
-    folder.remove(r"target\.png|progress\.png|summary\.json")
+    """Look, as the participant, at what the attacker got; write the pictures and summary.json."""
     rows = []
     if images is not None and labels is not None:
         scores = metrics.compare(images, recovered.feature)
@@ -192,6 +228,7 @@ def save_summary(
         "ended": recovered.ended,
         "options": vars(args) | {"result_dir": str(args.result_dir)},
         "versions": versions(),
+        "threads": threads(),
         "iterations": recovered.iterations,
         "evaluations": recovered.evaluations,
         "seconds": recovered.seconds,
@@ -234,25 +271,29 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
         if args.learning_rate:
             advice = f"take a smaller step, such as --learning_rate {max(args.learning_rate / 4, -8.5):g}"
         print(
-            f"mnist_example.py: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
+            f"{PROGRAM}: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
             f" number); {advice}",
             file=sys.stderr,
         )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        return train_and_attack(args)
-    except BrokenPipeError:
-        # The reader of the output went away; the results are there all the same.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (InputError, OSError) as error:
-        print(f"mnist_example.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
+    """Run the command; gives its exit code. What it refuses is one line on standard error."""
+    with forgiving_streams() as output:
+        args = parse_args(argv)
+        try:
+            code = train_and_attack(args)
+        except (InputError, OSError, MemoryError) as error:
+            sys.stderr.write(
+                error_line(PROGRAM, str(error) or "there is not enough memory; take a smaller --batch_size")
+            )
+            return REFUSED
+        output.flush()
+        if output.error:
+            lost = f"standard output: {output.error.strerror}; the results are in {quoted(str(args.result_dir))}"
+            sys.stderr.write(error_line(PROGRAM, lost))
+            return code or REFUSED
+        return code
 
 
 if __name__ == "__main__":

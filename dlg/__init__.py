@@ -1,7 +1,12 @@
 """Deep leakage from gradients, on PaddlePaddle."""
 
+from __future__ import annotations
+
 import os
 import warnings
+from typing import TYPE_CHECKING, Any
+
+from dlg.errors import InputError, SecondDerivativeError
 
 # Before PaddlePaddle is imported, or its executor logs to stderr.
 os.environ.setdefault("GLOG_minloglevel", "2")
@@ -10,7 +15,20 @@ warnings.filterwarnings("ignore", message="No ccache found")
 warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface for pir graph mode")
 warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
 
-from dlg.dlg import AttackInterrupted, Reconstruction, dlg_attack  # noqa: E402
-from dlg.errors import InputError, SecondDerivativeError  # noqa: E402
+if TYPE_CHECKING:
+    from dlg.dlg import AttackInterrupted, Reconstruction, dlg_attack
 
 __all__ = ["AttackInterrupted", "InputError", "Reconstruction", "SecondDerivativeError", "dlg_attack"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the front door when it is asked for.
+
+    It imports PaddlePaddle, which takes a second and may fail. A command says
+    so in one line, so the first import of this package must not need it.
+    """
+    if name in __all__:
+        from dlg import dlg as front_door
+
+        return getattr(front_door, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

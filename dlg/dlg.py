@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from dlg.attack.attempts import Attempts
+from dlg.attack.deadline import Deadline
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
@@ -18,8 +19,8 @@ from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError
 from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.options import AttackOptions
-from dlg.results.folder import ResultFolder
 from dlg.results.pictures import SNAPSHOTS
+from dlg.results.replacement import replaced_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Reconstruction:
         gradients agreed as closely as float32 can tell, ``"converged"`` when
         no further step was found or the last gained little, ``"diverged"`` when the
         loss left the range of numbers, ``"abandoned"`` where that start was
-        still the best, ``"interrupted"`` on Ctrl-C.
+        still the best, ``"time limit"`` when the option ``time_limit`` ended
+        the attack, ``"interrupted"`` on Ctrl-C.
     strategy : str
         What the attack was, in a few words.
     starts : list of Start
@@ -122,8 +124,10 @@ def dlg_attack(
 
     Writes ``result_NUM.png`` into ``args.result_dir``, for the random start,
     every ``args.snapshot_every`` iterations and the end, and shows its
-    progress. The method is that of Zhu, Liu and Han, "Deep Leakage from
-    Gradients", NeurIPS 2019.
+    progress. Until the attack has ended they are in the folder
+    ``unfinished_run`` there, and an earlier attack's stay as they are. The
+    method is that of Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS
+    2019.
 
     Parameters
     ----------
@@ -154,17 +158,19 @@ def dlg_attack(
     ------
     InputError
         Where an option, a shape, a gradient or the network is not one the
-        attack can take; before any file is written.
+        attack can take, or another run writes into the same folder; before any
+        file is written.
     SecondDerivativeError
         Where the network has an op that cannot be differentiated twice, or a
         derivative that fails its check.
     OSError
-        Where a picture cannot be written, the disk being full for one.
+        Where a picture cannot be written, the disk being full for one. The files
+        of an earlier attack are as they were.
     AttackInterrupted
         On Ctrl-C, a KeyboardInterrupt with what was recovered until then. A
         plain KeyboardInterrupt while the attack is still being prepared.
     """
-    started = time.perf_counter()
+    started = time.monotonic()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
@@ -175,16 +181,14 @@ def dlg_attack(
             f"the gradient-matching loss at the random start is {first.loss}; the gradients are too large for their"
             " parameters' precision"
         )
-    folder = ResultFolder(options.result_dir)
-    folder.remove(SNAPSHOTS)
-    if strategy.name != options.optimizer:
-        print(f"{options.optimizer}: {strategy.name}")
-    for note in strategy.notes:
-        print(note)
-
-    attempts = Attempts(strategy, options, folder, first)
-    attempts.run()
-    ended = "interrupted" if attempts.interrupted else attempts.best.ended
+    with replaced_results(options.result_dir, SNAPSHOTS) as folder:
+        if strategy.name != options.optimizer:
+            print(f"{options.optimizer}: {strategy.name}")
+        for note in strategy.notes:
+            print(note)
+        attempts = Attempts(strategy, options, folder, first, Deadline(options.time_limit, started))
+        attempts.run()
+    ended = attempts.cut_short or attempts.best.ended
     try:
         verdict = judge(step, strategy, attempts.best.last, options, ended)
     except KeyboardInterrupt:
@@ -212,7 +216,7 @@ def _reconstruction(
         history=best.history,
         iterations=best.iteration,
         evaluations=strategy.optimizer.evaluations,
-        seconds=time.perf_counter() - started,
+        seconds=time.monotonic() - started,
         ended=ended,
         strategy=strategy.name,
         starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts.started],

@@ -1,9 +1,16 @@
 """What goes wrong for reasons the user can mend, and how an error becomes a line."""
 
+from __future__ import annotations
+
+import re
 import textwrap
 
 # PaddlePaddle's errors are pages; more of one than this is no line.
 _LONGEST = 500
+# No more characters of a value than this are quoted: a line of the terminal.
+_LONGEST_QUOTE = 80
+# What stands in the place of what was left out.
+_LEFT_OUT = "…"
 
 
 class InputError(ValueError):
@@ -26,6 +33,15 @@ class PrecisionError(InputError):
     """A network that runs in its own precision and not in float64, which an attack needs."""
 
 
+def quoted(value: object) -> str:
+    """A value as a message quotes it: its repr, in one line, of which the middle is left out beyond 80 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python does not write an integer of more than 4300 digits
+        text = f"a number with thousands of digits ({type(value).__name__})"
+    return _shortened(text)
+
+
 def one_line(error: BaseException) -> str:
     """An error's message in one line.
 
@@ -36,4 +52,28 @@ def one_line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line]
     line = (named or lines or [type(error).__name__])[0]
-    return textwrap.shorten(line, _LONGEST, placeholder=" …")
+    return textwrap.shorten(line, _LONGEST, placeholder=f" {_LEFT_OUT}")
+
+
+def error_line(program: str, message: object) -> str:
+    """The line, with its end, in which a command says why it ends.
+
+    Parameters
+    ----------
+    program : str
+        The command's name.
+    message : object
+        What is wrong, such as an error. What it quotes, and any word, is
+        shortened to 80 characters, and a message to 500.
+    """
+    text = " ".join(str(message).split())
+    text = re.sub(rf"'[^']{{{_LONGEST_QUOTE},}}'|\S{{{_LONGEST_QUOTE + 1},}}", lambda found: _shortened(found[0]), text)
+    return f"{program}: error: {textwrap.shorten(text, _LONGEST, placeholder=f' {_LEFT_OUT}')}\n"
+
+
+def _shortened(text: str) -> str:
+    """A text of at most 80 characters, of which the middle is left out: the end of a path says more than its middle."""
+    if len(text) <= _LONGEST_QUOTE:
+        return text
+    kept = _LONGEST_QUOTE - len(_LEFT_OUT)
+    return text[: kept // 2] + _LEFT_OUT + text[-(kept - kept // 2) :]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlg.attack.optimizers import OPTIMIZERS
-from dlg.errors import InputError
+from dlg.errors import InputError, error_line, quoted
 
 # What the option ``optimizer`` calls the strategy that picks an optimiser itself.
 AUTO = "auto"
@@ -43,7 +43,7 @@ def integer_between(low: int, high: int | None = None) -> Callable[[Any], int]:
         except (TypeError, ValueError):
             number = None
         if number is None or number < low or (high is not None and number > high):
-            raise ValueError(f"expected {expected}, got {value!r}")
+            raise ValueError(f"expected {expected}, got {quoted(value)}")
         return number
 
     return check
@@ -62,7 +62,7 @@ def descending_step(value: Any) -> float:
         number = math.nan
     if not -math.inf < number < 0:
         raise ValueError(
-            f"expected a negative number, got {value!r}: the step is added to the dummy data,"
+            f"expected a negative number, got {quoted(value)}: the step is added to the dummy data,"
             f" so a step that descends is negative (by default {_DEFAULT_STEPS})"
         )
     return number
@@ -73,7 +73,7 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 
     def check(value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"expected {either(choices)}, got {value!r}")
+            raise ValueError(f"expected {either(choices)}, got {quoted(value)}")
         return value
 
     return check
@@ -86,7 +86,7 @@ def weight(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise ValueError(f"expected a number of at least 0, got {value!r}")
+        raise ValueError(f"expected a number of at least 0, got {quoted(value)}")
     return number
 
 
@@ -99,7 +99,7 @@ def value_range(value: Any) -> str:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"expected LOW:HIGH, two numbers in this order, or none, got {value!r}")
+        raise ValueError(f"expected LOW:HIGH, two numbers in this order, or none, got {quoted(value)}")
     return str(value)
 
 
@@ -110,8 +110,26 @@ def folder_path(value: Any) -> Path:
     except TypeError:
         text = ""
     if not text or "\0" in text:
-        raise ValueError(f"expected the path of a folder, got {value!r}")
+        raise ValueError(f"expected the path of a folder, got {quoted(value)}")
     return Path(text)
+
+
+def file_path(value: Any) -> str:
+    """A path that can name a file."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"expected the path of a file, got {quoted(value)}")
+    return value
+
+
+def seconds(value: Any) -> float:
+    """A time: finite, and over 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"expected a number of seconds over 0, got {quoted(value)}")
+    return number
 
 
 def true_or_false(value: Any) -> bool:
@@ -120,7 +138,7 @@ def true_or_false(value: Any) -> bool:
     try:
         return words[str(value).lower()]
     except KeyError:
-        raise ValueError(f"expected True, False, 1, 0, yes or no, got {value!r}") from None
+        raise ValueError(f"expected True, False, 1, 0, yes or no, got {quoted(value)}") from None
 
 
 def _option(default: Any, check: Callable[[Any], Any], text: str, shown: str = "%(default)s") -> Any:
@@ -173,6 +191,9 @@ class AttackOptions:
         "0:1", value_range, "the known range of the features, LOW:HIGH or none; least squares keeps its images near it"
     )
     tv: float = _option(0.0, weight, "weight of the total variation, a prior for natural images")
+    time_limit: float | None = _option(
+        None, unless_none(seconds), "seconds after which the attack ends with what it has", "none"
+    )
 
     @classmethod
     def from_args(cls, args: Any) -> AttackOptions:
@@ -252,4 +273,4 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, error_line(self.prog, message))

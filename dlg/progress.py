@@ -30,7 +30,7 @@ class Progress:
             unit=unit,
             desc=description,
             file=sys.stdout,
-            disable=not sys.stdout.isatty(),
+            disable=sys.stdout is None or not sys.stdout.isatty(),
         )
 
     def __enter__(self) -> Progress:

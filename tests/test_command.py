@@ -125,6 +125,7 @@ def test_the_summary_is_complete(first_run):
         "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
         "defense": "none", "save_gradients": None, "gradients": None,
         "optimizer": "sgd", "restarts": None, "labels": "optimize", "loss": "l2", "tv": 0.0, "feature_range": "0:1",
+        "time_limit": None,
     }  # fmt: skip
     assert summary["versions"]["paddlepaddle"] == paddle.__version__
     assert [iteration for iteration, _ in summary["history"]] == list(range(0, 3001, 100))
@@ -183,24 +184,77 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert b"iteration 100" not in shown
 
 
-def test_ctrl_c_keeps_what_there_is(tmp_path):
+def started(*options, folder, until):
+    """The command as a process that has written a file, or whose folder is there."""
     process = subprocess.Popen(
-        command("--iterations", 10**9, folder=tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*options, folder=folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "result_300.png").exists() and time.monotonic() < deadline:
+    while not (folder / until).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_what_there_is(number, code, tmp_path):
+    process = started("--iterations", 10**9, folder=tmp_path, until="unfinished_run/result_300.png")
+    asked = time.monotonic()
+    process.send_signal(number)
+    process.send_signal(number)  # as who is in a hurry does
     output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "")
+    assert time.monotonic() - asked < 5  # two seconds on a machine with nothing else to do
+    assert (process.returncode, errors) == (code, "")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["interrupted"] is True
     assert ", interrupted, loss" in output
     assert (tmp_path / f"result_{summary['iterations']}.png").exists()
     assert (tmp_path / "result_0.png").exists()
     assert (tmp_path / "progress.png").exists()
-    assert not list(tmp_path.glob(".*"))
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".") or file.is_dir()]
     assert "true label" in output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_there_is_something_to_keep_ends_the_process_at_once(number, code, tmp_path):
+    tmp_path = tmp_path / "results"
+    # A vision transformer takes seconds to build.
+    process = started("--network", "vit", folder=tmp_path, until="unfinished_run")
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 5
+    assert (process.returncode, output, errors) == (code, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_during_the_imports_ends_the_process(tmp_path):
+    process = subprocess.Popen(command(folder=tmp_path / "results"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode in (143, -signal.SIGTERM)  # the latter before Python runs its first line
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused_until_the_first_one_ends(tmp_path):
+    process = started("--iterations", 10**9, folder=tmp_path, until="unfinished_run/result_0.png")
+    try:
+        refused_in_one_line(call("--iterations", 1, folder=tmp_path), "another run is writing into")
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    assert call("--iterations", 1, folder=tmp_path).returncode == 0
+    assert not (tmp_path / "unfinished_run").exists()
+
+
+def test_a_time_limit_ends_the_attack_with_what_it_has(tmp_path):
+    finished = call("--iterations", 10**9, "--time_limit", 1.5, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["ended"], summary["interrupted"]) == ("time limit", False)
+    assert 1.5 <= summary["seconds"] < 6
+    assert (tmp_path / f"result_{summary['iterations']}.png").exists()
 
 
 def test_a_divergent_attack_says_so(tmp_path):
@@ -382,7 +436,7 @@ def test_a_file_that_holds_no_gradients_is_refused(content, shared_file, tmp_pat
     file = tmp_path / "step.npz"
     file.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     finished = call("--gradients", file, folder=tmp_path / "results")
-    refused_in_one_line(finished, str(file))
+    refused_in_one_line(finished, file.name)
     assert not (tmp_path / "results").exists()
 
 

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.participant import participant
 
 from dlg.attack.objective import build_objective
-from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep, conjugate_gradients
+from dlg.attack.optimizers.gauss_newton_step import CGState, DampedStep, GaussNewtonStep, conjugate_gradients
+from dlg.graph.programs import checked_before_runs
 
 LABELS = np.array([1, 3])
 DAMPING = 0.1
@@ -165,23 +166,81 @@ def test_samples_that_do_not_move_the_gradients_are_not_stretched():
     assert np.array_equal(step_program.preconditioner(np.zeros((2, 4))), np.eye(2))
 
 
+class System:
+    """A s = b in a program, for an A of 8 by 8."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        factor = rng.standard_normal((8, 8))
+        self.matrix, self.right_side = factor @ factor.T + np.eye(8), rng.standard_normal((8, 1))
+        self.program = paddle.static.Program()
+        with paddle.static.program_guard(self.program):
+            b = paddle.static.data("b", [8, 1], "float64")
+            a = paddle.static.data("a", [8, 8], "float64")
+            most = paddle.static.data("most", [], "int64")
+            self.before = CGState(
+                paddle.static.data("products", [], "int64"),
+                *(paddle.static.data(name, [8, 1], "float64") for name in ("solution", "remainder", "direction")),
+                paddle.static.data("square", [], "float64"),
+            )
+            state, is_unsolved = conjugate_gradients(lambda vector: paddle.matmul(a, vector), b, most, self.before)
+        self.results = [*state, is_unsolved]
+
+    def solve(self, most_products, before=None):
+        """The state after so many products, from the start or from another state, and whether it is unsolved."""
+        if before is None:
+            before = [
+                np.zeros(value.shape, "int64" if value.name == "products" else "float64") for value in self.before
+            ]
+        feed = dict(zip(CGState._fields, before))
+        feed |= {"a": self.matrix, "b": self.right_side, "most": np.array(most_products)}
+        *state, is_unsolved = paddle.static.Executor(paddle.CPUPlace()).run(
+            self.program, feed=feed, fetch_list=self.results
+        )
+        return CGState(*state), bool(is_unsolved)
+
+
 def test_conjugate_gradients_solve_a_system():
-    rng = np.random.default_rng(0)
-    factor = rng.standard_normal((8, 8))
-    matrix, right_side = factor @ factor.T + np.eye(8), rng.standard_normal((8, 1))
-    program = paddle.static.Program()
-    with paddle.static.program_guard(program):
-        b = paddle.static.data("b", [8, 1], "float64")
-        a = paddle.static.data("a", [8, 8], "float64")
-        most = paddle.static.data("most", [], "int64")
-        results = conjugate_gradients(lambda vector: paddle.matmul(a, vector), b, most)
-    executor = paddle.static.Executor(paddle.CPUPlace())
-    for most_products in (2, 100):
-        feed = {"a": matrix, "b": right_side, "most": np.array(most_products)}
-        products, solution, remainder = executor.run(program, feed=feed, fetch_list=list(results))
-        np.testing.assert_allclose(remainder, right_side - matrix @ solution, atol=1e-10)
-    assert 2 < products <= 8
-    assert np.linalg.norm(remainder) <= 0.05 * np.linalg.norm(right_side)
+    system = System()
+    for most_products, expected in ((2, True), (100, False)):
+        state, is_unsolved = system.solve(most_products)
+        np.testing.assert_allclose(state.remainder, system.right_side - system.matrix @ state.solution, atol=1e-10)
+        assert is_unsolved is expected
+    assert 2 < state.products <= 8
+    assert np.linalg.norm(state.remainder) <= 0.05 * np.linalg.norm(system.right_side)
+
+
+def test_conjugate_gradients_in_pieces_are_those_in_one_bit_for_bit():
+    system = System()
+    whole, _ = system.solve(5)
+    state = None
+    for most_products in (1, 2, 4, 5):
+        state, _ = system.solve(most_products, state)
+    for found, expected in zip(state, whole):
+        assert np.array_equal(found, expected)
+
+
+def test_a_step_in_short_runs_is_the_one_of_a_long_run_bit_for_bit(objective, x, monkeypatch):
+    def step(seconds_per_run):
+        monkeypatch.setattr("dlg.attack.optimizers.gauss_newton_step.SECONDS_PER_RUN", seconds_per_run)
+        step_program = GaussNewtonStep(objective)
+        arguments = {"damping": 1e-6, "preconditioner": np.eye(2), "most_products": 20}
+        step_program.solve(x, **arguments)
+        return step_program.solve(x, **arguments)
+
+    short, long = step(0.0), step(1e6)
+    assert short.products == long.products > 3
+    assert np.array_equal(short.change, long.change)
+    assert short.outputs[0].tobytes() == long.outputs[0].tobytes()
+    assert (short.predicted_reduction, short.after) == (long.predicted_reduction, long.after)
+
+
+def test_a_check_is_made_within_a_step(objective, x, monkeypatch):
+    monkeypatch.setattr("dlg.attack.optimizers.gauss_newton_step.SECONDS_PER_RUN", 0.0)
+    step_program, checks = GaussNewtonStep(objective), []
+    with checked_before_runs(lambda: checks.append(1)):
+        step = step_program.solve(x, damping=1e-6, preconditioner=np.eye(2), most_products=20)
+    assert len(checks) == step.products > 3
 
 
 def test_a_steps_shares_are_those_of_its_sums_of_squares():

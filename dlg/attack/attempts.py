@@ -7,8 +7,11 @@ import time
 
 import numpy as np
 
+from dlg.attack.deadline import Deadline, TimeLimitReachedError
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.strategy import Strategy
+from dlg.graph.programs import checked_before_runs
+from dlg.interrupts import interrupts_ignored
 from dlg.options import AttackOptions
 from dlg.progress import Progress
 from dlg.results.folder import ResultFolder
@@ -34,20 +37,32 @@ class Attempts:
         Where the snapshots of the best start go.
     first : DummyBatch
         The first start.
+    deadline : Deadline, optional
+        When to end with what there is. It is looked at before each run of a
+        program.
 
     Attributes
     ----------
     started : list of Attempt
         The starts so far, without those whose loss was no number.
-    interrupted : bool
-        Whether Ctrl-C ended the last one.
+    cut_short : str
+        What ended the last one from outside: "interrupted" or "time limit". Empty
+        where nothing did.
     """
 
-    def __init__(self, strategy: Strategy, options: AttackOptions, folder: ResultFolder, first: DummyBatch) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        options: AttackOptions,
+        folder: ResultFolder,
+        first: DummyBatch,
+        deadline: Deadline | None = None,
+    ) -> None:
         self._strategy, self._options, self._folder = strategy, options, folder
         self._first = first
+        self._deadline = deadline or Deadline(None, 0.0)
         self.started: list[Attempt] = []
-        self.interrupted = False
+        self.cut_short = ""
 
     @property
     def best(self) -> Attempt:
@@ -63,12 +78,22 @@ class Attempts:
             On Ctrl-C before there is anything to keep.
         """
         try:
-            self._run_all()
+            with checked_before_runs(self._deadline.check):
+                self._run_all()
         except KeyboardInterrupt:
             if not self.started:
                 raise
-            self.interrupted = True
-            self.started[-1].close("interrupted")
+            self.cut_short = "interrupted"
+        except TimeLimitReachedError:
+            self.cut_short = "time limit"
+        # Whoever presses Ctrl-C again; the files are few.
+        with interrupts_ignored():
+            if self.cut_short:
+                self.started[-1].close(self.cut_short)
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Leave the snapshots of the best start in the folder, and no others."""
         best = self.best
         if best is not self.started[0]:
             self._folder.remove(SNAPSHOTS)

@@ -93,10 +93,11 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
     options : AttackOptions
         Its options.
     ended : str
-        How it ended, see `dlg.dlg.Reconstruction`. After an interruption there
-        is no time for a polish, nor for an estimate of the rank.
+        How it ended, see `dlg.dlg.Reconstruction`. After an interruption, or at
+        a time limit, there is no time for a polish, nor for an estimate of the
+        rank.
     """
-    thorough = ended != "interrupted"
+    thorough = ended not in ("interrupted", "time limit")
     judged = strategy.objective
     if strategy.gradient_scale != 1:
         # What rounding has left of the factor's error is no mismatch.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import paddle
 
@@ -32,9 +33,26 @@ def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iter
             paddle.set_default_dtype(before)
 
 
+_check: ContextVar[Callable[[], None]] = ContextVar("_check", default=lambda: None)
+
+
+@contextlib.contextmanager
+def checked_before_runs(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before each run of a program in the block; what it raises ends the block."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
 @contextlib.contextmanager
 def traced_execution() -> Iterator[None]:
-    """Let PaddlePaddle's executor record the order of a program's ops and replay it, which halves the time per op."""
+    """Let PaddlePaddle's executor record the order of a program's ops and replay it, which halves the time per op.
+
+    See `checked_before_runs` for what may come before it.
+    """
+    _check.get()()
     flag = "FLAGS_enable_pir_in_executor_trace_run"
     before = paddle.get_flags([flag])
     paddle.set_flags({flag: True})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
-from dlg.errors import InputError
+from dlg.errors import InputError, quoted
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -63,7 +64,7 @@ class ResultFolder:
             self.remove(r"\.writable")
         except OSError as error:
             raise InputError(
-                f"cannot write results into {str(path)!r}: {error.strerror or error}; give another result_dir"
+                f"cannot write results into {quoted(str(path))}: {error.strerror or error}; give another result_dir"
             ) from None
 
     def write(self, name: str, content: bytes) -> None:
@@ -75,3 +76,13 @@ class ResultFolder:
         for file in self.path.iterdir():
             if re.fullmatch(pattern, file.name) and file.is_file():
                 file.unlink()
+
+    def is_empty(self) -> bool:
+        """Whether it holds no file that is whole, hidden ones aside."""
+        return not any(not file.name.startswith(".") for file in self.path.iterdir())
+
+    def discard(self) -> None:
+        """Remove it and its files. Folders in it, and so itself, are left alone."""
+        with contextlib.suppress(OSError):
+            self.remove(".*")
+            self.path.rmdir()

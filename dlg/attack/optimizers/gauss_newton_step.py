@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -30,7 +32,7 @@ from dlg.attack.losses import gradient_matching_divisor
 from dlg.attack.objective import FEATURES, SHARED, Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.programs import traced_execution
-from dlg.graph.values import Operation, Value, ops_behind
+from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
 
 # Conjugate gradients end at this residual relative to the right side. On LeNet, with batches of two digits, 0.005 took
@@ -38,6 +40,8 @@ from dlg.interrupts import interrupts_deferred
 _STEP_ACCURACY = 0.05
 # The largest element of a finite difference's step: between rounding, about 1e-16 / 1e-6, and curvature, about 1e-6.
 _DIFFERENCE = 1e-6
+# A run of the step's program should end after about this time: Ctrl-C and a time limit are heard only between two.
+SECONDS_PER_RUN = 1.0
 # Along how many random directions `GaussNewtonStep.preconditioner` moves each sample. Each costs B evaluations.
 _PROBED_DIRECTIONS = 2
 # Mixtures of samples whose effect is below this share of the strongest one's (as a square) are stretched no further.
@@ -133,6 +137,8 @@ class GaussNewtonStep:
             targets[FEATURES] = objective.constants[FEATURES] if features is None else features
         self.residual_size = sum(target.size for target in targets.values())
         self._targets = targets
+        # The first run tells how many take a second.
+        self._products_per_run = 1
         self._program = paddle.static.Program()
         with interrupts_deferred(), paddle.static.program_guard(self._program):
             self._fetched = self._build(held, value_range)
@@ -169,20 +175,42 @@ class GaussNewtonStep:
             objective.dummies[0].name: x,
             "preconditioner": preconditioner,
             "damping": np.array(damping),
-            "most_products": np.array(most_products),
             "range_weight": np.array(range_weight),
         }
         if objective.features is not None:
             feed["feature_weight"] = np.zeros((self.batch_size, 1)) if feature_weight is None else feature_weight
-        with traced_execution():
-            change, products, predicted_reduction, before, after, *outputs = objective.executor.run(
-                self._program,
-                feed=objective.constants | self._targets | feed,
-                fetch_list=self._fetched,
-                scope=objective.scope,
-            )
+        change, products, predicted_reduction, before, after, *outputs = self._run(
+            objective.constants | self._targets | feed, most_products
+        )
         self.evaluations += int(products) + 1
         return DampedStep(change, int(products), float(predicted_reduction), float(before), float(after), outputs)
+
+    def _run(self, feed: dict[str, np.ndarray], most_products: int) -> list[np.ndarray]:
+        """Run the program until conjugate gradients end; gives what is fetched, in the order of `DampedStep`.
+
+        A run has as many products as take about a second, for Ctrl-C and a time
+        limit are heard between two runs. The next one goes on with the very
+        numbers that the last one ended with, so the length of a run changes no
+        result.
+        """
+        state = [np.zeros(value.shape, numpy_dtype(value)) for value in self._state]
+        done, is_unsolved = 0, True
+        while is_unsolved and done < most_products:
+            started = time.monotonic()
+            bound = np.array(min(done + self._products_per_run, most_products))
+            fed = dict(zip((value.name for value in self._state), state, strict=True))
+            with traced_execution():
+                fetched = self._objective.executor.run(
+                    self._program,
+                    feed=feed | fed | {"most_products": bound},
+                    fetch_list=[*self._fetched, *self._state_after, self._is_unsolved],
+                    scope=self._objective.scope,
+                )
+            *found, is_unsolved = fetched
+            found, state = found[: len(self._fetched)], found[len(self._fetched) :]
+            taken, done = int(state[0]) - done, int(state[0])
+            self._products_per_run = max(1, int(SECONDS_PER_RUN * taken / (time.monotonic() - started)))
+        return found
 
     def fit_scale(self, gradients: Sequence[np.ndarray]) -> None:
         """Multiply the shared gradients by the number that brings them nearest to these, in the residual's norm."""
@@ -254,7 +282,13 @@ class GaussNewtonStep:
         equations = _NormalEquations(residual, penalty, samples, damping)
 
         right_side = equations.right_side()
-        products, solution, remainder = conjugate_gradients(equations.product, right_side, most_products)
+        self._state = CGState(
+            paddle.static.data("products", [], "int64"),
+            *(paddle.static.data(name, x.shape, x.dtype) for name in ("solution", "remainder", "direction")),
+            paddle.static.data("square", [], x.dtype),
+        )
+        state, self._is_unsolved = conjugate_gradients(equations.product, right_side, most_products, self._state)
+        self._state_after, products, solution, remainder = state, state.products, state.solution, state.remainder
         change = samples.step(solution)
         predicted_reduction = equations.predicted_reduction(solution, right_side, remainder)
         outputs = residual.outputs_at(x + change)
@@ -407,9 +441,33 @@ class _NormalEquations:
         return undamped + self._damping * paddle.sum(paddle.square(solution))
 
 
+class CGState(NamedTuple):
+    """Where conjugate gradients are.
+
+    Attributes
+    ----------
+    products : Value, (), int64
+        How many products with the matrix there were.
+    solution : Value, shaped like b
+        s so far.
+    remainder : Value, shaped like b
+        b − A s.
+    direction : Value, shaped like b
+        Along which s changes next.
+    square : Value, ()
+        ‖b − A s‖².
+    """
+
+    products: Value
+    solution: Value
+    remainder: Value
+    direction: Value
+    square: Value
+
+
 def conjugate_gradients(
-    product: Callable[[Value], Value], right_side: Value, most_products: Value
-) -> tuple[Value, Value, Value]:
+    product: Callable[[Value], Value], right_side: Value, most_products: Value, before: CGState
+) -> tuple[CGState, Value]:
     """Solve A s = b roughly, A symmetric and positive definite, by a loop in the current program.
 
     Parameters
@@ -419,16 +477,17 @@ def conjugate_gradients(
     right_side : Value, any shape
         b.
     most_products : Value, (), int64
-        The loop ends after this many products, if the remainder is not small before.
+        The loop ends after this many products, those before included, if the
+        remainder is not small before.
+    before : CGState
+        Where to go on. Its `products` is 0 at the start, and all else is then ignored.
 
     Returns
     -------
-    products : Value, (), int64
-        How many there were.
-    solution : Value, shaped like b
-        s, to a relative residual of 0.05 unless products ran out.
-    remainder : Value, shaped like b
-        b − A s.
+    state : CGState
+        Where the loop ended. The solution has a relative residual of 0.05 unless products ran out.
+    is_unsolved : Value, (), bool
+        Whether the residual is larger than that.
     """
     first_square = paddle.sum(right_side * right_side)
     enough = first_square * _constant(_STEP_ACCURACY**2, right_side)
@@ -449,16 +508,17 @@ def conjugate_gradients(
             next_square,
         ]
 
-    # PaddlePaddle frees what a loop starts from, though it is used after it: remainder and direction start from copies.
+    is_start = before.products == paddle.zeros([], "int64")
+    # PaddlePaddle frees what a loop starts from, though it is used after it: where gives copies.
     start = [
-        paddle.zeros([], "int64"),
-        paddle.zeros_like(right_side),
-        paddle.assign(right_side),
-        paddle.assign(right_side),
-        first_square,
+        paddle.assign(before.products),
+        paddle.where(is_start, paddle.zeros_like(right_side), before.solution),
+        paddle.where(is_start, right_side, before.remainder),
+        paddle.where(is_start, right_side, before.direction),
+        paddle.where(is_start, first_square, before.square),
     ]
-    products, solution, remainder, _, _ = paddle.static.nn.while_loop(not_done, iterate, start)
-    return products, solution, remainder
+    state = CGState(*paddle.static.nn.while_loop(not_done, iterate, start))
+    return state, state.square > enough
 
 
 def _divisors(objective: Objective, targets: Mapping[str, np.ndarray]) -> dict[str, float]:
