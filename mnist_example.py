@@ -277,6 +277,15 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
         )
 
 
+def reason(error: Exception) -> str:
+    """Why the command ends, and what to do about it."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; take a smaller --batch_size or another --network"
+    if isinstance(error, OSError):
+        return f"the results cannot be written: {error.strerror or error}; an earlier run's are as they were"
+    return str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit code. What it refuses is one line on standard error."""
     with forgiving_streams() as output:

@@ -14,7 +14,7 @@ import paddle
 import pytest
 
 from dlg.participant import gradient_file as gradients_module
-from dlg.errors import InputError
+from dlg.errors import InputError, quoted
 from dlg.participant.gradient_file import load, save
 
 ONE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -71,7 +71,7 @@ def refused(file):
     with pytest.raises(InputError) as refusal:
         load(file)
     message = str(refusal.value)
-    assert repr(str(file)) in message
+    assert quoted(str(file)) in message
     assert "\n" not in message
     assert len(message) < 600
     return message
@@ -159,7 +159,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(file, monkeypatch):
 def test_what_is_no_step_is_not_saved(gradients, batch_size, feature_shape, said, file):
     with pytest.raises(InputError, match=said) as refusal:
         save(file, gradients, batch_size, feature_shape)
-    assert repr(str(file)) in str(refusal.value)
+    assert quoted(str(file)) in str(refusal.value)
     assert not os.listdir(file.parent)
 
 
@@ -426,3 +426,11 @@ def test_damage_that_has_a_right_checksum_is_refused_or_a_file_of_its_own(severa
             assert len(loaded.gradients) == len(several)
             assert all(np.isfinite(gradient).all() for gradient in loaded.gradients.values())
     assert refusals > 100
+
+
+def test_a_batch_out_of_all_proportion_to_its_gradients_is_refused(file):
+    few = {"w": np.ones((784, 10), "float32"), "b": np.ones(10, "float32")}
+    save(file, few, 1000, [1, 28, 28])
+    assert load(file).batch_size == 1000
+    with pytest.raises(InputError, match="batch_size is 1000000, expected at most 1337 for gradients of 7850 numbers"):
+        save(file, few, 1_000_000, [1, 28, 28])

@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dlg import random_streams
-from dlg.errors import InputError, one_line
+from dlg.errors import InputError, one_line, quoted
 
 # The digits that are part of the project; sample/README.md has their source.
 BUNDLED = Path(__file__).parent / "sample"
@@ -28,6 +29,8 @@ _IMAGES_MAGIC = 0x00000803
 _LABELS_MAGIC = 0x00000801
 # The first two bytes of a gzip file.
 _GZIP_MAGIC = b"\x1f\x8b"
+# The most images that a file may hold. EMNIST, the largest set in this format, has 814,255.
+_MOST_IMAGES = 10**6
 # MNIST's two sets in the names of its files; where a folder has both, the first is taken.
 _SPLITS = ("train", "t10k")
 # The endings of the files in a folder that are taken for pictures, in lower case.
@@ -113,7 +116,7 @@ def _load_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
     if not pictures:
         raise InputError(
-            f"--data {str(folder)!r}: no MNIST-named IDX files (such as t10k-images-idx3-ubyte.gz)"
+            f"--data {quoted(str(folder))}: no MNIST-named IDX files (such as t10k-images-idx3-ubyte.gz)"
             " and no PNG or JPEG pictures in this folder"
         )
     return _load_pictures(pictures)
@@ -135,41 +138,64 @@ def _load_idx(images_file: Path) -> tuple[np.ndarray, np.ndarray]:
     split = images_file.name.partition("-")[0]
     labels_file = _find_idx(folder, "labels-idx1", (split,))
     if labels_file is None:
-        raise InputError(f"--data {str(folder)!r}: {images_file.name} is there, but {split}-labels-idx1-ubyte is not")
+        raise InputError(
+            f"--data {quoted(str(folder))}: {images_file.name} is there, but {split}-labels-idx1-ubyte is not"
+        )
     images = _read_idx(images_file, _IMAGES_MAGIC)
     labels = _read_idx(labels_file, _LABELS_MAGIC)
     if images.shape[1:] != (SIDE, SIDE):
         raise InputError(
-            f"{str(images_file)!r}: its images are {images.shape[1]} by {images.shape[2]}, expected {SIDE} by {SIDE}"
+            f"{quoted(str(images_file))}: its images are {images.shape[1]} by {images.shape[2]}, expected {SIDE} by"
+            f" {SIDE}"
         )
     if len(images) != len(labels):
-        raise InputError(f"{str(folder)!r}: {len(images)} images but {len(labels)} labels; expected as many of each")
+        raise InputError(
+            f"{quoted(str(folder))}: {len(images)} images but {len(labels)} labels; expected as many of each"
+        )
     if len(images) == 0:
-        raise InputError(f"{str(images_file)!r}: holds no images")
+        raise InputError(f"{quoted(str(images_file))}: holds no images")
     if labels.max() > 9:
-        raise InputError(f"{str(labels_file)!r}: holds the label {labels.max()}, expected digits from 0 to 9")
+        raise InputError(f"{quoted(str(labels_file))}: holds the label {labels.max()}, expected digits from 0 to 9")
     return images[:, None].astype(np.float32) / 255, labels[:, None].astype(np.int64)
 
 
 def _read_idx(file: Path, magic: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, compressed with gzip or not. Its header is checked, not trusted."""
-    try:
-        content = file.read_bytes()
-        if content.startswith(_GZIP_MAGIC):
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {str(file)!r}: {error}") from None
+    """Read an IDX file of unsigned bytes, compressed with gzip or not. Its header is checked, not trusted.
+
+    No more is read, or unpacked, than the header promises: a file of 1 MB can
+    unpack to 1 GB.
+    """
     dimensions = magic & 0xFF
     header_bytes = 4 * (1 + dimensions)
-    if len(content) < header_bytes or int.from_bytes(content[:4], "big") != magic:
-        raise InputError(f"{str(file)!r} is not an IDX file of the expected kind (magic number {magic})")
-    shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    expected, found = math.prod(shape), len(content) - header_bytes
-    if found != expected:
+    try:
+        with _opened(file) as stream:
+            header = stream.read(header_bytes)
+            if len(header) < header_bytes or int.from_bytes(header[:4], "big") != magic:
+                raise InputError(f"{quoted(str(file))} is not an IDX file of the expected kind (magic number {magic})")
+            shape = struct.unpack_from(f">{dimensions}I", header, 4)
+            expected = math.prod(shape)
+            if expected > _MOST_IMAGES * SIDE * SIDE:
+                raise InputError(
+                    f"{quoted(str(file))}: its header promises {expected} bytes of data, which is more than"
+                    f" {_MOST_IMAGES} images of {SIDE} by {SIDE}; take a part of the set"
+                )
+            content = stream.read(expected)
+            rest = stream.read(1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {quoted(str(file))}: {error}") from None
+    if len(content) != expected or rest:
+        found = "more" if rest else str(len(content))
         raise InputError(
-            f"{str(file)!r}: its header promises {expected} bytes of data, the file has {found}; fetch it again"
+            f"{quoted(str(file))}: its header promises {expected} bytes of data, the file has {found}; fetch it again"
         )
-    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """A file to read, unpacked where it is compressed with gzip."""
+    with file.open("rb") as stream:
+        is_compressed = stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    return gzip.open(file) if is_compressed else file.open("rb")
 
 
 def _load_pictures(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +206,8 @@ def _load_pictures(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_picture(file: Path) -> np.ndarray:
     """Read a picture as 28 by 28 grey pixels in [0, 1]. Transparent pixels become black."""
+    if file.exists() and not file.is_file() and not file.is_dir():  # to open a named pipe would wait for a writer
+        raise InputError(f"--data {quoted(str(file))}: neither a file nor a folder; give pictures or a folder of them")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -190,16 +218,17 @@ def _read_picture(file: Path) -> np.ndarray:
                 colour = picture.convert("RGBA")
     except FileNotFoundError:
         raise InputError(
-            f"--data {str(file)!r}: no such file or folder; expected bundled or mnist alone, one folder, or pictures"
+            f"--data {quoted(str(file))}: no such file or folder; expected bundled or mnist alone, one folder, or"
+            " pictures"
         ) from None
     except IsADirectoryError:
         raise InputError(
-            f"--data {str(file)!r}: a folder must be the only source; give it alone, or pictures"
+            f"--data {quoted(str(file))}: a folder must be the only source; give it alone, or pictures"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own message for an unknown format says no more than the file's name.
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise InputError(f"--data {str(file)!r}: not a readable PNG or JPEG picture{reason}") from None
+        raise InputError(f"--data {quoted(str(file))}: not a readable PNG or JPEG picture{reason}") from None
     black = Image.new("RGBA", colour.size, "black")
     grey = Image.alpha_composite(black, colour).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(grey, np.float32) / 255

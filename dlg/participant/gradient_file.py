@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import reprlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from dlg.errors import InputError, one_line
+from dlg.errors import InputError, one_line, quoted
 from dlg.results.folder import write_whole
 from dlg.results.versions import versions
 
@@ -34,6 +33,13 @@ LARGEST_GRADIENTS = 2**30
 _LARGEST_METADATA = 2**24
 # The most numbers that a batch may have, as samples times numbers in a sample: 4 GiB in float32.
 _LARGEST_BATCH = 2**30
+# The most samples that a batch may have. The largest batch of which an attack is known to recover samples has 128.
+_MOST_SAMPLES = 2**12
+# The most numbers that a batch may have for each number of its gradients. Softmax regression on the 1,000 bundled
+# digits has 100. An attack builds some arrays of the batch's size, so a small file must not state a large one.
+_MOST_NUMBERS_PER_ENTRY = 128
+# A batch of no more numbers than this is small whatever its gradients are: 8 MiB in float64.
+_SMALL_BATCH = 2**20
 # The most bytes of the header that NumPy writes before an array's numbers. It pads the header to a multiple of 64,
 # and the header of an array with 32 axes of 19 digits takes less than 1,024.
 _LARGEST_HEADER = 2**12
@@ -116,11 +122,11 @@ def save(
             raise InputError("what is there is no regular file; give another path")
         write_whole(path, _packed(metadata, list(arrays.values())))
     except InputError as error:
-        raise InputError(f"cannot save gradients to {str(path)!r}: {error}") from None
+        raise InputError(f"cannot save gradients to {quoted(str(path))}: {error}") from None
     except (OSError, ValueError) as error:  # a path with a null byte in it is a ValueError
         raise InputError(
-            f"cannot save gradients to {str(path)!r}: {getattr(error, 'strerror', None) or error}; give a file in an"
-            " existing folder that can be written to"
+            f"cannot save gradients to {quoted(str(path))}: {getattr(error, 'strerror', None) or error}; give a file in"
+            " an existing folder that can be written to"
         ) from None
 
 
@@ -154,8 +160,8 @@ def load(path: str | os.PathLike[str]) -> SavedGradients:
     except OSError as error:
         reason = str(error.strerror or error)
     except Exception as error:  # on damaged bytes zipfile, zlib, json and NumPy raise a dozen types of error
-        reason = f"it is damaged or not from gradient_file.save ({type(error).__name__}: {one_line(error)})"
-    raise InputError(f"cannot load gradients from {str(path)!r}: {reason}")
+        reason = f"it is damaged or not from gradient_file.save ({type(error).__name__}: {quoted(one_line(error))})"
+    raise InputError(f"cannot load gradients from {quoted(str(path))}: {reason}")
 
 
 def _packed(metadata: dict[str, Any], arrays: list[np.ndarray]) -> bytes:
@@ -196,10 +202,10 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     expected = {f"{_METADATA_KEY}.npy", *(f"{_GRADIENT_KEY.format(index)}.npy" for index in range(len(entries) - 1))}
     for name, entry in entries.items():
         if name not in expected:
-            raise InputError(f"it holds an entry {reprlib.repr(name)}; it was not written by gradient_file.save")
+            raise InputError(f"it holds an entry {quoted(name)}; it was not written by gradient_file.save")
         # With other compressions zipfile unpacks more than the size that the entry states.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"its entry {name!r} is not compressed as gradient_file.save does it")
+            raise InputError(f"its entry {quoted(name)} is not compressed as gradient_file.save does it")
     return entries
 
 
@@ -230,8 +236,8 @@ def _read_gradients(
         header = entry.file_size - _bytes(expected)
         if not 0 < header <= _LARGEST_HEADER:
             raise InputError(
-                f"{entry.filename!r} unpacks to {entry.file_size} bytes, which does not fit the gradient of"
-                f" {reprlib.repr(expected['name'])}, {expected['dtype']} shaped {tuple(expected['shape'])}"
+                f"{quoted(entry.filename)} unpacks to {entry.file_size} bytes, which does not fit the gradient of"
+                f" {quoted(expected['name'])}, {expected['dtype']} shaped {tuple(expected['shape'])}"
             )
     gradients = {}
     for entry, expected in zip(in_file, stated):
@@ -246,7 +252,7 @@ def _read_gradient(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, expected: d
         shape, dtype, order = _read_header(stream)
         if (list(shape), dtype.name) != (expected["shape"], expected["dtype"]):
             raise InputError(
-                f"{entry.filename!r} is {dtype} shaped {shape}, the metadata says {expected['dtype']} shaped"
+                f"{quoted(entry.filename)} is {dtype} shaped {shape}, the metadata says {expected['dtype']} shaped"
                 f" {tuple(expected['shape'])}"
             )
         content = _read_rest(stream, _bytes(expected))
@@ -283,26 +289,39 @@ def _check_metadata(metadata: Any) -> None:
         raise InputError("its metadata is of another kind; give a file that gradient_file.save wrote")
     version = metadata.get("format_version")
     if version != _FORMAT_VERSION:
-        raise InputError(f"its format version is {reprlib.repr(version)}, this project reads {_FORMAT_VERSION}")
+        raise InputError(f"its format version is {quoted(version)}, this project reads {_FORMAT_VERSION}")
     _check_batch(metadata.get("batch_size"), metadata.get("feature_shape"))
     _check_described(metadata.get("gradients"))
+    _check_proportion(metadata["batch_size"], metadata["feature_shape"], metadata["gradients"])
     versions = metadata.get("versions")
     if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
-        raise InputError(f"its versions are {reprlib.repr(versions)}, expected texts by name")
+        raise InputError(f"its versions are {quoted(versions)}, expected texts by name")
 
 
 def _check_batch(batch_size: Any, feature_shape: Any) -> None:
     """Refuse a batch size or a sample's shape that cannot be one, and a batch that is too large."""
     if not _is_size(batch_size):
-        raise InputError(f"batch_size is {reprlib.repr(batch_size)}, expected an integer of at least 1")
+        raise InputError(f"batch_size is {quoted(batch_size)}, expected an integer of at least 1")
     if not _is_shape(feature_shape):
         raise InputError(
-            f"feature_shape is {reprlib.repr(feature_shape)}, expected the sizes of one sample, such as [1, 28, 28]"
+            f"feature_shape is {quoted(feature_shape)}, expected the sizes of one sample, such as [1, 28, 28]"
         )
     if batch_size * math.prod(feature_shape) > _LARGEST_BATCH:
         raise InputError(
-            f"batch_size {reprlib.repr(batch_size)} of samples shaped {reprlib.repr(feature_shape)} is a batch of more"
+            f"batch_size {quoted(batch_size)} of samples shaped {quoted(feature_shape)} is a batch of more"
             f" than {_LARGEST_BATCH} numbers, which no attack recovers"
+        )
+
+
+def _check_proportion(batch_size: int, feature_shape: list[int], described: list[dict[str, Any]]) -> None:
+    """Refuse a batch that is out of all proportion to its gradients: nothing else bounds what an attack builds."""
+    entries = sum(math.prod(one["shape"]) for one in described)
+    most_numbers = max(_SMALL_BATCH, _MOST_NUMBERS_PER_ENTRY * entries)
+    most = min(_MOST_SAMPLES, most_numbers // math.prod(feature_shape))
+    if batch_size > most:
+        raise InputError(
+            f"batch_size is {quoted(batch_size)}, expected at most {most} for gradients of {entries} numbers and"
+            f" samples shaped {quoted(feature_shape)}; no attack recovers more"
         )
 
 
@@ -312,18 +331,18 @@ def _check_described(described: Any) -> None:
         raise InputError("there is no gradient; give one for each trainable parameter")
     for one in described:
         if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-            raise InputError(f"a gradient is described by {reprlib.repr(one)}, expected a name, a shape and a dtype")
-        name, shape, dtype = reprlib.repr(one["name"]), one.get("shape"), one.get("dtype")
+            raise InputError(f"a gradient is described by {quoted(one)}, expected a name, a shape and a dtype")
+        name, shape, dtype = quoted(one["name"]), one.get("shape"), one.get("dtype")
         if dtype not in _DTYPES:
-            raise InputError(f"the gradient of {name} is {reprlib.repr(dtype)}, expected one of {', '.join(_DTYPES)}")
+            raise InputError(f"the gradient of {name} is {quoted(dtype)}, expected one of {', '.join(_DTYPES)}")
         if not _is_shape(shape):
-            raise InputError(f"the gradient of {name} is shaped {reprlib.repr(shape)}, expected sizes of at least 1")
+            raise InputError(f"the gradient of {name} is shaped {quoted(shape)}, expected sizes of at least 1")
     if len({one["name"] for one in described}) != len(described):
         raise InputError("two gradients have one name")
     total = sum(map(_bytes, described))
     if total > LARGEST_GRADIENTS:
         raise InputError(
-            f"the gradients take {reprlib.repr(total)} bytes, more than the {LARGEST_GRADIENTS} that are accepted;"
+            f"the gradients take {quoted(total)} bytes, more than the {LARGEST_GRADIENTS} that are accepted;"
             " gradient_file.LARGEST_GRADIENTS sets the limit"
         )
 
@@ -349,4 +368,4 @@ def _bytes(described: dict[str, Any]) -> int:
 
 def _check_finite(name: str, gradient: np.ndarray) -> None:
     if not np.isfinite(gradient).all():
-        raise InputError(f"the gradient of {reprlib.repr(name)} holds NaN or infinity; capture it again")
+        raise InputError(f"the gradient of {quoted(name)} holds NaN or infinity; capture it again")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dlg.errors import InputError
+from dlg.errors import InputError, quoted
 
 
 def from_update(
@@ -81,7 +81,7 @@ def from_update(
     if before.keys() != after.keys():
         name = min(before.keys() ^ after.keys())
         state, other = ("before", "after") if name in before else ("after", "before")
-        raise InputError(f"{name!r} is in {state} and not in {other}; give the same parameters in both")
+        raise InputError(f"{quoted(name)} is in {state} and not in {other}; give the same parameters in both")
     gradients = {}
     for name in before:
         old, new = _checked_weights(name, before[name], after[name])
@@ -90,8 +90,8 @@ def from_update(
             gradients[name] = np.asarray(step, np.result_type(old.dtype, np.float32))
         if not np.isfinite(gradients[name]).all():
             raise InputError(
-                f"learning_rate {learning_rate:g} makes the gradient of {name!r} infinite; give the learning rate of"
-                " the local step"
+                f"learning_rate {learning_rate:g} makes the gradient of {quoted(name)} infinite; give the learning rate"
+                " of the local step"
             )
     if not any(gradient.any() for gradient in gradients.values()):
         raise InputError(
@@ -108,7 +108,7 @@ def _checked_learning_rate(value: Any) -> float:
         learning_rate = math.nan
     if not 0 < learning_rate < math.inf:
         raise InputError(
-            f"learning_rate is {value!r}, expected a finite number over 0: the learning rate of the local step"
+            f"learning_rate is {quoted(value)}, expected a finite number over 0: the learning rate of the local step"
         )
     return learning_rate
 
@@ -118,12 +118,16 @@ def _checked_weights(name: str, before: Any, after: Any) -> tuple[np.ndarray, np
     before, after = np.asarray(before), np.asarray(after)
     if (before.shape, before.dtype) != (after.shape, after.dtype):
         raise InputError(
-            f"{name!r} is {before.dtype} shaped {before.shape} before and {after.dtype} shaped {after.shape} after;"
-            " give two states of one network"
+            f"{quoted(name)} is {before.dtype} shaped {before.shape} before and {after.dtype} shaped {after.shape}"
+            " after; give two states of one network"
         )
     if not np.issubdtype(before.dtype, np.floating):
-        raise InputError(f"{name!r} is {before.dtype}, expected floating-point weights; leave out what is not trained")
+        raise InputError(
+            f"{quoted(name)} is {before.dtype}, expected floating-point weights; leave out what is not trained"
+        )
     for state, weights in (("before", before), ("after", after)):
         if not np.isfinite(weights).all():
-            raise InputError(f"{name!r} holds NaN or infinity in {state}; the training diverged, take an earlier step")
+            raise InputError(
+                f"{quoted(name)} holds NaN or infinity in {state}; the training diverged, take an earlier step"
+            )
     return before, after
