@@ -293,9 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = train_and_attack(args)
         except (InputError, OSError, MemoryError) as error:
-            sys.stderr.write(
-                error_line(PROGRAM, str(error) or "there is not enough memory; take a smaller --batch_size")
-            )
+            sys.stderr.write(error_line(PROGRAM, reason(error)))
             return REFUSED
         output.flush()
         if output.error:

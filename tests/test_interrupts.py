@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 
 import pytest
 
-from dlg.interrupts import CtrlC, interrupts_deferred
+from dlg.interrupts import CtrlC, interrupts_deferred, interrupts_ignored
 
 
 def press():
@@ -70,3 +71,50 @@ def test_a_process_that_was_started_with_ctrl_c_ignored_hears_it_in_the_run():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_is_heard_as_ctrl_c_is_with_an_exit_code_of_its_own():
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        before = signal.getsignal(number)
+        with CtrlC() as ctrl_c:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+            assert ctrl_c.exit_code == code
+        assert signal.getsignal(number) in (before, signal.SIG_DFL)
+
+
+def test_a_second_request_right_after_the_first_is_the_same_one(monkeypatch):
+    with CtrlC():
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        press()
+        monkeypatch.setattr("time.monotonic", lambda: 1e12)
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+def test_while_there_is_nothing_to_keep_a_signal_ends_the_process_at_once_and_leaves_nothing(monkeypatch):
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    with CtrlC() as ctrl_c:
+        ctrl_c.end_at_once_while(lambda: not ended, lambda: ended.append("discarded"))
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert ended[:2] == ["discarded", 143]
+
+
+def test_signals_without_a_handler_in_python_keep_their_effect_while_others_are_held_back():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with interrupts_deferred():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def test_signals_can_be_ignored_over_a_block():
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts_ignored():
+        press()
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
