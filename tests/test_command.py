@@ -202,7 +202,7 @@ def test_ctrl_c_and_sigterm_keep_what_there_is(number, code, tmp_path):
     process.send_signal(number)
     process.send_signal(number)  # as who is in a hurry does
     output, errors = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 5  # two seconds on a machine with nothing else to do
+    assert time.monotonic() - asked < 20  # two seconds on a machine that does nothing else
     assert (process.returncode, errors) == (code, "")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["interrupted"] is True
@@ -223,7 +223,7 @@ def test_a_signal_before_there_is_something_to_keep_ends_the_process_at_once(num
     asked = time.monotonic()
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - asked < 20
     assert (process.returncode, output, errors) == (code, "", "")
     assert list(tmp_path.iterdir()) == []
 

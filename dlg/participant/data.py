@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import string
@@ -12,7 +13,6 @@ import zlib
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -191,7 +191,7 @@ def _read_idx(file: Path, magic: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _opened(file: Path) -> gzip.GzipFile | io.BufferedReader:
     """A file to read, unpacked where it is compressed with gzip."""
     with file.open("rb") as stream:
         is_compressed = stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC

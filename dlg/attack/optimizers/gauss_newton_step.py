@@ -282,11 +282,11 @@ class GaussNewtonStep:
         equations = _NormalEquations(residual, penalty, samples, damping)
 
         right_side = equations.right_side()
-        self._state = CGState(
-            paddle.static.data("products", [], "int64"),
-            *(paddle.static.data(name, x.shape, x.dtype) for name in ("solution", "remainder", "direction")),
-            paddle.static.data("square", [], x.dtype),
+        solution, remainder, direction = (
+            paddle.static.data(name, x.shape, x.dtype) for name in ("solution", "remainder", "direction")
         )
+        products, square = paddle.static.data("products", [], "int64"), paddle.static.data("square", [], x.dtype)
+        self._state = CGState(products, solution, remainder, direction, square)
         state, self._is_unsolved = conjugate_gradients(equations.product, right_side, most_products, self._state)
         self._state_after, products, solution, remainder = state, state.products, state.solution, state.remainder
         change = samples.step(solution)
