@@ -80,13 +80,30 @@ def test_a_precise_objective_computes_in_float64(batch):
     assert loss < objective.floor
 
 
-def test_a_layer_made_outside_the_callable_has_no_precise_objective(batch):
+def test_layers_made_outside_the_callable_have_a_precise_objective(batch):
     made = []
 
     def network(feature, label):
         if not made:
-            made.append(paddle.nn.Linear(784, 10))
-        prediction = made[0](paddle.flatten(feature, start_axis=1))
+            hidden = [paddle.nn.Linear(784, 8), paddle.nn.BatchNorm1D(8), paddle.nn.Sigmoid()]
+            made.append(paddle.nn.Sequential(paddle.nn.Flatten(), *hidden, paddle.nn.Linear(8, 10)))
+        prediction = made[0](feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    images, labels = batch
+    trained = participant(network, images, labels)
+    program = str(trained.img.block.program)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=labels[:, 0])
+    (loss,) = objective.evaluate([images.astype("float64")], [objective.loss])
+    assert loss.dtype == np.float64
+    assert loss < objective.floor
+    assert str(trained.img.block.program) == program
+
+
+def test_a_network_that_insists_on_float32_has_no_precise_objective(batch):
+    def network(feature, label):
+        images = paddle.cast(paddle.flatten(feature, start_axis=1), "float32")
+        prediction = paddle.nn.Linear(784, 10)(images)
         return prediction, F.cross_entropy(prediction, label)
 
     trained = participant(network, *batch)

@@ -8,7 +8,7 @@ import signal
 import paddle
 import pytest
 
-from dlg.graph.programs import in_program, traced_execution
+from dlg.graph.programs import in_program, removed_on_error, traced_execution
 
 TRACE = "FLAGS_enable_pir_in_executor_trace_run"
 
@@ -48,3 +48,15 @@ def test_traced_execution_ends_with_its_block():
     with traced_execution():
         assert paddle.get_flags([TRACE]) == {TRACE: True}
     assert paddle.get_flags([TRACE]) == before
+
+
+def test_an_error_while_ops_are_built_leaves_none_of_them_behind():
+    elsewhere, program = paddle.static.Program(), paddle.static.Program()
+    with paddle.static.program_guard(elsewhere, paddle.static.Program()):
+        weight = paddle.create_parameter([2], "float32")
+    with paddle.static.program_guard(program), contextlib.suppress(ZeroDivisionError):
+        with removed_on_error(program.global_block()):
+            paddle.tanh(weight)
+            raise ZeroDivisionError
+    assert not program.global_block().ops
+    assert weight.use_empty()

@@ -64,13 +64,29 @@ def test_auto_takes_labels_that_are_probabilities(mixed, batch, tmp_path):
     assert worst_psnr(images, labels, result) > 30
 
 
-def test_a_layer_made_outside_the_callable_is_attacked_in_its_own_precision(batch, tmp_path):
+def test_layers_made_outside_the_callable_come_back_as_well_as_those_made_inside(batch, tmp_path):
     made = []
 
-    def network(feature, label):
+    def outside(feature, label):
         if not made:
-            made.append(paddle.nn.Linear(784, 10))
-        prediction = made[0](paddle.flatten(feature, start_axis=1))
+            layers = paddle.nn.Linear(784, 32), paddle.nn.ReLU(), paddle.nn.Linear(32, 10)
+            made.append(paddle.nn.Sequential(paddle.nn.Flatten(), *layers))
+        prediction = made[0](feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    results = [
+        attack(participant(network, *batch), tmp_path, optimizer="auto", iterations=100)
+        for network in (shallow_perceptron, outside)
+    ]
+    assert results[0].strategy == results[1].strategy
+    assert worst_psnr(*batch, results[1]) == pytest.approx(worst_psnr(*batch, results[0]), abs=3)
+    assert worst_psnr(*batch, results[1]) > 100
+
+
+def test_a_network_that_insists_on_float32_is_attacked_in_its_own_precision(batch, tmp_path):
+    def network(feature, label):
+        images = paddle.cast(paddle.flatten(feature, start_axis=1), "float32")
+        prediction = paddle.nn.Linear(784, 10)(images)
         return prediction, F.cross_entropy(prediction, label)
 
     trained = participant(network, *batch)

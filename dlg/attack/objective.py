@@ -265,8 +265,8 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     Raises
     ------
     PrecisionError
-        Where something in the network insists on another type, such as a layer
-        that was made outside the callable.
+        Where something in the network insists on another type, such as a
+        cast to float32.
     """
     try:
         objective = build_objective(step, dtype="float64", **options)
@@ -277,8 +277,8 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
         raise
     except Exception as error:  # whatever PaddlePaddle raises for mixed types
         raise PrecisionError(
-            "this attack computes in float64, and the network cannot: make its layers inside the callable and let"
-            " nothing in it insist on float32, or take sgd, adam or lbfgs"
+            "this attack computes in float64, and the network cannot: let no cast in it insist on float32 (cast to"
+            " feature.dtype instead), or take sgd, adam or lbfgs"
         ) from error
 
 

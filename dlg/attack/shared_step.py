@@ -11,6 +11,8 @@ from paddle.base.libpaddle import pir
 
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
+from dlg.graph.precision import typed_as
+from dlg.graph.programs import removed_on_error
 from dlg.graph.values import Network, Value, is_real
 
 # The name of the dummy data in the attack's programs, under which they are fed it.
@@ -120,8 +122,9 @@ class SharedStep:
         """
         data = self._like(self.feature, DUMMY_DATA, dtype)
         label = self._like(self.label, LABEL, dtype)
-        returned = self.network(data, label)
-        adopt_parameters(data.block)
+        with removed_on_error(data.block), typed_as(self.trained, dtype):
+            returned = self.network(data, label)
+            adopt_parameters(data.block)
         is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
         if not (is_pair and all(isinstance(value, pir.Value) for value in returned)):
             raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import paddle
+from paddle.base.libpaddle import pir
 
 from dlg.interrupts import interrupts_deferred
 
@@ -60,3 +61,19 @@ def traced_execution() -> Iterator[None]:
         yield
     finally:
         paddle.set_flags(before)
+
+
+@contextlib.contextmanager
+def removed_on_error(block: pir.Block) -> Iterator[None]:
+    """Remove a block's ops where building them ends in an error.
+
+    They may read parameters of another program, as those of a layer that was
+    made outside the callable. PaddlePaddle aborts the process where that program
+    goes before its readers do, which the order of Python's garbage decides.
+    """
+    try:
+        yield
+    except BaseException:
+        for op in reversed(block.ops):
+            block.remove_op(op)
+        raise
