@@ -23,8 +23,18 @@ EXAMPLES = {
     "batch_norm_grad": lambda x: nn.BatchNorm2D(4)(nn.Conv2D(2, 4, 5)(x)),
     "pool2d_grad": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2),
     "depthwise_conv2d": lambda x: nn.Conv2D(2, 4, 3, padding=1, groups=2)(x),
+    "conv2d_transpose": lambda x: nn.Conv2DTranspose(2, 3, 3, stride=2, padding=1)(nn.Conv2D(2, 2, 3)(x)),
+    "depthwise_conv2d_transpose": lambda x: nn.Conv2DTranspose(2, 2, 2, groups=2)(nn.Conv2D(2, 2, 3)(x)),
 }
 OTHERS = {
+    "transposed convolution with padding that differs": lambda x: nn.Conv2DTranspose(2, 3, 3, padding=[1, 0, 2, 1])(x),
+    "transposed convolution with output padding": lambda x: nn.Conv2DTranspose(
+        2, 3, 2, stride=3, output_padding=1, dilation=2
+    )(x),
+    "transposed convolution in groups": lambda x: nn.Conv2DTranspose(4, 6, 2, groups=2)(nn.Conv2D(2, 4, 3)(x)),
+    "transposed convolution of a sequence": lambda x: nn.Conv1DTranspose(2, 3, 2)(x.reshape([-1, 2, 25])),
+    "max pooling with padding that differs": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2, 1, [1, 0, 0, 1]),
+    "depthwise convolution with padding that differs": lambda x: nn.Conv2D(2, 4, 3, padding=[2, 1, 0, 1], groups=2)(x),
     "a frozen bias": lambda x: paddle.tanh(nn.Linear(50, 5, bias_attr=frozen())(x.flatten(1))),
     "a broadcast difference": lambda x: paddle.tanh(parameter(5) - x) - paddle.tanh(x - parameter(5, 5)),
     "a broadcast sum": lambda x: paddle.tanh(parameter(5, 5) + x) * parameter(2, 1, 1) / (parameter(5) + 5),

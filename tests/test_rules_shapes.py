@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 import pytest
-from examples import PICTURES, batch_of, check, classifier, gradient_ops, rules_of
+from examples import BATCH, PICTURES, batch_of, check, classifier, gradient_ops, rules_of
 from paddle import nn
 
 from dlg.graph.rules import shapes
@@ -14,6 +14,8 @@ from dlg.graph.rules import shapes
 EXAMPLES = {
     "flatten_grad": lambda x: paddle.tanh(paddle.flatten(nn.Conv2D(2, 3, 3)(x), start_axis=1)),
     "unfold_grad": lambda x: paddle.tanh(F.unfold(nn.Conv2D(2, 2, 1)(x), 3)),
+    # Not of an open batch, which PaddlePaddle does not fold.
+    "fold_grad": lambda x: paddle.tanh(F.fold(F.unfold(nn.Conv2D(2, 2, 1)(x), 2).reshape([BATCH, 8, 16]), [5, 5], 2)),
     # The first op of every differentiation.
     "full_like": lambda x: paddle.tanh(nn.Conv2D(2, 3, 3)(x)),
 }

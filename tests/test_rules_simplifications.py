@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 import pytest
-from examples import PICTURES, batch_of, check, classifier, gradient_ops, remove_rule, rules_of
+from examples import PICTURES, batch_of, check, classifier, gradient_ops, parameter, remove_rule, rules_of
 from paddle import nn
 
 from dlg.graph.rules import simplifications
@@ -30,6 +30,31 @@ EXAMPLES = {
     "square_grad": penalised(lambda p: paddle.mean(paddle.square(p))),
     "add_n": penalised(lambda p: paddle.mean(paddle.tanh(p))),
 }
+
+
+# Every way to say how a convolution is padded.
+PADDINGS = {
+    "one number": 1,
+    "height and width": [1, 2],
+    "top, bottom, left, right": [2, 1, 0, 1],
+    "pairs for every axis": [[0, 0], [0, 0], [1, 0], [1, 0]],
+    "same": "SAME",
+    "valid": "VALID",
+}
+
+
+@pytest.mark.parametrize("with_rule", [True, False])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_derivatives_through_a_convolution_are_right_however_it_is_padded(padding, with_rule, monkeypatch):
+    if not with_rule:
+        remove_rule("conv2d", monkeypatch)
+
+    # Height and width differ, and so do the kernel's and the strides.
+    def layer(x):
+        first = F.conv2d(x, parameter(3, 2, 2, 3), padding=PADDINGS[padding])
+        return F.conv2d(paddle.tanh(first), parameter(2, 3, 3, 2), stride=[1, 2], padding=PADDINGS[padding])
+
+    check(classifier(layer), *batch_of((2, 5, 4)))
 
 
 def test_every_rule_has_an_example():

@@ -22,10 +22,12 @@ from dlg.graph.rules.registry import (
     Replacement,
     constant_integers,
     constant_like,
+    has_fixed_shape,
     inputs_of,
     rule,
 )
-from dlg.graph.values import Operation, where
+from dlg.graph.rules.shapes import fold, patch_paddings
+from dlg.graph.values import Operation, Value, short_name, where
 
 
 @rule("depthwise_conv2d", table=FORWARD_CORRECTIONS)
@@ -33,6 +35,40 @@ def depthwise_convolution(op: Operation, _: ProbabilityOf) -> Replacement:
     """The same as a grouped convolution; the second derivative of this op ends in a type error when it is built."""
     names = ("strides", "paddings", "padding_algorithm", "dilations", "groups", "data_format")
     return [paddle._C_ops.conv2d(*op.operands_source(), *(op.attrs()[name] for name in names))]
+
+
+@rule("conv2d_transpose", "depthwise_conv2d_transpose", table=FORWARD_CORRECTIONS)
+def transposed_convolution(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The patches that each pixel stands for, added up where they overlap: the transpose of a convolution by patches.
+
+    The second derivative of this op ends in a type error when it is built, and
+    its gradient's vector-Jacobian product ends the process.
+    """
+    (x, weight), attributes, out = op.operands_source()[:2], op.attrs(), op.result(0)
+    if attributes["padding_algorithm"] == "SAME" or attributes["data_format"] not in ("NCHW", "AnyLayout"):
+        raise SecondDerivativeError(
+            f"{short_name(op)}{where(op)} with {attributes['padding_algorithm']} padding in"
+            f" {attributes['data_format']}: the attack takes explicit padding and NCHW"
+        )
+    if not (has_fixed_shape(x) and has_fixed_shape(out)):
+        raise SecondDerivativeError(
+            f"{short_name(op)}{where(op)} of an input shaped {x.shape}: the attack needs every size to be known"
+        )
+    patches = _patches_of_pixels(x, weight, attributes["groups"])
+    paddings = patch_paddings(attributes["paddings"])
+    return [fold(patches, out.shape[2:], weight.shape[2:], attributes["strides"], paddings, attributes["dilations"])]
+
+
+def _patches_of_pixels(x: Value, weight: Value, groups: int) -> Value:
+    """The patches that a transposed convolution makes of each pixel, (B, out channels · height · width, pixels)."""
+    if groups == 1:
+        kernels = paddle.transpose(paddle.reshape(weight, [weight.shape[0], -1]), [1, 0])
+        return paddle.matmul(kernels, paddle.reshape(x, [*x.shape[:2], -1]))
+    pixels = paddle.reshape(x, [x.shape[0], groups, x.shape[1] // groups, -1])
+    kernels = paddle.transpose(paddle.reshape(weight, [1, groups, weight.shape[0] // groups, -1]), [0, 1, 3, 2])
+    # PaddlePaddle's derivatives of a product fail where it is broadcast over the batch.
+    kernels = paddle.expand(kernels, [x.shape[0], *kernels.shape[1:]])
+    return paddle.reshape(paddle.matmul(kernels, pixels), [x.shape[0], groups * kernels.shape[2], -1])
 
 
 # Applied after the second differentiation, too: there these forms are only cheaper.
@@ -99,7 +135,12 @@ def max_pool_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
             f" {attributes['data_format']}: the attack takes explicit padding and NCHW"
         )
     kernel = x.shape[2:] if attributes["global_pooling"] else constant_integers(inputs["kernel_size"])
+    top, bottom, left, right = attributes["paddings"] if len(attributes["paddings"]) == 4 else (0, 0, 0, 0)
+    # The op that gives the places of the maxima takes one number for top and bottom, and one for left and right.
+    padded = F.pad(x, [left, right, top, bottom], value=-math.inf) if top or bottom or left or right else x
+    paddings = attributes["paddings"] if len(attributes["paddings"]) == 2 else 0
     _, places = F.max_pool2d(
-        x, kernel, attributes["strides"], attributes["paddings"], return_mask=True, ceil_mode=attributes["ceil_mode"]
+        padded, kernel, attributes["strides"], paddings, return_mask=True, ceil_mode=attributes["ceil_mode"]
     )
-    return [scatter_to_maxima(x, places, gradient)]
+    maxima = scatter_to_maxima(padded, places, gradient)
+    return [maxima if padded is x else maxima[:, :, top : top + x.shape[2], left : left + x.shape[3]]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import paddle
 import paddle.nn.functional as F
 
@@ -15,7 +17,7 @@ from dlg.graph.rules.registry import (
     inputs_of,
     rule,
 )
-from dlg.graph.values import Operation
+from dlg.graph.values import Operation, Value
 
 
 @rule("flatten_grad")
@@ -27,7 +29,63 @@ def flatten_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
 def unfold_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     inputs, attributes = inputs_of(op), op.attrs()
     names = ("kernel_sizes", "strides", "paddings", "dilations")
-    return [F.fold(inputs["out_grad"], inputs["x"].shape[2:], *(attributes[name] for name in names))]
+    return [fold(inputs["out_grad"], inputs["x"].shape[2:], *(attributes[name] for name in names))]
+
+
+@rule("fold_grad")
+def fold_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    attributes = op.attrs()
+    names = ("kernel_sizes", "strides", "paddings", "dilations")
+    return [F.unfold(inputs_of(op)["out_grad"], *(attributes[name] for name in names))]
+
+
+def fold(
+    patches: Value,
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    paddings: Sequence[int],
+    dilations: Sequence[int],
+) -> Value:
+    """PaddlePaddle's fold, which takes each side's padding for that of both sides, with paddings that may differ.
+
+    Parameters
+    ----------
+    patches : Value, (B, channels · kernel height · kernel width, patches)
+    sizes, kernel, strides, dilations : sequence of int
+        For height and width.
+    paddings : sequence of int
+        For height and width, or top, left, bottom, right.
+
+    Returns
+    -------
+    Value, (B, channels, *sizes)
+    """
+    if len(paddings) == 2:
+        return F.fold(patches, sizes, kernel, strides, paddings, dilations)
+    (height, width), (top, left, bottom, right) = sizes, paddings
+    padded = F.fold(patches, [height + top + bottom, width + left + right], kernel, strides, 0, dilations)
+    return padded[:, :, top : top + height, left : left + width]
+
+
+def patch_paddings(paddings: Sequence[int]) -> Sequence[int]:
+    """A convolution's paddings in the order of unfold and fold.
+
+    Parameters
+    ----------
+    paddings : sequence of int
+        Of an op such as conv2d: for height and width, or top, bottom, left,
+        right.
+
+    Returns
+    -------
+    sequence of int
+        For height and width, or top, left, bottom, right.
+    """
+    if len(paddings) != 4:
+        return paddings
+    top, bottom, left, right = paddings
+    return [top, left, bottom, right]
 
 
 @rule("full_like", table=GRADIENT_RULES)

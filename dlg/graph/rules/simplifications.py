@@ -19,6 +19,7 @@ from dlg.graph.rules.registry import (
     inputs_of,
     rule,
 )
+from dlg.graph.rules.shapes import patch_paddings
 from dlg.graph.values import Operation
 
 # The most numbers that the patches of a convolution may hold: 4 MiB of them in float32. Patches repeat each pixel for
@@ -37,7 +38,8 @@ def convolution(op: Operation, _: ProbabilityOf) -> Replacement | None:
         return None
     if math.prod(weight.shape[1:]) * math.prod(out.shape[2:]) * out.shape[0] > MOST_PATCH_NUMBERS:
         return None
-    patches = F.unfold(x, weight.shape[2:], attributes["strides"], attributes["paddings"], attributes["dilations"])
+    paddings = patch_paddings(attributes["paddings"])
+    patches = F.unfold(x, weight.shape[2:], attributes["strides"], paddings, attributes["dilations"])
     matrix = paddle.reshape(weight, [weight.shape[0], -1])
     if math.prod(patches.shape) > math.prod(weight.shape):
         return [paddle.reshape(paddle.matmul(matrix, patches), out.shape)]
