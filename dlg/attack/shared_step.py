@@ -13,6 +13,7 @@ from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
 from dlg.graph.precision import typed_as
 from dlg.graph.programs import removed_on_error
+from dlg.graph.unusable import refuse_control_flow
 from dlg.graph.values import Network, Value, is_real
 
 # The name of the dummy data in the attack's programs, under which they are fed it.
@@ -124,6 +125,7 @@ class SharedStep:
         label = self._like(self.label, LABEL, dtype)
         with removed_on_error(data.block), typed_as(self.trained, dtype):
             returned = self.network(data, label)
+            refuse_control_flow(data.block)
             adopt_parameters(data.block)
         is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
         if not (is_pair and all(isinstance(value, pir.Value) for value in returned)):

@@ -17,6 +17,8 @@ from paddle.base.libpaddle import pir
 from dlg.errors import LabelError, SecondDerivativeError
 from dlg.graph import rules
 from dlg.graph.rules import ProbabilityOf, Rule
+from dlg.graph.rules.layers import is_dropout
+from dlg.graph.unusable import refuse_random_ops
 from dlg.graph.values import Operation, Value, is_real, ops_behind, short_name, where
 
 # The ops that a network may apply to its integer label before an op that has a rule reads it.
@@ -60,15 +62,23 @@ def make_deterministic(loss: Value) -> tuple[Value, list[str]]:
         The network's loss, rewritten.
     notes : list of str
         What the attack takes for granted by that, one sentence each.
+
+    Raises
+    ------
+    SecondDerivativeError
+        Where the network draws other random numbers.
     """
-    dropouts = [op for op in ops_behind([loss]) if op.name() == "pd_op.dropout" and not op.attrs()["is_test"]]
+    dropouts = [op for op in ops_behind([loss]) if is_dropout(op)]
     if not dropouts:
+        refuse_random_ops([loss])
         return loss, []
     note = (
         f"dropout{where(dropouts[0])}: the attack takes its expected value, for nobody tells it which units were"
         " dropped; it can be exact only where the step was taken without dropout"
     )
-    return _rewrite([loss], rules.DROPOUT_RULES, _no_label)[0], [note]
+    loss = _rewrite([loss], rules.DROPOUT_RULES, _no_label)[0]
+    refuse_random_ops([loss])
+    return loss, [note]
 
 
 def rewrite_network(loss: Value, probability_of: ProbabilityOf) -> Value:

@@ -12,6 +12,9 @@ from paddle.base.libpaddle import pir
 Operation: TypeAlias = pir.Operation
 Value: TypeAlias = pir.Value
 
+# The files of PaddlePaddle that make ops which hold blocks.
+_CONTROL_FLOW_FILES = ("control_flow.py", "static_pylayer.py")
+
 # What builds a network: (feature, label) -> (prediction, loss).
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
@@ -55,13 +58,38 @@ def where(op: Operation) -> str:
         It is empty where no such line is known. For a gradient op it is the line
         that made the op it belongs to.
     """
-    op, paddle_folder = _forward_op(op), str(Path(paddle.__file__).parent)
-    for place, code in reversed(list(zip(op.callstack[::2], op.callstack[1::2]))):
-        file, _, rest = place.strip().removeprefix('File "').partition('"')
-        if not file.startswith(paddle_folder):
-            line = rest.removeprefix(", line ").partition(",")[0]
-            return f" ({Path(file).name}, line {line}: {code.strip()})"
+    op = _forward_op(op)
+    frames = _frames(op) or _frames_around_blocks(op)
+    for file, line, code in reversed(frames):
+        if not _is_of_paddle(file):
+            return f" ({Path(file).name}, line {line}: {code})"
     return ""
+
+
+def _frames(op: Operation) -> list[tuple[str, str, str]]:
+    """The file, the line's number and the code of each call that led to an op, outermost first."""
+    frames = []
+    for place, code in zip(op.callstack[::2], op.callstack[1::2]):
+        file, _, rest = place.strip().removeprefix('File "').partition('"')
+        frames.append((file, rest.removeprefix(", line ").partition(",")[0], code.strip()))
+    return frames
+
+
+def _frames_around_blocks(op: Operation) -> list[tuple[str, str, str]]:
+    """The calls that led to an op that holds blocks, such as a branch: PaddlePaddle keeps those of the ops in it."""
+    for block in op.blocks():
+        for inner in block.ops:
+            frames = _frames(inner) or _frames_around_blocks(inner)
+            files = [Path(file).name for file, _, _ in frames]
+            # The user's call of the outermost branch or loop stands before PaddlePaddle's first line about it.
+            for place, file in enumerate(files):
+                if file in _CONTROL_FLOW_FILES and _is_of_paddle(frames[place][0]):
+                    return frames[:place]
+    return []
+
+
+def _is_of_paddle(file: str) -> bool:
+    return file.startswith(str(Path(paddle.__file__).parent))
 
 
 def _forward_op(op: Operation) -> Operation:
@@ -75,4 +103,6 @@ def _forward_op(op: Operation) -> Operation:
                 # PaddlePaddle marks an op that works in place by an underscore.
                 if candidate is not None and candidate.name() in (name, f"{name}_"):
                     return candidate
-    return op
+    # Some gradient ops read nothing of their forward op. The block's last op of the name is the likeliest then.
+    named = [other for other in op.get_parent_block().ops if other.name() in (name, f"{name}_")]
+    return named[-1] if named else op
