@@ -25,6 +25,10 @@ class SecondDerivativeError(InputError):
     """A network with an op that cannot be differentiated twice."""
 
 
+class ProgramError(SecondDerivativeError):
+    """A program that PaddlePaddle cannot build or run."""
+
+
 class LabelError(SecondDerivativeError):
     """A network that reads its label in a way that a probability vector cannot stand in for."""
 

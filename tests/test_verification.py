@@ -30,7 +30,7 @@ def test_a_network_passes_in_either_precision(dtype):
 
 
 def test_a_network_that_insists_on_float32_is_checked_in_it():
-    check(with_activation(lambda z: paddle.tanh(z + paddle.ones([5], "float32"))), *batch_of(VECTORS))
+    check(classifier(lambda x: paddle.tanh(nn.Linear(6, 5)(paddle.cast(x.flatten(1), "float32")))), *batch_of(VECTORS))
 
 
 def test_an_objective_that_is_at_hand_is_checked():
@@ -111,12 +111,27 @@ def test_a_wrong_rule_is_caught_before_a_file_is_written(wrong, monkeypatch, tmp
     assert not (tmp_path / "results").exists()
 
 
-def test_a_random_network_is_refused():
+def test_a_random_network_is_refused_as_such_though_the_table_does_not_have_its_op(monkeypatch):
     def noisy(feature):
         return paddle.tanh(nn.Linear(6, 5)(paddle.flatten(feature, 1)) + paddle.randn([5], paddle.get_default_dtype()))
 
-    with pytest.raises(SecondDerivativeError, match=r"is random|not the network.s own"):
+    monkeypatch.setattr("dlg.graph.unusable.RANDOM", ())
+    with pytest.raises(SecondDerivativeError, match=r"is random: .*losses \d.* and \d"):
         check(classifier(noisy), *batch_of(VECTORS))
+
+
+# What is not defined below zero, or has no derivative there.
+DOMAINS = {"log": paddle.log, "sqrt": paddle.sqrt, "power": lambda x: paddle.pow(x, 1.5), "rsqrt": paddle.rsqrt}
+
+
+@pytest.mark.parametrize("which", DOMAINS)
+def test_a_network_is_checked_at_features_within_their_range(which):
+    network = classifier(lambda x: paddle.tanh(nn.Linear(6, 5)(paddle.flatten(DOMAINS[which](x), 1))))
+    trained = participant(network, *batch_of(VECTORS))
+    step = trained.shared_step()
+    verify(step, value_range=(0, 1))
+    with pytest.raises(SecondDerivativeError, match=r"not defined at a random batch .* give the range"):
+        verify(step)
 
 
 def test_a_network_that_paddle_cannot_run_is_refused_in_one_line(monkeypatch):

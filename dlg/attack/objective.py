@@ -13,8 +13,9 @@ from dlg.attack.dummies import make_dummies
 from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_rounding, total_variation
 from dlg.attack.parameters import Ties, copy_weights, tie_all
 from dlg.attack.shared_step import LABEL, SharedStep
-from dlg.errors import InputError, PrecisionError
+from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
+from dlg.graph.failures import named_failures
 from dlg.graph.linear_layers import AffineOps, linear_layers
 from dlg.graph.programs import in_program, traced_execution
 from dlg.graph.values import Value, numpy_dtype
@@ -33,6 +34,14 @@ PRECISE_ROUNDING = 32 * _FLOAT32_UNIT
 # An answer explains the shared gradients up to this many times the floor of an objective in float64. A right answer
 # that is not yet exact lies below; the wrong answers measured for LeNet lay at a thousand times the floor and more.
 _NEAR_THE_FLOOR = 300
+# What messages say of PaddlePaddle.
+_CANNOT_BUILD = "cannot build the attack's program for this network"
+_CANNOT_RUN = "cannot run the attack's program for this network"
+# What messages say of a network that insists on float32.
+_NEEDS_FLOAT64 = (
+    "this attack computes in float64, and the network cannot: let no cast in it insist on float32 (cast to"
+    " feature.dtype instead), or take sgd, adam or lbfgs"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +132,14 @@ class Objective:
         -------
         list of ndarray
             One for each of `fetched`.
+
+        Raises
+        ------
+        ProgramError
+            Where PaddlePaddle cannot run the program.
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
-        with traced_execution():
+        with traced_execution(), named_failures(_CANNOT_RUN, self.program):
             return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
 
     def explains(self, loss: float) -> bool:
@@ -204,11 +218,14 @@ def build_objective(
     LabelError
         Where the label is optimised, and the network reads it in a way that a
         probability vector cannot stand in for.
+    PrecisionError
+        Where PaddlePaddle cannot build the program in the type asked for.
     SecondDerivativeError
-        Where the network cannot be differentiated twice.
+        Where the network cannot be differentiated twice. It is a ProgramError
+        where PaddlePaddle says so.
     """
     program = paddle.static.Program()
-    with in_program(program, dtype):
+    with in_program(program, dtype), named_failures(_CANNOT_BUILD, program, dtype):
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
         layers = linear_layers(call.prediction)
@@ -270,16 +287,14 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     """
     try:
         objective = build_objective(step, dtype="float64", **options)
+    except PrecisionError as error:
+        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
+    try:
         # PaddlePaddle notices mixed types only when the program runs.
         objective.evaluate([np.zeros(dummy.shape) for dummy in objective.dummies], [objective.loss])
-        return objective
-    except InputError:
-        raise
-    except Exception as error:  # whatever PaddlePaddle raises for mixed types
-        raise PrecisionError(
-            "this attack computes in float64, and the network cannot: let no cast in it insist on float32 (cast to"
-            " feature.dtype instead), or take sgd, adam or lbfgs"
-        ) from error
+    except ProgramError as error:
+        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
+    return objective
 
 
 def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:

@@ -11,6 +11,7 @@ from paddle.base.libpaddle import pir
 
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
+from dlg.graph.failures import named_failures
 from dlg.graph.precision import typed_as
 from dlg.graph.programs import removed_on_error
 from dlg.graph.unusable import refuse_control_flow
@@ -120,10 +121,17 @@ class SharedStep:
         InputError
             Where the variables do not fit the batch, or the network does not give
             (prediction, loss) with a prediction shaped (B, C) and a scalar loss.
+        PrecisionError
+            Where the call fails in the type asked for.
+        ProgramError
+            Where the call fails, with the line.
+        SecondDerivativeError
+            Where the network holds control flow.
         """
         data = self._like(self.feature, DUMMY_DATA, dtype)
         label = self._like(self.label, LABEL, dtype)
-        with removed_on_error(data.block), typed_as(self.trained, dtype):
+        failures = named_failures("cannot call network(feature, label) on such a batch", data.block.program, dtype)
+        with failures, removed_on_error(data.block), typed_as(self.trained, dtype):
             returned = self.network(data, label)
             refuse_control_flow(data.block)
             adopt_parameters(data.block)

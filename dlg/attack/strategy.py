@@ -158,7 +158,7 @@ def _from_random_start(
             labels = labels_from_gradients(step)
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
             objective = _objective(entry, step, options, labels)
-    verify(step, fixed_label=labels)
+    verify(step, fixed_label=labels, value_range=options.range)
     optimizer = entry.build(objective, options.learning_rate, BatchKnowledge(value_range=options.range))
     return Strategy(optimizer.description, objective, optimizer, [*objective.notes, *notes], entry.default_restarts)
 
@@ -178,7 +178,7 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     """An optimiser on dummy data, the labels fixed, with all that was read off the gradients."""
     inferred = _inferred_labels(step, leakage)
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
-    verify(step, objective, fixed_label=inferred.labels)
+    verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
     optimizer = entry.build(objective, options.learning_rate, knowledge)

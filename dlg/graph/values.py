@@ -61,7 +61,7 @@ def where(op: Operation) -> str:
     op = _forward_op(op)
     frames = _frames(op) or _frames_around_blocks(op)
     for file, line, code in reversed(frames):
-        if not _is_of_paddle(file):
+        if not is_of_paddle(file):
             return f" ({Path(file).name}, line {line}: {code})"
     return ""
 
@@ -83,12 +83,13 @@ def _frames_around_blocks(op: Operation) -> list[tuple[str, str, str]]:
             files = [Path(file).name for file, _, _ in frames]
             # The user's call of the outermost branch or loop stands before PaddlePaddle's first line about it.
             for place, file in enumerate(files):
-                if file in _CONTROL_FLOW_FILES and _is_of_paddle(frames[place][0]):
+                if file in _CONTROL_FLOW_FILES and is_of_paddle(frames[place][0]):
                     return frames[:place]
     return []
 
 
-def _is_of_paddle(file: str) -> bool:
+def is_of_paddle(file: str) -> bool:
+    """Whether a file is one of PaddlePaddle's own."""
     return file.startswith(str(Path(paddle.__file__).parent))
 
 
