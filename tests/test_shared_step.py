@@ -96,7 +96,7 @@ BAD_NETWORKS = {
     "numbers": (lambda x, y, p, loss: (1.0, 2.0), "expected (prediction, loss)"),
     "no scalar": (lambda x, y, p, loss: (p, p), "expected a scalar"),
     "a flat prediction": (lambda x, y, p, loss: (p.flatten(), loss), "two classes or more"),
-    "one class": (lambda x, y, p, loss: (p[:, :1], loss), "two classes or more"),
+    "one class": (lambda x, y, p, loss: (p[:, :1], loss), "one output unit"),
 }
 
 
@@ -115,7 +115,7 @@ def test_a_network_that_returns_something_else_is_refused(which, trained):
 def test_a_real_label_that_is_no_probability_for_each_class_is_refused(batch):
     def network(feature, label):
         prediction = paddle.nn.Linear(784, 2)(paddle.flatten(feature, 1))
-        return prediction, paddle.mean(paddle.square(prediction - label))
+        return prediction, -paddle.mean(label * paddle.nn.functional.log_softmax(prediction))
 
     trained = participant(network, batch[0], np.array([[0.1], [0.7]], np.float32))
     with pytest.raises(InputError, match="must be a probability for each class"):

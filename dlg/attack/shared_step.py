@@ -12,6 +12,7 @@ from paddle.base.libpaddle import pir
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
 from dlg.graph.failures import named_failures
+from dlg.graph.label_readers import refuse_labels_that_are_no_class
 from dlg.graph.precision import typed_as
 from dlg.graph.programs import removed_on_error
 from dlg.graph.unusable import refuse_control_flow
@@ -162,7 +163,19 @@ class SharedStep:
         """Raise InputError where the attack cannot take what the network returned."""
         if math.prod(loss.shape) != 1:
             raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
+        if not is_real(label) and math.prod(label.shape[1:]) != 1:
+            raise InputError(
+                f"{self.label.name!r} is shaped {label.shape}, {math.prod(label.shape[1:])} integers for each sample;"
+                " the attack expects one, the sample's class"
+            )
+        refuse_labels_that_are_no_class(label, loss, self.label.name)
         shape = list(prediction.shape)
+        if shape in ([self.batch_size, 1], [-1, 1]):
+            raise InputError(
+                f"the prediction is shaped {shape}: one output unit, as for a regression or a yes-or-no answer; the"
+                f" attack expects [{self.batch_size}, classes] with two classes or more: give the network a second"
+                " unit and cross_entropy, whose class 1 is the yes"
+            )
         if len(shape) != 2 or shape[0] not in (-1, self.batch_size) or shape[1] < 2:
             raise InputError(
                 f"the prediction is shaped {shape}, expected [{self.batch_size}, classes] with two classes or more"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import paddle
 from paddle.base.libpaddle import pir
@@ -17,6 +17,15 @@ _CONTROL_FLOW_FILES = ("control_flow.py", "static_pylayer.py")
 
 # What builds a network: (feature, label) -> (prediction, loss).
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
+
+
+class Frame(NamedTuple):
+    """A call that led to an op: where it stands in the code, in which function, and how it is written."""
+
+    file: str
+    line: str
+    function: str
+    code: str
 
 
 def ops_behind(results: Sequence[Value]) -> list[Operation]:
@@ -59,31 +68,31 @@ def where(op: Operation) -> str:
         that made the op it belongs to.
     """
     op = _forward_op(op)
-    frames = _frames(op) or _frames_around_blocks(op)
-    for file, line, code in reversed(frames):
-        if not is_of_paddle(file):
-            return f" ({Path(file).name}, line {line}: {code})"
+    frames = call_frames(op) or _frames_around_blocks(op)
+    for frame in reversed(frames):
+        if not is_of_paddle(frame.file):
+            return f" ({Path(frame.file).name}, line {frame.line}: {frame.code})"
     return ""
 
 
-def _frames(op: Operation) -> list[tuple[str, str, str]]:
-    """The file, the line's number and the code of each call that led to an op, outermost first."""
+def call_frames(op: Operation) -> list[Frame]:
+    """The calls that led to an op, outermost first. PaddlePaddle keeps none for a few ops, such as constants."""
     frames = []
     for place, code in zip(op.callstack[::2], op.callstack[1::2]):
         file, _, rest = place.strip().removeprefix('File "').partition('"')
-        frames.append((file, rest.removeprefix(", line ").partition(",")[0], code.strip()))
+        line, _, function = rest.removeprefix(", line ").partition(", in ")
+        frames.append(Frame(file, line, function, code.strip()))
     return frames
 
 
-def _frames_around_blocks(op: Operation) -> list[tuple[str, str, str]]:
+def _frames_around_blocks(op: Operation) -> list[Frame]:
     """The calls that led to an op that holds blocks, such as a branch: PaddlePaddle keeps those of the ops in it."""
     for block in op.blocks():
         for inner in block.ops:
-            frames = _frames(inner) or _frames_around_blocks(inner)
-            files = [Path(file).name for file, _, _ in frames]
+            frames = call_frames(inner) or _frames_around_blocks(inner)
             # The user's call of the outermost branch or loop stands before PaddlePaddle's first line about it.
-            for place, file in enumerate(files):
-                if file in _CONTROL_FLOW_FILES and is_of_paddle(frames[place][0]):
+            for place, frame in enumerate(frames):
+                if Path(frame.file).name in _CONTROL_FLOW_FILES and is_of_paddle(frame.file):
                     return frames[:place]
     return []
 
