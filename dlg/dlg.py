@@ -17,6 +17,7 @@ from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
 from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError
+from dlg.graph.programs import refuse_flags
 from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.options import AttackOptions
 from dlg.results.pictures import SNAPSHOTS
@@ -146,9 +147,10 @@ def dlg_attack(
         The training's executor, whose place the attack runs on. The weights
         are read from the current scope, ``paddle.static.global_scope()``.
         Nothing in it is changed.
-    origin_grad : sequence of ndarray, or mapping of str to ndarray
+    origin_grad : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
         The shared gradients: in the order of the trainable parameters in the
-        training program's ``all_parameters()``, or by parameter name.
+        training program's ``all_parameters()``, by parameter name, or as pairs
+        of a parameter, or its name, and its gradient.
 
     Returns
     -------
@@ -178,8 +180,9 @@ def dlg_attack(
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(
-            f"the gradient-matching loss at the random start is {first.loss}; the gradients are too large for their"
-            " parameters' precision"
+            f"the gradient-matching loss at the random start is {first.loss}: either the gradients are too large for"
+            " their parameters' precision, or the network is not defined for all numbers, as a logarithm and a root are"
+            " not; for such a network, let it take what is below its domain too, by paddle.clip for one"
         )
     with replaced_results(options.result_dir, SNAPSHOTS) as folder:
         if strategy.name != options.optimizer:
@@ -229,6 +232,7 @@ def _reconstruction(
 
 
 def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
+    refuse_flags()
     if paddle.in_dynamic_mode():
         raise InputError("PaddlePaddle is in dynamic mode; call paddle.enable_static() before the network is built")
     for name, value in (("feature", feature), ("label", label)):

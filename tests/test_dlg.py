@@ -305,6 +305,13 @@ def test_arguments_that_are_none_of_the_kind_are_refused(which, batch, tmp_path)
     assert not (tmp_path / "results").exists()
 
 
+def test_a_flag_under_which_no_attack_can_run_is_refused_at_the_door(batch, tmp_path, monkeypatch):
+    arguments = participant(networks.softmax, *batch).attack_arguments
+    monkeypatch.setattr(paddle, "get_flags", lambda names: {name: True for name in names})
+    with pytest.raises(InputError, match="FLAGS_use_mkldnn is 1, expected 0"):
+        dlg_attack(options(tmp_path), *arguments)
+
+
 def test_a_float_label_that_is_no_probability_is_refused(batch, tmp_path):
     def network(feature, label):
         prediction = paddle.nn.Linear(784, 1)(paddle.flatten(feature, start_axis=1))

@@ -32,6 +32,30 @@ def test_gradients_are_named_by_the_order_of_the_parameters_or_by_their_names(tr
         assert all((named[name] == gradients[name]).all() for name in named)
 
 
+def test_gradients_may_be_pairs_as_append_backward_gives_them(trained):
+    gradients = trained.step()
+    by_name = list(gradients.items())
+    by_parameter = [(parameter, gradients[parameter.name]) for parameter in reversed(trained.parameters)]
+    for given in (by_name, by_parameter, [list(pair) for pair in by_name], dict(by_name)):
+        named = named_gradients(given, trained.parameters)
+        assert set(named) == set(gradients)
+        assert all((named[name] == gradients[name]).all() for name in named)
+
+
+def test_small_gradients_are_taken_until_float32_cannot_square_them(trained):
+    gradients = trained.step()
+    scale = max(np.abs(gradient).max() for gradient in gradients.values())
+    named_gradients({n: g / scale * np.float32(2e-19) for n, g in gradients.items()}, trained.parameters)
+    with pytest.raises(InputError, match=r"no number above 1.0e-19, expected at least 1.1e-19"):
+        named_gradients({n: g / scale * np.float32(1e-19) for n, g in gradients.items()}, trained.parameters)
+
+
+def test_a_parameter_may_have_a_gradient_of_zeros_if_another_has_not(trained):
+    first, *others = trained.step().items()
+    named = named_gradients([(first[0], first[1] * 0), *others], trained.parameters)
+    assert not named[first[0]].any()
+
+
 def test_a_gradient_that_is_none_is_left_out(trained):
     name = trained.parameters[0].name
     gradients = trained.step()
@@ -45,6 +69,13 @@ BAD_GRADIENTS = {
     "integers": (lambda g: {name: value.astype(int) for name, value in g.items()}, "int64"),
     "NaN": (lambda g: {name: value * np.nan for name, value in g.items()}, "NaN"),
     "none at all": (lambda g: [None, None], "holds no gradient"),
+    "zeros": (lambda g: {name: value * 0 for name, value in g.items()}, "nothing but zeros"),
+    "vanishing": (lambda g: {name: value * np.float32(1e-24) for name, value in g.items()}, "hold no information"),
+    "a pair of no parameter": (lambda g: [*g.items(), ("other", np.zeros(3))], "'other', which is no trainable"),
+    "a pair twice": (lambda g: [*g.items(), next(iter(g.items()))], "twice"),
+    "pairs and arrays": (lambda g: [*list(g.items())[:1], *list(g.values())[1:]], "pairs and a ndarray"),
+    "a number for a name": (lambda g: {**g, 3: np.zeros(3)}, "has 3, which is no trainable"),
+    "ragged": (lambda g: {name: [[1.0], [1.0, 2.0]] for name in g}, "is no array"),
     "a string": (lambda g: "gradients", "expected a list of arrays or a dict"),
 }
 
@@ -55,6 +86,12 @@ def test_gradients_that_do_not_fit_the_parameters_are_refused(which, trained):
     with pytest.raises(InputError) as caught:
         named_gradients(spoil(trained.step()), trained.parameters)
     assert words in str(caught.value)
+
+
+def test_a_gradient_variable_in_the_place_of_its_numbers_is_refused(trained):
+    pairs = [(parameter, parameter) for parameter in trained.parameters]
+    with pytest.raises(InputError, match="is a variable of a program, expected its numbers"):
+        named_gradients(pairs, trained.parameters)
 
 
 def made(*names):

@@ -8,7 +8,8 @@ import signal
 import paddle
 import pytest
 
-from dlg.graph.programs import in_program, removed_on_error, traced_execution
+from dlg.errors import InputError
+from dlg.graph.programs import in_program, refuse_flags, removed_on_error, traced_execution
 
 TRACE = "FLAGS_enable_pir_in_executor_trace_run"
 
@@ -60,3 +61,24 @@ def test_an_error_while_ops_are_built_leaves_none_of_them_behind():
         raise ZeroDivisionError
     assert not block.ops
     assert weight.use_empty()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("FLAGS_enable_pir_api", False), ("FLAGS_use_mkldnn", True), ("FLAGS_use_onednn", True)]
+)
+def test_a_flag_under_which_no_attack_can_run_is_refused(flag, value, monkeypatch):
+    flags = {"FLAGS_enable_pir_api": True, "FLAGS_use_mkldnn": False, "FLAGS_use_onednn": False, flag: value}
+    monkeypatch.setattr(paddle, "get_flags", lambda names: {name: flags[name] for name in names})
+    expected = int(not value)
+    with pytest.raises(InputError, match=rf"{flag} is {int(value)}, expected {expected}: .* {flag}={expected}"):
+        refuse_flags()
+
+
+def test_paddles_own_flags_are_taken_and_unknown_ones_passed_over(monkeypatch):
+    refuse_flags()
+
+    def unknown(names):
+        raise ValueError(f"Flag {names} cannot get its value through this function.")
+
+    monkeypatch.setattr(paddle, "get_flags", unknown)
+    refuse_flags()

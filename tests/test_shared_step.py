@@ -120,3 +120,31 @@ def test_a_real_label_that_is_no_probability_for_each_class_is_refused(batch):
     trained = participant(network, batch[0], np.array([[0.1], [0.7]], np.float32))
     with pytest.raises(InputError, match="must be a probability for each class"):
         call(trained.shared_step())
+
+
+REFUSED_TYPES = {
+    "int64": r"'x' is int64, expected float32 or float64: .* nothing about safety",
+    "uint8": r"'x' is uint8, expected float32 or float64: .* nothing about safety",
+    "float16": r"'x' is float16, expected float32 or float64: .* half precision",
+    "bfloat16": r"'x' is bfloat16, expected float32 or float64: .* half precision",
+}
+
+
+@pytest.mark.parametrize("dtype", REFUSED_TYPES)
+def test_features_of_another_type_than_float32_and_float64_are_refused(dtype, trained):
+    step = trained.shared_step()
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program):
+        feature = paddle.static.data("x", [None, 4], dtype)
+    with pytest.raises(InputError, match=REFUSED_TYPES[dtype]) as caught:
+        SharedStep(step.network, feature, step.label, 2, step.gradients, step.place)
+    assert "nothing to recover" not in str(caught.value)
+
+
+def test_probabilities_in_half_precision_are_refused(trained):
+    step = trained.shared_step()
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program):
+        label = paddle.static.data("y", [None, 10], "float16")
+    with pytest.raises(InputError, match="'y' is float16"):
+        SharedStep(step.network, step.feature, label, 2, step.gradients, step.place)

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import paddle
 from paddle.base.libpaddle import pir
 
-from dlg.errors import InputError
+from dlg.errors import InputError, one_line
 from dlg.graph.linear_layers import is_parameter
 from dlg.graph.values import Value, short_name
 
-# The shared gradients as a user hands them over: in the order of the trainable parameters, or by their names.
-Gradients: TypeAlias = "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None]"
+# The shared gradients as a user hands them over: in the order of the trainable parameters, by their names, or as pairs
+# of a parameter, or its name, and its gradient, which is how PaddlePaddle's append_backward gives them.
+Gradients: TypeAlias = (
+    "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None] | Sequence[tuple[str | Value, np.ndarray | None]]"
+)
+# The largest number of all gradients must not be below this, the root of float32's smallest normal number. Squares of
+# smaller numbers underflow. So no distance between such gradients can be computed in float32, and any batch with small
+# gradients matches them as well as the true one does.
+_VANISHING = float(np.sqrt(np.finfo(np.float32).tiny))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +51,10 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
 
     Parameters
     ----------
-    origin_grad : sequence of ndarray, or mapping of str to ndarray
-        The gradients in the order of `trained`, or by name. None stands for a
-        parameter that has no gradient.
+    origin_grad : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
+        The gradients in the order of `trained`, or by name, or as pairs of a
+        parameter, or its name, and its gradient. None stands for a parameter
+        that has no gradient.
     trained : sequence of Value
         The training program's trainable parameters.
 
@@ -54,36 +62,84 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
     ------
     InputError
         Where gradients are missing, too many, of another shape or dtype than
-        their parameter, or not finite.
+        their parameter, not finite, or all so small that they hold nothing.
     """
     by_name = {parameter.name: parameter for parameter in trained}
     given = _by_name(origin_grad, by_name)
-    gradients = {name: np.asarray(gradient) for name, gradient in given.items() if gradient is not None}
+    gradients = {name: _as_array(gradient, name) for name, gradient in given.items() if gradient is not None}
     if not gradients:
         raise InputError("origin_grad holds no gradient; give one for each trainable parameter")
     for name, gradient in gradients.items():
         _check_gradient(gradient, by_name[name])
+    _refuse_vanishing(gradients)
     return gradients
+
+
+def _refuse_vanishing(gradients: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError where all gradients are zero, or so small that no number of them can be told from zero."""
+    largest = max(float(np.abs(gradient).max(initial=0)) for gradient in gradients.values())
+    if largest < _VANISHING:
+        what = "nothing but zeros" if largest == 0 else f"no number above {largest:.1e}"
+        raise InputError(
+            f"origin_grad holds {what}, expected at least {_VANISHING:.1e}: such gradients hold no information on the"
+            " batch; capture those of the step's own batch, before anything clears or scales them"
+        )
+
+
+def _as_array(gradient: Any, name: str) -> np.ndarray:
+    """One shared gradient as an array."""
+    if isinstance(gradient, Value):
+        raise InputError(
+            f"the gradient of {name!r} is a variable of a program, expected its numbers: give exe.run's fetch_list the"
+            " variable, and the attack the array that comes back"
+        )
+    try:
+        return np.asarray(gradient)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the gradient of {name!r} is no array: {one_line(error)}") from error
 
 
 def _by_name(origin_grad: Gradients, trained: Mapping[str, Value]) -> Mapping[str, np.ndarray | None]:
     """The shared gradients by name, as they were given."""
     if isinstance(origin_grad, Mapping):
-        unknown = sorted(set(origin_grad) - set(trained))
-        if unknown:
-            raise InputError(
-                f"origin_grad has {unknown[0]!r}, which is no trainable parameter of the training program;"
-                f" those are {', '.join(sorted(trained)) or 'none'}"
-            )
-        return origin_grad
+        return _with_known_names(list(origin_grad.items()), trained)
     if isinstance(origin_grad, str) or not isinstance(origin_grad, Sequence):
         raise InputError(f"origin_grad is {origin_grad!r}, expected a list of arrays or a dict of them by name")
+    if any(_is_pair(given) for given in origin_grad):
+        for given in origin_grad:
+            if not _is_pair(given):
+                raise InputError(
+                    f"origin_grad has pairs and a {type(given).__name__} among them, expected pairs of a name and a"
+                    " gradient, or gradients alone"
+                )
+        return _with_known_names(origin_grad, trained)
     if len(origin_grad) != len(trained):
         raise InputError(
             f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
             f" parameters ({', '.join(trained)}); give one for each, in this order, or a dict by name"
         )
     return dict(zip(trained, origin_grad))
+
+
+def _is_pair(given: Any) -> bool:
+    """Whether something is a pair of a parameter, or its name, and anything else."""
+    return isinstance(given, (tuple, list)) and len(given) == 2 and isinstance(given[0], (str, Value))
+
+
+def _with_known_names(pairs: Sequence[Any], trained: Mapping[str, Value]) -> dict[str, np.ndarray | None]:
+    """Gradients by name, of pairs of a parameter, or its name, and its gradient."""
+    gradients: dict[str, np.ndarray | None] = {}
+    for parameter, gradient in pairs:
+        name = getattr(parameter, "name", None) if isinstance(parameter, Value) else parameter
+        if name not in trained:
+            raise InputError(
+                f"origin_grad has {name!r}, which is no trainable parameter of the training program;"
+                f" those are {', '.join(sorted(trained)) or 'none'}"
+            )
+        if name in gradients:
+            raise InputError(f"origin_grad has {name!r} twice; give one gradient for each parameter")
+        gradients[name] = gradient
+    return gradients
 
 
 def _check_gradient(gradient: np.ndarray, parameter: Value) -> None:

@@ -16,12 +16,14 @@ from dlg.graph.label_readers import refuse_labels_that_are_no_class
 from dlg.graph.precision import typed_as
 from dlg.graph.programs import removed_on_error
 from dlg.graph.unusable import refuse_control_flow
-from dlg.graph.values import Network, Value, is_real
+from dlg.graph.values import Network, Value, is_real, numpy_dtype
 
 # The name of the dummy data in the attack's programs, under which they are fed it.
 DUMMY_DATA = "dummy_data"
 # The name of the label in the attack's programs.
 LABEL = "label"
+# The types of features, and of labels that are probabilities, that the attack can take.
+_REAL = ("float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +91,16 @@ class SharedStep:
         ----------
         network, feature, label, batch_size, place
             See above.
-        gradients : sequence of ndarray, or mapping of str to ndarray
+        gradients : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
             See `dlg.attack.parameters.named_gradients`.
 
         Raises
         ------
         InputError
-            Where the gradients do not fit the training program's parameters.
+            Where the gradients do not fit the training program's parameters, or
+            the attack cannot take the variables' types.
         """
+        _check_variables(feature, label)
         self.network = network
         self.feature = feature
         self.label = label
@@ -185,3 +189,21 @@ class SharedStep:
                 f"{self.label.name!r} is {self.label.dtype} and shaped {label.shape}, the prediction {shape};"
                 " a label that is no integer must be a probability for each class"
             )
+
+
+def _check_variables(feature: Value, label: Value) -> None:
+    """Raise InputError where the attack cannot take features or labels of these types."""
+    dtype = numpy_dtype(feature).lower()
+    if not is_real(feature):
+        raise InputError(
+            f"{feature.name!r} is {dtype}, expected {' or '.join(_REAL)}: the attack follows the gradient with respect"
+            " to the features, and through integers there is none. This says nothing about safety: what such features"
+            " become in the network, embeddings for one, can leak; make that the feature, as real numbers"
+        )
+    if dtype not in _REAL:
+        raise InputError(
+            f"{feature.name!r} is {dtype}, expected {' or '.join(_REAL)}: PaddlePaddle has no second derivatives in"
+            " half precision; declare the feature in float32 and cast it in the network"
+        )
+    if is_real(label) and numpy_dtype(label).lower() not in _REAL:
+        raise InputError(f"{label.name!r} is {numpy_dtype(label).lower()}, expected {' or '.join(_REAL)}, or integers")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import paddle
 from paddle.base.libpaddle import pir
 
+from dlg.errors import InputError
 from dlg.interrupts import interrupts_deferred
+
+# The settings of PaddlePaddle's flags under which no attack can run, and why; met in 3.0.0 and 3.3.1.
+_REFUSED_FLAGS = {
+    "FLAGS_enable_pir_api": (False, "without PIR, PaddlePaddle's second derivatives are wrong without an error"),
+    "FLAGS_use_mkldnn": (True, "oneDNN's gradient of a matrix product ends the process with a segmentation fault"),
+    "FLAGS_use_onednn": (True, "oneDNN's gradient of a matrix product ends the process with a segmentation fault"),
+}
 
 
 @contextlib.contextmanager
@@ -45,6 +54,24 @@ def checked_before_runs(check: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _check.reset(token)
+
+
+def refuse_flags() -> None:
+    """Raise InputError where one of PaddlePaddle's flags is set so that the attack's programs cannot be built or run."""
+    for flag, (refused, reason) in _REFUSED_FLAGS.items():
+        if _flag(flag) is refused:
+            raise InputError(
+                f"{flag} is {int(refused)}, expected {int(not refused)}: {reason}; set the environment variable"
+                f" {flag}={int(not refused)} before Python starts"
+            )
+
+
+def _flag(name: str) -> Any:
+    """The value of one of PaddlePaddle's flags; None where its version does not have the flag."""
+    try:
+        return paddle.get_flags([name])[name]
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager
