@@ -7,6 +7,7 @@ import paddle
 import pytest
 from benchmarks.participant import fresh_scope
 
+from dlg.errors import InputError
 from dlg.participant.networks import softmax
 from dlg.participant.training_step import TrainingStep
 
@@ -90,3 +91,10 @@ def test_labels_may_have_another_shape_and_dtype(batch):
 def test_an_attacker_knows_the_model_and_not_the_batch():
     step = training()
     assert step.known == (step.feature, step.label, softmax, step.exe)
+
+
+def test_a_flag_that_ends_the_process_is_refused_before_the_step_is_built(monkeypatch):
+    flags = {"FLAGS_enable_pir_api": True, "FLAGS_use_mkldnn": True}
+    monkeypatch.setattr(paddle, "get_flags", lambda names: {name: flags[name] for name in names})
+    with pytest.raises(InputError, match="FLAGS_use_mkldnn is 1, expected 0"):
+        TrainingStep(softmax, (1, 28, 28), paddle.CPUPlace(), seed=0)

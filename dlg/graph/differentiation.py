@@ -142,7 +142,11 @@ def second_gradients(
     gradients = paddle.static.gradients([loss], list(dummies.values()))
     for name, gradient in zip(dummies, gradients):
         if gradient is None:
-            raise InputError(f"the network's gradients do not depend on its {name}; there is nothing to recover")
+            raise InputError(
+                f"the network's gradients do not depend on its {name} by any op that has a derivative, so the attack"
+                " cannot follow them; this does not say that they are safe: look for a cast to integers, a detach, or a"
+                f" loss that leaves the {name} out"
+            )
     loss, *rewritten = simplify([loss, *gradients, *fetched])
     remove_dead_ops([*dummies.values(), *kept, loss, *rewritten])
     return SecondGradients(loss, rewritten[: len(gradients)], rewritten[len(gradients) :])

@@ -57,7 +57,7 @@ def checked_before_runs(check: Callable[[], None]) -> Iterator[None]:
 
 
 def refuse_flags() -> None:
-    """Raise InputError where one of PaddlePaddle's flags is set so that the attack's programs cannot be built or run."""
+    """Raise InputError where one of PaddlePaddle's flags is set so that no attack can run."""
     for flag, (refused, reason) in _REFUSED_FLAGS.items():
         if _flag(flag) is refused:
             raise InputError(

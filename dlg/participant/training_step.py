@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
+from dlg.graph.programs import refuse_flags
 from dlg.graph.values import Network, Value
 
 # The names of the program's two inputs.
@@ -38,6 +39,11 @@ class TrainingStep:
     label_dtype : str
         The dtype of the labels.
 
+    Raises
+    ------
+    InputError
+        Where one of PaddlePaddle's flags would end the process.
+
     Attributes
     ----------
     network : callable
@@ -60,6 +66,7 @@ class TrainingStep:
         label_shape: Sequence[int] = (1,),
         label_dtype: str = "int64",
     ) -> None:
+        refuse_flags()
         self.network = network
         paddle.seed(seed)
         self._program, startup = paddle.static.Program(), paddle.static.Program()
