@@ -35,8 +35,8 @@ PRECISE_ROUNDING = 32 * _FLOAT32_UNIT
 # that is not yet exact lies below; the wrong answers measured for LeNet lay at a thousand times the floor and more.
 _NEAR_THE_FLOOR = 300
 # What messages say of PaddlePaddle.
-_CANNOT_BUILD = "cannot build the attack's program for this network"
-_CANNOT_RUN = "cannot run the attack's program for this network"
+CANNOT_BUILD = "cannot build the attack's program for this network"
+CANNOT_RUN = "cannot run the attack's program for this network"
 # What messages say of a network that insists on float32.
 _NEEDS_FLOAT64 = (
     "this attack computes in float64, and the network cannot: let no cast in it insist on float32 (cast to"
@@ -139,7 +139,7 @@ class Objective:
             Where PaddlePaddle cannot run the program.
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
-        with traced_execution(), named_failures(_CANNOT_RUN, self.program):
+        with traced_execution(), named_failures(CANNOT_RUN, self.program):
             return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
 
     def explains(self, loss: float) -> bool:
@@ -225,7 +225,7 @@ def build_objective(
         where PaddlePaddle says so.
     """
     program = paddle.static.Program()
-    with in_program(program, dtype), named_failures(_CANNOT_BUILD, program, dtype):
+    with in_program(program, dtype), named_failures(CANNOT_BUILD, program, dtype):
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
         layers = linear_layers(call.prediction)

@@ -29,8 +29,9 @@ from paddle.autograd.backward_utils import ValueDict
 
 from dlg import random_streams
 from dlg.attack.losses import gradient_matching_divisor
-from dlg.attack.objective import FEATURES, SHARED, Objective
+from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, SHARED, Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
+from dlg.graph.failures import named_failures
 from dlg.graph.programs import traced_execution
 from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
@@ -140,7 +141,8 @@ class GaussNewtonStep:
         # The first run tells how many take a second.
         self._products_per_run = 1
         self._program = paddle.static.Program()
-        with interrupts_deferred(), paddle.static.program_guard(self._program):
+        failures = named_failures(CANNOT_BUILD, objective.program)
+        with failures, interrupts_deferred(), paddle.static.program_guard(self._program):
             self._fetched = self._build(held, value_range)
 
     def solve(
@@ -199,7 +201,7 @@ class GaussNewtonStep:
             started = time.monotonic()
             bound = np.array(min(done + self._products_per_run, most_products))
             fed = dict(zip((value.name for value in self._state), state, strict=True))
-            with traced_execution():
+            with named_failures(CANNOT_RUN, self._objective.program), traced_execution():
                 fetched = self._objective.executor.run(
                     self._program,
                     feed=feed | fed | {"most_products": bound},

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle.autograd.backward_utils import ValueDict
 
-from dlg.attack.objective import Objective
+from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, Objective
 from dlg.attack.optimizers.interface import (
     BatchKnowledge,
     DummyBatch,
@@ -20,6 +20,7 @@ from dlg.attack.optimizers.interface import (
     random_start,
 )
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
+from dlg.graph.failures import named_failures
 from dlg.graph.programs import traced_execution
 from dlg.graph.values import Value, ops_behind
 from dlg.interrupts import interrupts_deferred
@@ -63,7 +64,8 @@ class GradientDescent:
         self.evaluations = 0
         self.findings: list[str] = []
         self._program = paddle.static.Program()
-        with interrupts_deferred(), paddle.static.program_guard(self._program):
+        failures = named_failures(CANNOT_BUILD, objective.program)
+        with failures, interrupts_deferred(), paddle.static.program_guard(self._program):
             self._state = self._declare_state()
             self._results = self._add_loop(learning_rate)
 
@@ -153,7 +155,7 @@ class GradientDescent:
         self.evaluations += count
         feed = {variable.name: value for variable, value in zip(self._state, [*values, *moments])}
         feed |= objective.constants | {"first": np.array(done), "last": np.array(done + count)}
-        with traced_execution():
+        with named_failures(CANNOT_RUN, objective.program), traced_execution():
             *state, probability, loss = objective.executor.run(
                 self._program, feed=feed, fetch_list=self._results, scope=objective.scope
             )
