@@ -37,6 +37,10 @@ class PrecisionError(InputError):
     """A network that runs in its own precision and not in float64, which an attack needs."""
 
 
+class TimeLimitReachedError(Exception):
+    """The attack's time is over. `dlg.attack.attempts.Attempts` keeps what there is."""
+
+
 def quoted(value: object) -> str:
     """A value as a message quotes it: its repr, in one line, of which the middle is left out beyond 80 characters."""
     try:

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from dlg.attack.deadline import Deadline, TimeLimitReachedError
+from dlg.attack.deadline import Deadline
+from dlg.errors import TimeLimitReachedError
 
 
 def test_a_limit_is_reached_when_its_seconds_are_over():

@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 
-from dlg.attack.deadline import Deadline, TimeLimitReachedError
+from dlg.attack.deadline import Deadline
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.strategy import Strategy
+from dlg.errors import TimeLimitReachedError
 from dlg.graph.programs import checked_before_runs
 from dlg.interrupts import interrupts_ignored
 from dlg.options import AttackOptions

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-
-class TimeLimitReachedError(Exception):
-    """The attack's time is over. `dlg.attack.attempts.Attempts` keeps what there is."""
+from dlg.errors import TimeLimitReachedError
 
 
 class Deadline:

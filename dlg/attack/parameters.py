@@ -88,7 +88,7 @@ def _refuse_vanishing(gradients: Mapping[str, np.ndarray]) -> None:
 
 def _as_array(gradient: Any, name: str) -> np.ndarray:
     """One shared gradient as an array."""
-    if isinstance(gradient, Value):
+    if isinstance(gradient, paddle.pir.Value):
         raise InputError(
             f"the gradient of {name!r} is a variable of a program, expected its numbers: give exe.run's fetch_list the"
             " variable, and the attack the array that comes back"
@@ -118,19 +118,20 @@ def _by_name(origin_grad: Gradients, trained: Mapping[str, Value]) -> Mapping[st
             f"origin_grad has {len(origin_grad)} gradients, the training program {len(trained)} trainable"
             f" parameters ({', '.join(trained)}); give one for each, in this order, or a dict by name"
         )
-    return dict(zip(trained, origin_grad))
+    alone: Any = origin_grad
+    return dict(zip(trained, alone))
 
 
 def _is_pair(given: Any) -> bool:
     """Whether something is a pair of a parameter, or its name, and anything else."""
-    return isinstance(given, (tuple, list)) and len(given) == 2 and isinstance(given[0], (str, Value))
+    return isinstance(given, (tuple, list)) and len(given) == 2 and isinstance(given[0], (str, paddle.pir.Value))
 
 
 def _with_known_names(pairs: Sequence[Any], trained: Mapping[str, Value]) -> dict[str, np.ndarray | None]:
     """Gradients by name, of pairs of a parameter, or its name, and its gradient."""
     gradients: dict[str, np.ndarray | None] = {}
     for parameter, gradient in pairs:
-        name = getattr(parameter, "name", None) if isinstance(parameter, Value) else parameter
+        name: Any = getattr(parameter, "name", None) if isinstance(parameter, paddle.pir.Value) else parameter
         if name not in trained:
             raise InputError(
                 f"origin_grad has {name!r}, which is no trainable parameter of the training program;"

@@ -180,7 +180,7 @@ class _Check:
         """Raise SecondDerivativeError where the same point gives other numbers the second time, or none."""
         loss, gradients, _ = self._evaluate(self._point)
         again, _, _ = self._evaluate(self._point)
-        if not all(np.isfinite(value).all() for value in (loss, again, *gradients)):
+        if not (np.isfinite([loss, again]).all() and all(np.isfinite(gradient).all() for gradient in gradients)):
             low, high = self._range or (-np.inf, np.inf)
             raise SecondDerivativeError(
                 f"the network is not defined at a random batch of features from {low:g} to {high:g}: its"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import paddle
 
-from dlg.errors import InputError, PrecisionError, ProgramError, one_line
+from dlg.errors import InputError, PrecisionError, ProgramError, TimeLimitReachedError, one_line
 from dlg.graph.values import is_of_paddle, short_name, where
 
 # How PaddlePaddle's messages name an op.
@@ -44,7 +44,7 @@ def named_failures(doing: str, program: paddle.static.Program, dtype: str | None
     """
     try:
         yield
-    except InputError:
+    except (InputError, TimeLimitReachedError):
         raise
     except Exception as error:
         message = f"PaddlePaddle {paddle.__version__} {doing}: {describe(error, program)}"
