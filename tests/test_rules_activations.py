@@ -18,6 +18,8 @@ EXAMPLES = {
     "gelu_grad": F.gelu,
     "silu_grad": F.silu,
     "swish_grad": F.swish,
+    "mish_grad": F.mish,
+    "selu_grad": F.selu,
     "relu6_grad": lambda z: F.relu6(4 * z),
     "hardsigmoid_grad": lambda z: F.hardsigmoid(4 * z),
     "hardswish_grad": lambda z: F.hardswish(4 * z),

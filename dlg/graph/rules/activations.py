@@ -63,6 +63,24 @@ def silu_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [(sigmoid + x * sigmoid * (constant_like(x, 1) - sigmoid)) * gradient]
 
 
+@rule("mish_grad")
+def mish_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    """Mish is x tanh(softplus(x)) (Misra 2019), and the slope of softplus is the sigmoid."""
+    x, gradient = inputs_of(op)["x"], inputs_of(op)["out_grad"]
+    tanh = paddle.tanh(F.softplus(x))
+    return [(tanh + x * F.sigmoid(x) * (constant_like(x, 1) - paddle.square(tanh))) * gradient]
+
+
+@rule("selu_grad")
+def selu_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    """SELU is scale · x where x > 0, else scale · alpha (exp(x) − 1) (Klambauer et al. 2017), so out has x's sign."""
+    out, gradient = inputs_of(op)["out"], inputs_of(op)["out_grad"]
+    scale, alpha = op.attrs()["scale"], op.attrs()["alpha"]
+    positive = paddle.cast(out > constant_like(out, 0), out.dtype)
+    negative = constant_like(out, 1) - positive
+    return [gradient * (positive * constant_like(out, scale) + negative * (out + constant_like(out, scale * alpha)))]
+
+
 @rule("relu6_grad")
 def relu6_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     out, gradient = inputs_of(op)["out"], inputs_of(op)["out_grad"]
