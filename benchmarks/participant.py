@@ -52,7 +52,10 @@ class Participant:
         return *self.training.known, self.step()
 
     def shared_step(self, gradients: dict[str, np.ndarray] | None = None) -> SharedStep:
-        """What an attacker holds: the shared gradients, or those that are given."""
+        """What an attacker holds: the shared gradients, or those that are given.
+
+        Keep the participant while this is used: PaddlePaddle crashes where the training program is gone.
+        """
         feature, label, network, exe = self.training.known
         gradients = self.step() if gradients is None else gradients
         return SharedStep(network, feature, label, self.batch_size, gradients, exe.place)

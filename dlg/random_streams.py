@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-# The number of each purpose that has a seed of the user's. Never reuse one.
-_ATTACK_START, _DEFENSE, _ANALYTIC_SEARCH = 1, 2, 3
+# A purpose with the user's seed has a number of its own. Never reuse or change one: results would change with it.
+# The start of an attack.
+_ATTACK_START = 1
+# The noise of a defence.
+_DEFENSE = 2
+# The search of an analytic attack.
+_ANALYTIC_SEARCH = 3
 
 
 def attack_start(seed: int, restart: int) -> np.random.Generator:

@@ -11,11 +11,14 @@ import pytest
 from conftest import PROJECT
 
 import mnist_example
+from dlg.options import OPTIMIZER_CHOICES
+from dlg.participant.defenses import DEFENSES
 
 README = PROJECT / "README.md"
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((PROJECT / "docs").glob("*.md"))]
 USAGE = (PROJECT / "docs" / "usage.md").read_text()
+ATTACKS = (PROJECT / "docs" / "attacks.md").read_text()
 AUDIT = (PROJECT / "docs" / "audit.md").read_text()
 # A README that is read is short.
 MOST_LINES = 150
@@ -83,6 +86,19 @@ def test_every_option_is_in_the_docs_with_its_default():
     for name, value in args.items():
         default = value[0] if isinstance(value, list) else str(value)
         assert rows[f"--{name}"].removeprefix("./") == default
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_CHOICES)
+def test_every_optimizer_is_in_the_docs(name):
+    row = re.search(r"^\| `--optimizer` \|.*$", USAGE, re.MULTILINE)[0]
+    assert f"`{name}`" in row
+    assert f"\n| `{name}` | " in ATTACKS
+
+
+def test_every_defence_is_in_the_docs_with_its_spelling():
+    table = USAGE[USAGE.index("| spelling |") :].partition("\n\n")[0]
+    spellings = {spelling for row in table.splitlines()[2:] for spelling in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert spellings == {":".join([name, *(n.name for n in kind.numbers)]) for name, kind in DEFENSES.items()}
 
 
 def test_the_help_has_every_option():
