@@ -36,3 +36,24 @@ def shallow_perceptron(feature, label):
     hidden = paddle.nn.functional.relu(paddle.nn.Linear(784, 32)(paddle.flatten(feature, 1)))
     prediction = paddle.nn.Linear(32, 10)(hidden)
     return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+
+def softmax_with_a_layer_made_outside():
+    """A softmax regression whose layer is made by the first call alone, as one made outside of the callable."""
+    made = []
+
+    def network(feature, label):
+        if not made:
+            made.append(paddle.nn.Linear(784, 10))
+        prediction = made[0](paddle.flatten(feature, 1))
+        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+    return network
+
+
+def perceptron_with_a_frozen_last_layer(feature, label):
+    """A network whose last layer has no gradients."""
+    hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, 1))
+    fixed = paddle.ParamAttr(trainable=False)
+    prediction = paddle.nn.Linear(10, 10, weight_attr=fixed, bias_attr=fixed)(paddle.tanh(hidden))
+    return prediction, paddle.nn.functional.cross_entropy(prediction, label)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import paddle
 import paddle.nn.functional as F
 import pytest
-from attacking import digits, shallow_perceptron
+from attacking import digits, shallow_perceptron, softmax_with_a_layer_made_outside
 from benchmarks.participant import participant
 
 from dlg.attack.analytic.leakage import find_leakage

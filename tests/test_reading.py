@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from attacking import shallow_perceptron
+from attacking import perceptron_with_a_frozen_last_layer, shallow_perceptron
 from benchmarks.participant import participant
 
 from dlg.attack.analytic.reading import Leakage, Reading
@@ -87,13 +87,7 @@ def test_an_activation_that_is_not_known_makes_no_perceptron(batch):
 
 
 def test_a_frozen_last_layer_is_read_as_none(batch):
-    def network(feature, label):
-        hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, start_axis=1))
-        fixed = paddle.ParamAttr(trainable=False)
-        prediction = paddle.nn.Linear(10, 10, weight_attr=fixed, bias_attr=fixed)(paddle.tanh(hidden))
-        return prediction, F.cross_entropy(prediction, label)
-
-    trained = participant(network, *batch)
+    trained = participant(perceptron_with_a_frozen_last_layer, *batch)
     reading = reading_of(trained)
     assert reading.layers[-1] is None
     assert reading.softmax_regression is reading.perceptron is None

@@ -9,7 +9,14 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from attacking import attack, digits, shallow_perceptron, worst_psnr
+from attacking import (
+    attack,
+    digits,
+    perceptron_with_a_frozen_last_layer,
+    shallow_perceptron,
+    softmax_with_a_layer_made_outside,
+    worst_psnr,
+)
 from benchmarks.participant import participant
 
 import mnist_example
@@ -106,13 +113,7 @@ def test_a_repeated_image_is_recovered_and_may_be_two_different_ones(tmp_path):
 
 
 def test_a_frozen_last_layer_gives_no_labels(batch, tmp_path):
-    def network(feature, label):
-        hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, start_axis=1))
-        fixed = paddle.ParamAttr(trainable=False)
-        prediction = paddle.nn.Linear(10, 10, weight_attr=fixed, bias_attr=fixed)(paddle.tanh(hidden))
-        return prediction, F.cross_entropy(prediction, label)
-
-    trained = participant(network, *batch)
+    trained = participant(perceptron_with_a_frozen_last_layer, *batch)
     with pytest.raises(LabelError, match="cannot be read off the gradients"):
         attack(trained, tmp_path, optimizer="lm")
 
