@@ -260,7 +260,7 @@ def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows:
     else:
         print(f"recovered labels: {', '.join(map(str, recovered.label))}")
     for row in rows:
-        psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+        psnr = metrics.decibels(row["psnr"])
         print(
             f"{row['image']:>5}  {row['true_label']:>10}  {row['recovered_label']:>15}  {psnr:>8}  {row['ssim']:>6.3f}"
         )
