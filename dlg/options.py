@@ -54,12 +54,17 @@ def unless_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
+def _float_or_nan(value: Any) -> float:
+    """The value as a float; NaN, which every check refuses, where it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def descending_step(value: Any) -> float:
     """A learning rate that descends when the step is added: negative and finite."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = _float_or_nan(value)
     if not -math.inf < number < 0:
         raise ValueError(
             f"expected a negative number, got {quoted(value)}: the step is added to the dummy data,"
@@ -81,10 +86,7 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 
 def weight(value: Any) -> float:
     """The weight of a term of the loss: finite, and not negative."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = _float_or_nan(value)
     if not 0 <= number < math.inf:
         raise ValueError(f"expected a number of at least 0, got {quoted(value)}")
     return number
