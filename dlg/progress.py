@@ -46,12 +46,12 @@ class Progress:
             self._bar.set_description(description)
 
     def report(self, done: int, line: str, beside_bar: str) -> None:
-        """So many units are done.
+        """Show how far the run is.
 
         Parameters
         ----------
         done : int
-            Of `total`.
+            How many units of `total` are done.
         line : str
             What is printed where there is no terminal.
         beside_bar : str

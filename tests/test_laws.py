@@ -41,10 +41,10 @@ def reached_from(module: str) -> set[str]:
     """A module, and whatever it imports, directly or not."""
     reached, waiting = set(), [module]
     while waiting:
-        here = waiting.pop()
-        if here not in reached:
-            reached.add(here)
-            waiting.extend(IMPORTS[here])
+        current = waiting.pop()
+        if current not in reached:
+            reached.add(current)
+            waiting.extend(IMPORTS[current])
     return reached
 
 

@@ -196,11 +196,11 @@ def test_a_browser_shows_every_picture_without_complaint(browser, page, width, s
 def test_a_phone_need_not_scroll_sideways(browser, page):
     show(browser, page, 375)
     # What is wider scrolls in its own box, which the keyboard reaches.
-    beyond = browser.execute_script(
+    too_wide = browser.execute_script(
         "return [...document.querySelectorAll('main *')].filter(element => !element.closest('.scroll, pre, svg'))"
         ".filter(element => element.getBoundingClientRect().right > 375).map(element => element.outerHTML.slice(0, 99))"
     )
-    assert beyond == []
+    assert too_wide == []
     assert browser.execute_script("return document.documentElement.scrollWidth") == 375
     assert browser.execute_script(
         "return [...document.querySelectorAll('.scroll')].every(box => box.tabIndex === 0 && box.ariaLabel)"

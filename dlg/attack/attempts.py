@@ -134,7 +134,7 @@ class Attempt:
     best : Attempt or None
         The best start before it.
     display : _Display
-        What is told of each snapshot.
+        Shows the iteration and the loss of each snapshot.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ class Attempt:
     history : list of (int, float)
         Iteration and loss at each snapshot.
     losses : dict of int to float
-        The loss at each iteration that every run comes by.
+        The loss at each iteration that every run reports.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Attempt:
         self.history: list[tuple[int, float]] = []
         self.losses: dict[int, float] = {}
         self._options, self._floor, self._best, self._display = options, floor, best, display
-        # The last point that every run comes by: a divergent attack ends there.
+        # The last iteration that every run reports, and its dummy batch. A divergent attack ends there.
         self._reproducible = 0, start
         self._snapshots: dict[int, np.ndarray | None] = {}
         self._folder: ResultFolder | None = None
@@ -185,20 +185,27 @@ class Attempt:
         return bool(self.ended)
 
     def _is_hopeless(self, iteration: int, loss: float) -> bool:
-        """Whether it is far behind the best start before it."""
+        """Whether its loss is `_HOPELESS` times that of the best start so far at the same iteration."""
         if self._best is None or iteration >= self._options.iterations:
             return False
         late = iteration >= _EARLIEST_SHARE * self._best.iteration
         return late and loss > _HOPELESS * self._best.losses.get(iteration, math.inf)
 
     def close(self, ended: str = "") -> None:
-        """End it; how, unless it has said so itself."""
+        """End the start: set `ended`, unless `observe` has, and take the last snapshot.
+
+        Parameters
+        ----------
+        ended : str
+            How it ended. By default "iterations" where all were done, and
+            "converged" where the optimiser stopped before.
+        """
         done = "iterations" if self.iteration >= self._options.iterations else "converged"
         self.ended = self.ended or ended or done
         self._snapshot()
 
     def write_snapshots(self, folder: ResultFolder) -> None:
-        """Write the snapshots into a folder, those so far and those to come."""
+        """Write the snapshots taken so far into a folder, and each later one as it is taken."""
         if folder is self._folder:
             return
         self._folder = folder

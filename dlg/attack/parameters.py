@@ -208,7 +208,7 @@ def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, s
     attacked, trained : sequence of Value
         Parameters of the attack's and of the training program.
     exactly : bool
-        Whether there must be as many of the ones as of the others.
+        Whether `attacked` and `trained` must have the same length.
     same_dtype : bool
         Whether the dtypes must agree. They need not where the attack's program
         was built in a dtype of its own.

@@ -136,7 +136,7 @@ class Outcome:
 
 
 def finite_or_none(number: float | None) -> float | None:
-    """The number, or None where it is infinite or NaN, which JSON has not."""
+    """The number, or None where it is infinite or NaN, which JSON cannot hold."""
     return None if number is None or not math.isfinite(number) else number
 
 

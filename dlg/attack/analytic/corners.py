@@ -35,8 +35,8 @@ _ZERO_SHARES = (1e-3, 1e-4, 1e-5)
 _GRADIENT_ROUNDING = 2e-6
 # What a sum of probabilities may be off by.
 _PROBABILITY_ROUNDING = 1e-5
-# In a sample's error the label's entry is as large as all others together, so that all are twice as large as that one.
-# This leaves room for rounding.
+# A sample's error sums to zero and is negative for its label only. So the sum of all magnitudes is twice the label's.
+# The rest leaves room for rounding.
 _MOST_ERROR_RATIO = 2.001
 # Rows of A with a worse condition number than this do not determine labels.
 _MOST_CONDITION = 1e9

@@ -48,7 +48,7 @@ _START_TOLERANCE = 1e-2
 _MOST_LOG = 30.0
 # Singular values of the Jacobian below this share of the largest are zero.
 _PSEUDOINVERSE_TOLERANCE = 1e-15
-# A fit's residual may be smaller by chance than rounding is in general, but is not taken for less than this part of it.
+# A fit's residual may by chance be smaller than rounding is in general. It counts as at least this share of that.
 _LEAST_PART_OF_FLOOR = 1 / 4
 
 

@@ -88,8 +88,9 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
 def _weight_impact(class_gradient: np.ndarray, batch_size: int) -> float:
     """By how much a sample lowers its class's weight gradient, summed over the features: LLG, section 4.
 
-    All that is below zero, shared by the samples, and 1/C more, which the
-    probabilities gave back.
+    It is |sum of the negative entries| / B · (1 + 1/C). The labels have lowered
+    these entries, and the probabilities, about 1/C for each class, have raised
+    them again by about that share. The factor 1 + 1/C makes up for that.
     """
     return -class_gradient[class_gradient < 0].sum() / batch_size * (1 + 1 / len(class_gradient))
 

@@ -34,8 +34,8 @@ def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage |
     Returns
     -------
     Leakage or None
-        None where no analytic attack applies. Those there are need a network
-        that ends in a fully connected layer with a bias, under softmax cross
+        None where no analytic attack applies. All of them need a network that
+        ends in a fully connected layer with a bias, under softmax cross
         entropy, averaged over the batch.
 
     Raises

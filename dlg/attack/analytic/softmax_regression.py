@@ -208,6 +208,8 @@ def _random_guesses(
     """Random starts without end. Labels: the likeliest; the two likeliest; the three likeliest; and so on."""
     candidates: list[np.ndarray] = []
     while True:
-        candidates += [np.repeat(np.arange(len(n)), n) for n in itertools.islice(counts, 1)]
+        next_counts = next(counts, None)
+        if next_counts is not None:
+            candidates.append(np.repeat(np.arange(len(next_counts)), next_counts))
         for labels in candidates:
             yield span.random_rows(labels, rng), labels

@@ -118,7 +118,10 @@ class GradientDescent:
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
         """Do steps 3 to 5 of the attack `iterations` times. The observer is called after each run of the program."""
-        iteration, run_length, dummy, moments = 0, 1, start, None
+        dummy, iteration = start, 0
+        moments: Sequence[np.ndarray] | None = None
+        # How many iterations the next run of the program does. The first run tells how long one takes.
+        run_length = 1
         while iteration < iterations:
             count = min(run_length, report_every - iteration % report_every, iterations - iteration)
             started = time.perf_counter()

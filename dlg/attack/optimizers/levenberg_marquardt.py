@@ -93,6 +93,10 @@ _PATIENCE = 20
 _LEAST_REDUCTION = 0.2
 
 
+# What an error is divided by where it would be divided by zero.
+_TINY = 1e-300
+
+
 class LevenbergMarquardt:
     """Least squares on the whole batch, in a coarse and a fine search.
 
@@ -258,7 +262,7 @@ class Damping:
         self._growth = _FIRST_GROWTH
 
     def accept(self, gain_ratio: float) -> None:
-        """Lower λ after a step that kept its promise; raise it, at most twice, after one that kept little of it."""
+        """Lower λ where the gain ratio is high; where it is low, raise λ, to twice its value at most."""
         factor = 1 - (2 * min(gain_ratio, 1.0) - 1) ** 3
         self.value = max(_LEAST_DAMPING, self.value * max(_FASTEST_FALL, factor))
         self._growth = _FIRST_GROWTH
@@ -369,7 +373,7 @@ def _fine_feature_weights(knowledge: BatchKnowledge, batch_size: int) -> np.ndar
     if knowledge.features is None or knowledge.feature_errors is None:
         return np.zeros((batch_size, 1))
     errors = knowledge.feature_errors * np.sqrt(np.mean(knowledge.features**2))
-    weight = _ERROR_OVERESTIMATE * PRECISE_ROUNDING / np.maximum(errors, 1e-300)
+    weight = _ERROR_OVERESTIMATE * PRECISE_ROUNDING / np.maximum(errors, _TINY)
     return np.minimum(_FEATURE_WEIGHT, weight)[:, None]
 
 
