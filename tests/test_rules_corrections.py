@@ -16,10 +16,22 @@ def frozen():
     return paddle.ParamAttr(trainable=False)
 
 
+def frozen_parameter(*shape):
+    attributes = paddle.ParamAttr(trainable=False, initializer=nn.initializer.Constant(3.0))
+    return paddle.create_parameter(shape, paddle.get_default_dtype(), attr=attributes)
+
+
+def square(x):
+    """A product of one value with itself, and not the op of that name."""
+    return x * x
+
+
 # A layer for which PaddlePaddle's own second derivative is wrong or fails, for each rule.
 EXAMPLES = {
     "add_grad": lambda x: paddle.tanh(nn.Linear(50, 5, weight_attr=frozen())(x.flatten(1))),
     "subtract_grad": lambda x: paddle.tanh(parameter(5) - x),
+    "multiply_grad": lambda x: square(nn.Linear(50, 5)(x.flatten(1))),
+    "divide_grad": lambda x: 1 / (2 + nn.Linear(50, 5)(x.flatten(1))),
     "batch_norm_grad": lambda x: nn.BatchNorm2D(4)(nn.Conv2D(2, 4, 5)(x)),
     "pool2d_grad": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2),
     "depthwise_conv2d": lambda x: nn.Conv2D(2, 4, 3, padding=1, groups=2)(x),
@@ -38,6 +50,12 @@ OTHERS = {
     "a frozen bias": lambda x: paddle.tanh(nn.Linear(50, 5, bias_attr=frozen())(x.flatten(1))),
     "a broadcast difference": lambda x: paddle.tanh(parameter(5) - x) - paddle.tanh(x - parameter(5, 5)),
     "a broadcast sum": lambda x: paddle.tanh(parameter(5, 5) + x) * parameter(2, 1, 1) / (parameter(5) + 5),
+    "a frozen factor": lambda x: frozen_parameter(5) * nn.Linear(50, 5)(x.flatten(1)),
+    "a frozen second factor": lambda x: nn.Linear(50, 5)(x.flatten(1)) * frozen_parameter(5),
+    "a frozen factor, broadcast": lambda x: frozen_parameter(3, 5) * nn.Linear(50, 5)(x.flatten(1))[:1],
+    "a frozen dividend": lambda x: frozen_parameter(5) / (2 + nn.Linear(50, 5)(x.flatten(1))),
+    "a frozen divisor": lambda x: nn.Linear(50, 5)(x.flatten(1)) / frozen_parameter(5),
+    "a frozen dividend, broadcast": lambda x: frozen_parameter(3, 5) / (2 + nn.Linear(50, 5)(x.flatten(1))[:1]),
     "overlapping max pooling": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 3, stride=1, padding=1),
     "max pooling after relu": lambda x: F.max_pool2d(F.relu(nn.Conv2D(2, 3, 3)(x)), 2),
     "ceiling max pooling": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3, padding=1)(x), 3, stride=2, ceil_mode=True),

@@ -144,3 +144,25 @@ def max_pool_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
     )
     maxima = scatter_to_maxima(padded, places, gradient)
     return [maxima if padded is x else maxima[:, :, top : top + x.shape[2], left : left + x.shape[3]]]
+
+
+@rule("multiply_grad", table=GRADIENT_CORRECTIONS)
+def product_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """PaddlePaddle is wrong for x · x, and where the first factor has no gradient; other products are kept."""
+    inputs = inputs_of(op)
+    x, y, gradient = inputs["x"], inputs["y"], inputs["out_grad"]
+    if x.is_same(y):
+        return [gradient * y, gradient * x]
+    if op.result(0).initialized():
+        return None
+    return [None, sum_to_shape(gradient * x, y.shape)]
+
+
+@rule("divide_grad", table=GRADIENT_CORRECTIONS)
+def quotient_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """PaddlePaddle is wrong where the dividend has no gradient, as in 1 / y; other quotients are kept."""
+    if op.result(0).initialized():
+        return None
+    inputs = inputs_of(op)
+    y, gradient = inputs["y"], inputs["out_grad"]
+    return [None, sum_to_shape(-gradient * (inputs["out"] / y), y.shape)]
