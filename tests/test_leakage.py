@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import paddle.nn.functional as F
 import pytest
-from attacking import digits, shallow_perceptron, softmax_with_a_layer_made_outside
+from attacking import digits, shallow_perceptron
 from benchmarks.participant import participant
 
 from dlg.attack.analytic.leakage import find_leakage

@@ -6,7 +6,6 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from attacking import softmax_with_a_layer_made_outside
 from benchmarks.participant import participant
 from examples import loss_of
 

@@ -14,7 +14,6 @@ from attacking import (
     digits,
     perceptron_with_a_frozen_last_layer,
     shallow_perceptron,
-    softmax_with_a_layer_made_outside,
     worst_psnr,
 )
 from benchmarks.participant import participant
