@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import paddle
 import paddle.nn.functional as F
 import pytest
 from attacking import digits, shallow_perceptron
