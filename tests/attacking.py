@@ -38,19 +38,6 @@ def shallow_perceptron(feature, label):
     return prediction, paddle.nn.functional.cross_entropy(prediction, label)
 
 
-def softmax_with_a_layer_made_outside():
-    """A softmax regression whose layer is made by the first call alone, as one made outside of the callable."""
-    made = []
-
-    def network(feature, label):
-        if not made:
-            made.append(paddle.nn.Linear(784, 10))
-        prediction = made[0](paddle.flatten(feature, 1))
-        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
-
-    return network
-
-
 def perceptron_with_a_frozen_last_layer(feature, label):
     """A network whose last layer has no gradients."""
     hidden = paddle.nn.Linear(784, 10)(paddle.flatten(feature, 1))

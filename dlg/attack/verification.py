@@ -73,6 +73,9 @@ _TOLERANCES = {
         steps=(1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2),
     ),
 }
+# A range of the features beyond plus and minus this is no range that features have: the point stays within, for larger
+# ones saturate every network.
+_MOST_AT_POINT = 1e3
 
 
 def verify(
@@ -170,7 +173,8 @@ class _Check:
         self._range = value_range
         self._point = [self._random.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
         if value_range is not None:
-            self._point[0] = self._random.uniform(*value_range, self._point[0].shape).astype(dtype)
+            low, high = np.clip(value_range, -_MOST_AT_POINT, _MOST_AT_POINT)
+            self._point[0] = self._random.uniform(low, high, self._point[0].shape).astype(dtype)
         batch_size, classes = objective.label_probability.shape
         self._labels = self._random.integers(0, classes, batch_size)
         # Compared with zeros instead of the shared gradients, the loss has an ordinary size.
