@@ -258,6 +258,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE", help="as mnist_example.py takes it")
     parser.add_argument("--image", nargs=3, type=int, default=[1, 28, 28], metavar=("C", "H", "W"))
     parser.add_argument("--trained", type=int, default=0, metavar="STEPS", help="steps of Adam before the attack")
+    parser.add_argument(
+        "--factor", type=float, default=1.0, help="multiply the gradients by this; the attack is not told (default: 1)"
+    )
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--iterations", type=int, help="default: the attack's own")
@@ -295,7 +298,7 @@ def load_source(args: argparse.Namespace) -> TargetSource:
     needed = max(args.batch_size) + (1 if args.trained else 0)
     if needed > len(images):
         sys.exit(f"benchmarks.attacks: --batch_size {max(args.batch_size)}: the data has {len(images)} images")
-    return TargetSource(padded_digits(images, args.image), labels, args.trained)
+    return TargetSource(padded_digits(images, args.image), labels, args.trained, args.factor)
 
 
 def print_settings(args: argparse.Namespace, given: dict[str, int]) -> None:

@@ -67,11 +67,15 @@ class TargetSource:
         Its labels.
     trained : int
         For how many steps a network is trained before its gradients are shared.
+    factor : float
+        By what the gradients are multiplied before they are shared, which the
+        attack is not told.
     """
 
     images: np.ndarray
     labels: np.ndarray
     trained: int = 0
+    factor: float = 1.0
 
     @contextlib.contextmanager
     def target(self, network: str, batch_size: int, seed: int) -> Iterator[Target]:
@@ -85,7 +89,18 @@ class TargetSource:
             training = participant(networks.NETWORKS[network], *batch, seed)
             if self.trained:
                 train(training.training, images[batch_size:], labels[batch_size:], self.trained, seed)
+            if self.factor != 1:
+                training = multiplied(training, self.factor)
             yield Target(network, *batch, seed, training)
+
+
+def multiplied(training: Participant, factor: float) -> Participant:
+    """The participant, who shares the gradients times a factor."""
+
+    def step() -> dict[str, np.ndarray]:
+        return {name: gradient * gradient.dtype.type(factor) for name, gradient in training.step().items()}
+
+    return dataclasses.replace(training, step=step)
 
 
 def train(step: TrainingStep, images: np.ndarray, labels: np.ndarray, steps: int, seed: int) -> None:
