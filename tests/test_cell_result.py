@@ -16,7 +16,7 @@ from dlg.audit.cell_result import COLUMNS, CellResult, finite_or_none
     [
         cell_result(),
         cell_result(defense="clip:1:0.01", failed_attacks="cosine: no"),
-        cell_result(mean_ssim=None, loss=None, relative_error=None),
+        cell_result(mean_ssim=None, best_ssim=None, ssim=(None, 0.5), loss=None, relative_error=None, rank=None),
         cell_result(best_psnr=math.inf, mean_psnr=math.inf, psnr=(math.inf, 20.0)),
         failed_result(),
         CellResult(failed_result().cell, None, None, "its process was killed"),
@@ -35,8 +35,9 @@ def test_every_row_has_every_column_in_the_same_order(result):
 def test_the_columns_are_the_cell_then_its_scores_then_how_it_ended():
     assert (
         *("network", "batch_size", "defense", "seed"),
-        *("attack", "strategy", "images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "labels_right"),
-        *("psnr", "true_labels", "recovered_labels", "loss", "relative_error", "cosine", "epsilon"),
+        *("attack", "strategy", "ended", "verdict", "reason", "mismatch", "rank", "gradient_scale"),
+        *("images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "best_ssim", "labels_right"),
+        *("psnr", "ssim", "true_labels", "recovered_labels", "loss", "relative_error", "cosine", "epsilon"),
         *("failed_attacks", "seconds", "error"),
     ) == COLUMNS
 
@@ -59,6 +60,43 @@ def test_what_lacks_a_column_is_no_row(missing):
     del row[missing]
     with pytest.raises(KeyError, match=missing):
         CellResult.from_json(row)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("verdict", 7),
+        ("verdict", "safe"),
+        ("reason", None),
+        ("gradient_scale", "1"),
+        ("mean_psnr", "20"),
+        ("mean_psnr", True),
+        ("mean_psnr", math.nan),
+        ("best_psnr", math.inf),
+        ("psnr", 20.0),
+        ("psnr", [20.0]),
+        ("psnr", [20.0, "17.5"]),
+        ("ssim", [0.5, 0.5, 0.5]),
+        ("true_labels", [2, 3.5]),
+        ("recovered_labels", {}),
+        ("images_recovered", 3),
+        ("labels_right", -1),
+        ("rank", 1.5),
+        ("cosine", None),
+        ("seconds", "long"),
+        ("error", 5),
+        ("seed", "0"),
+        ("batch_size", [2]),
+    ],
+)
+def test_what_has_a_value_of_another_kind_is_no_row(column, value):
+    with pytest.raises((TypeError, ValueError), match=column):
+        CellResult.from_json(cell_result().to_json() | {column: value})
+
+
+@pytest.mark.parametrize(("verdict", "explained"), [("explained", True), ("undetermined", True), ("failed", False)])
+def test_only_a_failed_attack_has_not_explained_the_gradients(verdict, explained):
+    assert cell_result(verdict=verdict).scores.is_explained is explained
 
 
 @pytest.mark.parametrize(

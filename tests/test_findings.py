@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from cell_results import cell_result, failed_result
 
-from dlg.audit.findings import Finding, Summary, claims, findings
+from dlg.audit.findings import Finding, Leak, Summary, claims, findings, leak_of
 
 
 def test_a_finding_sums_up_its_cells_and_the_worst_decides():
     found = Finding.of([cell_result("mlp", "int8", best=10.0), cell_result("mlp", "int8", seed=1, best=35.0)])
-    assert (found.network, found.defense, found.verdict) == ("mlp", "int8", "leaks")
+    assert (found.network, found.defense, found.leak.kind) == ("mlp", "int8", "leaks")
     assert (found.best_psnr, found.recovered, found.labels_right, found.images) == (35.0, 2, 4, 4)
     assert found.mean_psnr == np.mean([8.75, 33.75])
 
@@ -26,7 +26,8 @@ def test_a_finding_counts_no_cell_that_failed():
 
 def test_a_finding_of_failed_cells_alone_has_no_number():
     found = Finding.of([failed_result()])
-    assert (found.verdict, found.images, found.attacks) == ("failed", 0, ())
+    assert (found.leak.kind, found.images, found.attacks, found.verdicts) == ("not_run", 0, (), ())
+    assert found.errors == ("it broke",)
     assert found.best_psnr is found.mean_psnr is found.mean_ssim is found.cosine is found.epsilon is None
 
 
@@ -36,56 +37,113 @@ def test_there_is_a_finding_for_each_network_and_defence():
     assert found == [("mlp", "none", 2), ("lenet", "none", 1), ("mlp", "int8", 1)]
 
 
+def dark(network="mlp", defense="none", **changed):
+    """A row in whose pictures nothing is to be seen."""
+    return cell_result(network, defense, **{"best": 9.0, "mean_ssim": 0.1, "best_ssim": 0.1} | changed)
+
+
 @pytest.mark.parametrize(
-    ("rows", "verdict"),
+    ("rows", "kind", "decided_by"),
     [
-        ([cell_result(best=30.0)], "leaks"),
-        ([cell_result(best_psnr=math.inf)], "leaks"),
-        ([cell_result(best=29.9, mean_ssim=0.9)], "partly"),
-        ([cell_result(best=15.0, mean_ssim=0.1)], "partly"),
-        ([cell_result(best=9.0, mean_ssim=0.3)], "partly"),
-        ([cell_result(best=9.0, mean_ssim=0.1)], "stopped"),
-        ([cell_result(best=9.0, mean_ssim=None)], "stopped"),
-        ([failed_result()], "failed"),
-        ([failed_result(), cell_result(seed=1, best=31.0)], "leaks"),
+        ([cell_result(best=30.0)], "leaks", "PSNR"),
+        ([cell_result(best_psnr=math.inf)], "leaks", "PSNR"),
+        ([cell_result(best=29.9, best_ssim=0.9)], "partly", "PSNR"),
+        ([dark(best=15.0)], "partly", "PSNR"),
+        ([dark(best_ssim=0.3)], "partly", "SSIM"),
+        ([dark(verdict="explained")], "not_recovered", "PSNR and SSIM"),
+        ([dark(best_ssim=None, mean_ssim=None)], "not_recovered", "PSNR and SSIM"),
+        ([dark(verdict="failed")], "unknown", "the attack's verdict"),
+        ([failed_result()], "not_run", "an error"),
+        ([failed_result(), cell_result(seed=1, best=31.0)], "leaks", "PSNR"),
     ],
 )
-def test_a_picture_that_may_be_recognised_is_never_called_stopped(rows, verdict):
-    assert Finding.of(rows).verdict == verdict
+def test_a_picture_that_may_be_recognised_is_never_called_hidden(rows, kind, decided_by):
+    assert leak_of(rows) == Finding.of(rows).leak == Leak(kind, decided_by)
 
 
-def stopped(network, defense):
-    return cell_result(network, defense, best=9.0, mean_ssim=0.1)
+@pytest.mark.parametrize("best", [30.0, 15.0])
+def test_a_picture_decides_whatever_the_attack_says_of_itself(best):
+    assert leak_of([cell_result(best=best, verdict="failed")]).is_seen
 
 
-def test_a_defence_is_summed_up_by_the_network_it_protects_least():
+def test_one_clear_picture_among_dark_ones_is_seen():
+    # The mean over the batch is that of pictures without anything to be seen.
+    assert leak_of([dark(best_ssim=0.9, ssim=(0.9, 0.0), mean_ssim=0.1)]) == Leak("partly", "SSIM")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([dark(), dark(seed=1, verdict="failed")], "unknown"),
+        ([dark(), failed_result(seed=1)], "not_run"),
+        ([dark(verdict="failed"), failed_result(seed=1)], "unknown"),
+    ],
+)
+def test_a_cell_of_which_nothing_is_known_is_worse_than_one_that_was_not_recovered(rows, kind):
+    assert leak_of(rows).kind == kind
+
+
+def test_a_defence_is_summed_up_by_the_networks_it_protects_least():
     summary = Summary.of(
         findings(
             [
                 cell_result("mlp", "int8", best=40.0, relative_error=0.5),
-                stopped("lenet", "int8"),
+                dark("lenet", "int8"),
                 cell_result("mlp", "sign", best=20.0),
-                stopped("lenet", "sign"),
-                stopped("mlp", "prune:0.9"),
+                dark("lenet", "sign"),
+                dark("mlp", "prune:0.9"),
                 failed_result("lenet", "prune:0.9"),
+                dark("mlp", "fp16"),
+                dark("lenet", "fp16", verdict="failed"),
                 failed_result("mlp", "bf16"),
+                dark("mlp", "prune:0.5"),
+                dark("lenet", "prune:0.5"),
             ]
         )
     )
-    assert [each.defense for each in summary.leaking] == ["int8"]
-    assert [each.defense for each in summary.partly] == ["sign"]
-    assert [each.defense for each in summary.stopped] == ["prune:0.9"]
+    assert {kind: [each.defense for each in group] for kind, group in summary.defenses.items()} == {
+        "leaks": ["int8"],
+        "partly": ["sign"],
+        "unknown": ["fp16"],
+        "not_run": ["prune:0.9", "bf16"],
+        "not_recovered": ["prune:0.5"],
+    }
     assert summary.failed_cells == 2
-    leak = summary.leaking[0]
-    assert (leak.leaks_on, leak.leaks_everywhere) == (("mlp",), False)
-    assert (leak.least_error, leak.most_error) == (0.0625, 0.5)
+    (hidden,) = summary.defenses["not_recovered"]
+    assert (hidden.networks, hidden.everywhere) == (("mlp", "lenet"), True)
+    (unknown,) = summary.defenses["unknown"]
+    assert (unknown.networks, unknown.everywhere) == (("lenet",), False)
+
+
+def test_what_is_said_of_a_defence_is_of_the_networks_that_are_named():
+    rows = [
+        cell_result("softmax", "int8", best=40.0, relative_error=0.021, labels_right=1),
+        dark("lenet", "int8", relative_error=0.057),
+    ]
+    ((leak,),) = [group for group in Summary.of(findings(rows)).defenses.values() if group]
+    assert (leak.networks, leak.everywhere) == (("softmax",), False)
+    assert (leak.least_error, leak.most_error) == (0.021, 0.021)
+    assert (leak.labels_right, leak.images) == (1, 2)
+
+
+def test_a_defence_that_was_tried_on_one_network_of_two_is_not_said_to_be_so_everywhere():
+    summary = Summary.of(findings([cell_result("lenet"), dark("mlp", "int8")]))
+    assert not summary.defenses["not_recovered"][0].everywhere
 
 
 def test_undefended_gradients_are_no_defence_in_the_summary():
     summary = Summary.of(findings([cell_result("mlp", "none", best=90.0), cell_result("mlp", "int8", labels_right=1)]))
     assert [finding.network for finding in summary.undefended] == ["mlp"]
-    assert (summary.leaking, summary.stopped) == ((), ())
+    assert [each.defense for group in summary.defenses.values() for each in group] == ["int8"]
     assert (summary.labels_right, summary.images) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("undefended", "not_comparable"),
+    [([cell_result(best=90.0)], ()), ([dark()], ("mlp",)), ([failed_result()], ("mlp",)), ([], ("mlp",))],
+)
+def test_a_network_whose_undefended_pictures_stay_hidden_shows_nothing_of_a_defence(undefended, not_comparable):
+    assert Summary.of(findings([*undefended, dark("mlp", "int8")])).not_comparable == not_comparable
 
 
 @pytest.mark.parametrize(
@@ -104,7 +162,7 @@ def test_undefended_gradients_are_no_defence_in_the_summary():
 )
 def test_the_papers_claim_agrees_with_what_is_found_alike(defense, stops):
     (leaking,) = claims(findings([cell_result("lenet", defense, best=90.0)]))
-    (stopping,) = claims(findings([stopped("lenet", defense)]))
+    (stopping,) = claims(findings([dark("lenet", defense, verdict="failed")]))
     assert leaking.stops == stopping.stops == stops
     assert (leaking.agrees, stopping.agrees) == (not stops, stops)
     (failing,) = claims(findings([failed_result("lenet", defense)]))

@@ -23,12 +23,16 @@ BEST = {
     "gaussian:0.001": 41.0,
     "gaussian:0.01": 16.0,
     "prune:0.5": 33.0,
+    "prune:0.7": 23.0,
     "clip:1:0.01": 9.0,
+    "clip:1:0.1": 8.0,
     "int8": 50.0,
     "sign": 5.0,
 }
-# Two networks under each of these, one cell whose images are equal, and one that failed.
-PICTURES = 2 * BATCH * (2 * len(BEST) + 1)
+# The attack's own verdict, where it is not that the gradients leave something open.
+ATTACKS_VERDICT = {"none": "explained", "gaussian:0.01": "failed", "clip:1:0.1": "failed", "sign": "failed"}
+# Two networks under each of these, a cell whose images are equal, one that SSIM decides, and one that could not be run.
+PICTURES = 2 * BATCH * (2 * len(BEST) + 2)
 FAMILIES = 4
 PLOTS = 2 * FAMILIES * len(MEASURES)
 
@@ -38,12 +42,21 @@ def page(tmp_path_factory):
     """A page with every kind of thing on it, and the results behind it."""
     folder = tmp_path_factory.mktemp("report")
     rows = [
-        cell_result(network, spec, best=best, mean_ssim=best / 100)
+        cell_result(
+            network,
+            spec,
+            best=best,
+            mean_ssim=best / 200,
+            best_ssim=best / 100,
+            verdict=ATTACKS_VERDICT.get(spec, "undetermined"),
+            gradient_scale=0.25,
+        )
         for network in ("mlp", "lenet")
         for spec, best in BEST.items()
     ]
     equal = {"best_psnr": math.inf, "mean_psnr": math.inf, "psnr": (math.inf, math.inf), "mean_ssim": 1.0}
     rows.append(cell_result("softmax", "none", **equal))
+    rows.append(cell_result("softmax", "sign", best=9.0, best_ssim=0.3))
     rows.append(failed_result("softmax", "gaussian:0.001", error="<script>alert('the defence broke')</script>"))
     rng = np.random.default_rng(0)
     for which in ("target", "recovered"):
@@ -108,6 +121,84 @@ def test_a_screen_reader_finds_its_way(page, outline):
     assert page[0].read_text().count('role="img" aria-label="') == PLOTS
 
 
+def table(text, caption):
+    """The rows of a table of the page, as lists of text."""
+    body = text[text.index(caption) :]
+    body = body[body.index("<tbody>") : body.index("</tbody>")]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in body.split("<tr")[1:]]
+    return [
+        [" ".join(re.sub(r"<[^>]*>", "", re.sub("<br>|<summary>|</summary>", " ", cell)).split()) for cell in row]
+        for row in cells
+    ]
+
+
+def test_what_leaked_is_shown_with_what_decided(page):
+    rows = table(page[0].read_text(), "<caption>What leaked under each defence on each network")
+    found = {row[0]: row[1:] for row in rows}
+    assert found["gaussian:0.001"] == ["leaks PSNR 41.0 dB (0.062)"] * 2 + ["could not be run"]
+    assert found["gaussian:0.01"][0] == "leaks in part PSNR 16.0 dB (0.062)"
+    assert found["clip:1:0.01"][0] == "not recovered PSNR 9.0 dB (0.062)"
+    assert found["clip:1:0.1"][0] == "the attack failed: nothing is known PSNR 8.0 dB (0.062)"
+    assert found["sign"][1:] == [
+        "the attack failed: nothing is known PSNR 5.0 dB (0.062)", "leaks in part SSIM 0.30 (0.062)"
+    ]  # fmt: skip
+
+
+def test_a_cell_is_shown_with_the_attacks_own_verdict_and_why(page):
+    text = page[0].read_text()
+    rows = {(row[0], row[2]): row[4:9] for row in table(text, "<caption>One row for each cell")}
+    reason = cell_result().scores.reason
+    assert rows["mlp", "gaussian:0.01"][:2] == ["leaks in part", "PSNR"]
+    assert rows["mlp", "gaussian:0.01"][3].startswith("failed ")
+    assert rows["mlp", "clip:1:0.1"][:2] == ["the attack failed: nothing is known", "the attack&#39;s verdict"]
+    assert rows["mlp", "clip:1:0.01"][3] == f"undetermined {reason}".replace("'", "&#39;")
+    assert rows["softmax", "sign"][:2] == ["leaks in part", "SSIM"]
+    assert rows["softmax", "gaussian:0.001"][0] == "could not be run"
+    cards = text[text.index('id="network-mlp"') : text.index('id="network-lenet"')]
+    assert cards.count('<details class="reason">') == len(BEST)
+
+
+@pytest.fixture
+def summary_of(tmp_path):
+    """What the page's first section says of rows, as text."""
+    strip = tmp_path / "strip.png"
+    Image.new("L", (28 * BATCH, 28)).save(strip)
+
+    def read(*rows):
+        text = render(audit_results(rows), lambda cell, which: strip)
+        section = text[text.index('id="verdict"') : text.index('id="networks"')]
+        return " ".join(re.sub(r"<[^>]*>", "", section).split())
+
+    return read
+
+
+def test_an_attack_that_failed_never_reads_like_a_defence_that_works(summary_of):
+    dark = {"best": 9.0, "best_ssim": 0.1}
+    text = summary_of(cell_result(best=90.0), cell_result(defense="sign", verdict="failed", **dark))
+    assert "Under these defences the attack failed, so nothing is known." in text
+    assert not re.search(
+        r"stopped|safe\b(?<!no sign of safe)", text.replace("does not prove that gradients are safe", "")
+    )
+    hidden = summary_of(cell_result(best=90.0), cell_result(defense="sign", **dark))
+    assert "the pictures were not recovered" in hidden
+    assert "attack failed, so" not in hidden
+
+
+def test_the_price_of_a_defence_is_that_on_the_networks_that_are_named(summary_of):
+    text = summary_of(
+        cell_result("softmax", "prune:0.5", best=79.0, relative_error=0.021),
+        cell_result("lenet", "prune:0.5", best=14.0, best_ssim=0.1, relative_error=0.057),
+    )
+    assert "prune:0.5 on softmax (relative error 0.021; 2 of 2 labels found)" in text
+    assert "0.021 to 0.057" not in text
+
+
+def test_networks_whose_undefended_pictures_stay_hidden_are_named(summary_of):
+    dark = {"best": 9.0, "best_ssim": 0.1}
+    assert "Not comparable: on mlp no" in summary_of(cell_result(**dark), cell_result(defense="sign", **dark))
+    assert "Not comparable" not in summary_of(cell_result(best=90.0), cell_result(defense="sign", **dark))
+
+
 def test_every_section_is_shown_and_linked(page, outline):
     for section in SECTIONS:
         assert section.id in outline.ids
@@ -133,12 +224,12 @@ def test_only_defences_that_promise_privacy_are_in_its_section(page):
     text = page[0].read_text()
     section = text[text.index('id="privacy"') : text.index('id="reading"')]
     specs = re.findall(r'<th scope="row"><code>(.*?)</code>', section)
-    assert specs == ["clip:1:0.01"]
+    assert specs == ["clip:1:0.01", "clip:1:0.1"]
 
 
 def test_nothing_finished_is_a_page_too():
     text = render(audit_results([], cells=3), None)
-    assert "No cell is finished" in text
+    assert "No cell is finished, so nothing is known" in text
     assert "The audit was interrupted" in text
 
 
@@ -175,7 +266,7 @@ def show(browser, page, width=1280, scheme="light"):
     browser.get(page[0].as_uri())
 
 
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_every_picture_without_complaint(browser, page, width, scheme):
     show(browser, page, width, scheme)
@@ -194,17 +285,36 @@ def test_a_browser_shows_every_picture_without_complaint(browser, page, width, s
 
 
 def test_a_phone_need_not_scroll_sideways(browser, page):
-    show(browser, page, 375)
+    show(browser, page, 390)
     # What is wider scrolls in its own box, which the keyboard reaches.
     too_wide = browser.execute_script(
         "return [...document.querySelectorAll('main *')].filter(element => !element.closest('.scroll, pre, svg'))"
-        ".filter(element => element.getBoundingClientRect().right > 375).map(element => element.outerHTML.slice(0, 99))"
+        ".filter(element => element.getBoundingClientRect().right > 390).map(element => element.outerHTML.slice(0, 99))"
     )
     assert too_wide == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") == 375
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert browser.execute_script(
         "return [...document.querySelectorAll('.scroll')].every(box => box.tabIndex === 0 && box.ariaLabel)"
     )
+
+
+def test_a_table_that_scrolls_shows_that_it_does_until_its_end(browser, page):
+    from io import BytesIO
+
+    def edges(scrolled):
+        """How far the right and the left edge of the widest table's box are from the page's colour."""
+        browser.execute_script("arguments[0].scrollLeft = arguments[1]", box, scrolled)
+        picture = np.asarray(Image.open(BytesIO(box.screenshot_as_png)).convert("L"), float)
+        paper = np.median(picture)
+        return [float(np.median(np.abs(picture[:, columns] - paper))) for columns in (slice(-8, -3), slice(3, 8))]
+
+    show(browser, page, 390)
+    box = browser.find_elements("css selector", ".scroll")[0]
+    assert browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", box)
+    right, left = edges(0)
+    assert right > 20 > left
+    right, left = edges(10_000)
+    assert left > 20 > right
 
 
 def luminance(colour):
@@ -228,7 +338,7 @@ def test_text_and_plots_stand_out_in_both_schemes(browser, page, scheme):
 
     paper, panel = style("body", "backgroundColor"), style(".card", "backgroundColor")
     assert (luminance(paper) < 0.1) == (scheme == "dark")
-    for selector in ("body", "nav a", ".soft", ".leaks", ".partly", ".stopped", ".failed"):
+    for selector in ("body", "nav a", ".soft", ".leaks", ".partly", ".unknown", ".not_run", ".not_recovered"):
         assert contrast(style(selector, "color"), paper) >= 4.5
         assert contrast(style(selector, "color"), panel) >= 4.5
     assert contrast(style("svg text", "fill"), paper) >= 4.5
@@ -250,7 +360,7 @@ def test_the_numbers_shown_are_those_of_the_results(browser, page):
         if row["error"]:
             assert line == {}
             continue
-        assert len(line) == 10
+        assert len(line) == 14
         # In JSON, null stands for what the page shows as a dash or, of a PSNR, as "equal".
         assert {name: None if value in ("–", "equal") else value for name, value in line.items()} == {
             name: row[name] for name in line
@@ -266,7 +376,8 @@ def test_the_findings_shown_are_those_of_the_results(browser, page):
     found = findings(page[1].rows)
     assert [name for name, _ in shown] == [f"{finding.network} {finding.defense}" for finding in found]
     for finding, (_, line) in zip(found, shown):
-        numbers = (finding.best_psnr, finding.mean_psnr, finding.mean_ssim, finding.relative_error, finding.cosine)
+        numbers = (finding.best_psnr, finding.mean_psnr, finding.best_ssim, finding.mean_ssim)
+        numbers += (finding.relative_error, finding.cosine)
         expected = [number for number in (*numbers, finding.epsilon) if number is not None and math.isfinite(number)]
         assert line == expected
 

@@ -24,7 +24,7 @@ from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
 from dlg.audit.grid import Cell
 from dlg.dlg import Reconstruction, dlg_attack
 from dlg.errors import InputError, one_line
-from dlg.interrupts import interrupts_deferred
+from dlg.interrupts import forget_paddles_handlers, interrupts_deferred
 from dlg.participant import defenses
 from dlg.participant.networks import NETWORKS
 from dlg.participant.training_step import Known, TrainingStep
@@ -57,6 +57,9 @@ class Attack:
 # of two under gaussian:1e-3, 60 of its iterations took 21 s and reached 34 dB, and 300 of Adam's took 1.6 s.
 _AUTO_SHARE = 0.2
 
+# The seconds for an attack where the ones before it took the cell's whole time: it gives its start.
+_LEAST_TIME = 1e-3
+
 # Every attack by its name in a row.
 ATTACKS = {
     "auto": Attack({"optimizer": "auto"}, share=_AUTO_SHARE),
@@ -65,7 +68,9 @@ ATTACKS = {
 }
 
 
-def run_cell(cell: Cell, batch: tuple[np.ndarray, np.ndarray], iterations: int) -> Outcome:
+def run_cell(
+    cell: Cell, batch: tuple[np.ndarray, np.ndarray], iterations: int, time_limit: float | None = None
+) -> Outcome:
     """Train one step, defend its gradients, attack them, and say how close the attack came.
 
     Defended gradients are attacked twice, by each of `ATTACKS`: a method that
@@ -85,6 +90,9 @@ def run_cell(cell: Cell, batch: tuple[np.ndarray, np.ndarray], iterations: int) 
         The images, (B, 1, 28, 28) float32, and their labels, (B, 1) int64.
     iterations : int
         The most iterations of an attack.
+    time_limit : float or None
+        The most seconds for the attacks on the cell. Each attack gets an equal
+        share of what is left.
 
     Returns
     -------
@@ -95,7 +103,7 @@ def run_cell(cell: Cell, batch: tuple[np.ndarray, np.ndarray], iterations: int) 
     started = time.perf_counter()
     try:
         with _ONE_CELL_AT_A_TIME, _own_surroundings():
-            scores, recovered = _attack_cell(cell, *batch, iterations)
+            scores, recovered = _attack_cell(cell, *batch, iterations, time_limit)
     except Exception as error:
         # Every exception is caught, because the rows of the other cells are worth having.
         return Outcome(CellResult(cell, None, time.perf_counter() - started, one_line(error)))
@@ -119,13 +127,16 @@ def _own_surroundings() -> Iterator[None]:
 
 
 def _prepare_worker_process() -> None:
-    """Leave Ctrl-C to the main process, and keep no lock between processes."""
+    """Leave Ctrl-C to the main process, end quietly on SIGTERM, and keep no lock between processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forget_paddles_handlers()
     # By default, tqdm's lock is shared between processes, and a worker that is stopped would leave it behind.
     tqdm.set_lock(threading.RLock())
 
 
-def _attack_cell(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int) -> tuple[Scores, np.ndarray]:
+def _attack_cell(
+    cell: Cell, images: np.ndarray, labels: np.ndarray, iterations: int, time_limit: float | None
+) -> tuple[Scores, np.ndarray]:
     """The scores of a cell, and its reconstruction in the order of `images`."""
     defense = defenses.parse(cell.defense)
     # PaddlePaddle calls Python while it adds ops to a program, and executors add some too, to fetch values. A
@@ -134,7 +145,7 @@ def _attack_cell(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations:
         step = TrainingStep(NETWORKS[cell.network], images.shape[1:], paddle.CPUPlace(), cell.seed)
         gradients = step.capture(images, labels)
     shared = defense(gradients, random_streams.defense_noise(cell.seed))
-    reconstructions, failures = _reconstructions(cell, step.known, shared, iterations)
+    reconstructions, failures = _reconstructions(cell, step.known, shared, iterations, time_limit)
     if not reconstructions:
         raise InputError("; ".join(failures))
     image_scores = {name: metrics.compare(images, each.feature) for name, each in reconstructions.items()}
@@ -143,15 +154,25 @@ def _attack_cell(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations:
     order = [score.recovered for score in image_scores[attack]]
     distortion = defenses.distortion(gradients, shared)
     psnr = tuple(score.psnr for score in image_scores[attack])
+    ssim = tuple(finite_or_none(score.ssim) for score in image_scores[attack])
+    known_ssim = [each for each in ssim if each is not None]
     scores = Scores(
         attack=attack,
         strategy=best.strategy,
+        ended=best.ended,
+        verdict=best.verdict,
+        reason=best.reason,
+        mismatch=finite_or_none(best.mismatch),
+        rank=None if best.rank is None else int(best.rank),
+        gradient_scale=best.gradient_scale,
         images_recovered=sum(each >= metrics.RECOVERED for each in psnr),
         mean_psnr=_mean(psnr),
         best_psnr=max(psnr),
-        mean_ssim=finite_or_none(_mean(score.ssim for score in image_scores[attack])),
+        mean_ssim=_mean(known_ssim) if known_ssim else None,
+        best_ssim=max(known_ssim, default=None),
         labels_right=_in_common(labels[:, 0], best.label),
         psnr=psnr,
+        ssim=ssim,
         true_labels=tuple(labels[:, 0].tolist()),
         recovered_labels=tuple(best.label[order].tolist()),
         loss=finite_or_none(best.loss),
@@ -164,13 +185,14 @@ def _attack_cell(cell: Cell, images: np.ndarray, labels: np.ndarray, iterations:
 
 
 def _reconstructions(
-    cell: Cell, known: Known, shared: Mapping[str, np.ndarray], iterations: int
+    cell: Cell, known: Known, shared: Mapping[str, np.ndarray], iterations: int, time_limit: float | None
 ) -> tuple[dict[str, Reconstruction], list[str]]:
     """What each attack recovered, by its name, and why the other attacks could not be run."""
     reconstructions: dict[str, Reconstruction] = {}
     failures: list[str] = []
     defended = cell.defense != "none"
-    for name, attack in ATTACKS.items():
+    started = time.monotonic()
+    for index, (name, attack) in enumerate(ATTACKS.items()):
         if reconstructions and not defended:
             break
         with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +203,7 @@ def _reconstructions(
                 result_dir=folder,
                 # One start saves time: no start explains what a defence changed much, so that all three would be run.
                 restarts=1 if defended else None,
+                time_limit=_share_of_time(time_limit, started, len(ATTACKS) - index if defended else 1),
                 **attack.options,
             )
             try:
@@ -188,6 +211,13 @@ def _reconstructions(
             except InputError as error:
                 failures.append(f"{name}: {one_line(error)}")
     return reconstructions, failures
+
+
+def _share_of_time(time_limit: float | None, started: float, attacks: int) -> float | None:
+    """The seconds for the next of some attacks, of which each gets as many. None where there is no limit."""
+    if time_limit is None:
+        return None
+    return max(started + time_limit - time.monotonic(), _LEAST_TIME) / attacks
 
 
 def _mean(values: Iterable[float]) -> float:

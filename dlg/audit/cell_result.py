@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from dlg.attack.verdict import EXPLAINED, FAILED, UNDETERMINED
 from dlg.audit.grid import Cell
 
 
@@ -25,16 +28,34 @@ class Scores:
         Which attack came closest, a key of `dlg.audit.cell.ATTACKS`.
     strategy : str
         What that attack did, in a few words.
+    ended : str
+        How it ended, as in `dlg.dlg.Reconstruction`.
+    verdict : str
+        What an attacker, who has no true images, may claim of it: one of
+        `VERDICTS`, as in `dlg.dlg.Reconstruction`.
+    reason : str
+        Why, in one sentence.
+    mismatch : float or None
+        How far the gradients at its answer are from the shared ones, relative
+        to gradients of zero.
+    rank : int or None
+        How many numbers of the batch the gradients determine. None where it was
+        not estimated.
+    gradient_scale : float
+        The factor on the shared gradients that the attack found.
     images_recovered : int
         How many images reached `dlg.results.metrics.RECOVERED`.
     mean_psnr, best_psnr : float
         In dB.
-    mean_ssim : float or None
+    mean_ssim, best_ssim : float or None
+        None where no image has one.
     labels_right : int
         How many labels were found, in any order: a gradient does not say which
         image a label belongs to.
     psnr : tuple of float
         In dB, for each image.
+    ssim : tuple of (float or None)
+        For each image.
     true_labels, recovered_labels : tuple of int
         For each image, the label it has and the label of its reconstruction.
     loss : float or None
@@ -52,12 +73,20 @@ class Scores:
 
     attack: str
     strategy: str
+    ended: str
+    verdict: str
+    reason: str
+    mismatch: float | None
+    rank: int | None
+    gradient_scale: float
     images_recovered: int
     mean_psnr: float
     best_psnr: float
     mean_ssim: float | None
+    best_ssim: float | None
     labels_right: int
     psnr: tuple[float, ...]
+    ssim: tuple[float | None, ...]
     true_labels: tuple[int, ...]
     recovered_labels: tuple[int, ...]
     loss: float | None
@@ -71,6 +100,14 @@ class Scores:
         """How many images the batch has."""
         return len(self.psnr)
 
+    @property
+    def is_explained(self) -> bool:
+        """Whether the attack's answer matches the shared gradients. Otherwise it found out nothing."""
+        return self.verdict != FAILED
+
+
+# Every verdict on an attack.
+VERDICTS = (EXPLAINED, UNDETERMINED, FAILED)
 
 # The scores that may be infinite.
 _PSNRS = ("mean_psnr", "best_psnr", "psnr")
@@ -102,14 +139,18 @@ class CellResult:
 
         Raises
         ------
-        KeyError, TypeError
-            Where it is not such a row.
+        KeyError, TypeError, ValueError
+            Where it is not such a row: a column is missing, or a value is not
+            one that the column has.
         """
         values = {name: _from_json(name, row[name]) for name in COLUMNS}
-        cell = Cell(**{name: values[name] for name in _names(Cell)})
-        if row["error"] is not None:
-            return cls(cell, None, row["seconds"], row["error"])
-        return cls(cell, Scores(**{name: values[name] for name in _names(Scores)}), row["seconds"])
+        cell = Cell(**_typed(Cell, values))
+        own = _typed(cls, values, ("seconds", "error"))
+        if own["error"] is not None:
+            return cls(cell, None, own["seconds"], own["error"])
+        scores = Scores(**_typed(Scores, values))
+        _check_scores(scores, cell.batch_size)
+        return cls(cell, scores, own["seconds"])
 
     def to_json(self) -> dict[str, Any]:
         """The row by column, made of what JSON has. A cell that failed has None for every score."""
@@ -157,4 +198,39 @@ def _to_json(value: Any) -> Any:
 def _from_json(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_from_json(name, each) for each in value)
+    # Python reads these from JSON, but no row has them.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: {value} is no number")
     return math.inf if value is None and name in _PSNRS else value
+
+
+def _typed(kind: type, values: Mapping[str, Any], names: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The values of a dataclass's fields, if they have the types that it declares."""
+    hints = typing.get_type_hints(kind)
+    taken = {name: values[name] for name in names or _names(kind)}
+    for name, value in taken.items():
+        if not _is_of_type(value, hints[name]):
+            raise TypeError(f"{name}: expected {hints[name]}, got {type(value).__name__}")
+    return taken
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that the columns have: str, int, float, None, a union of these, or a tuple."""
+    if typing.get_origin(hint) is types.UnionType:
+        return any(_is_of_type(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of_type(each, typing.get_args(hint)[0]) for each in value)
+    # To Python, True is an integer, and JSON may have a whole number for a float.
+    return not isinstance(value, bool) and isinstance(value, (int, float) if hint is float else hint)
+
+
+def _check_scores(scores: Scores, batch_size: int) -> None:
+    """Refuse scores that are not those of a batch of this size."""
+    for name in ("psnr", "ssim", "true_labels", "recovered_labels"):
+        if len(getattr(scores, name)) != batch_size:
+            raise ValueError(f"{name}: expected {batch_size} values, got {len(getattr(scores, name))}")
+    for name in ("images_recovered", "labels_right"):
+        if not 0 <= getattr(scores, name) <= batch_size:
+            raise ValueError(f"{name}: expected 0 to {batch_size}, got {getattr(scores, name)}")
+    if scores.verdict not in VERDICTS:
+        raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {scores.verdict!r}")

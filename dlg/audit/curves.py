@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,8 +20,24 @@ from dlg.audit.findings import Finding
 from dlg.participant import defenses
 from dlg.participant.defenses import DEFENSES, UNDEFENDED, Family
 
-# The first time, matplotlib logs that it builds a cache of fonts. PaddlePaddle lets the root logger print that.
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
+# matplotlib logs where it has its cache, and that it builds one. PaddlePaddle lets the root logger print that.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _without_backend() -> Iterator[None]:
+    """Hide the user's choice of a window for plots: none is shown, and matplotlib refuses one that it does not know."""
+    hidden = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["MPLBACKEND"] = hidden
+
+
+with _without_backend():
+    import matplotlib
+    from matplotlib.figure import Figure
 
 # Where curves of the PSNR end, in dB. 8-bit pixels cannot show a smaller difference.
 MOST_DECIBELS = 80.0
@@ -89,7 +107,7 @@ class Curves:
 
 
 def curves(found: Iterable[Finding]) -> list[Curves]:
-    """For each family of defences that was tried on a network, a plot of each measure.
+    """A plot of each measure for each family of defences of which several points were tried on a network.
 
     Parameters
     ----------
@@ -101,7 +119,8 @@ def curves(found: Iterable[Finding]) -> list[Curves]:
     result = []
     for family in dict.fromkeys(kind.family for kind in DEFENSES.values()):
         lines = _lines(rows, family)
-        if lines and family != UNDEFENDED:
+        # A line of one point shows no course; the report's tables have its numbers.
+        if family != UNDEFENDED and any(len(points) > 1 for points in lines.values()):
             network = rows[0].cell.network
             plots = [_plot(network, family, measure, lines, undefended) for measure in MEASURES]
             result.append(Curves(family, tuple(plots)))
@@ -157,15 +176,11 @@ def _svg(
     salt: str, family: Family, measure: Measure, lines: Mapping[str, Mapping[Position, float]], baseline: float | None
 ) -> Markup:
     """Draw the lines, and a dotted one at the height without defence."""
-    import matplotlib
-
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9}
     # Over matplotlib's defaults, so that the user's own settings do not change the page.
     settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **style, **dict.fromkeys(inks, _INK)}
     with matplotlib.rc_context(settings):
-        from matplotlib.figure import Figure
-
         figure = Figure(figsize=_PLOT_SIZE)
         axes = figure.add_axes(_AXES)
         categories = family.scale == "category"

@@ -1,13 +1,14 @@
-"""What the rows of an audit say: a verdict for each defence, and how it compares with the paper's."""
+"""What the rows of an audit say: what leaked under each defence, and how that compares with the paper's findings."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dlg.audit.cell_result import CellResult, Scores
+from dlg.audit.cell_result import CellResult
 from dlg.participant import defenses
 from dlg.results.metrics import RECOVERED
 
@@ -18,8 +19,15 @@ VISIBLE_PSNR = 15.0
 # pictures count as a leak in part. This errs on the side of a warning.
 VISIBLE_SSIM = 0.2
 
-# Every verdict, and how the report says it.
-VERDICTS = {"leaks": "leaks", "partly": "leaks in part", "stopped": "not recovered", "failed": "could not be run"}
+# What may have leaked, and how the report says it, the worst for the participant first. Only "not recovered" says that
+# the attack worked and that the pictures stayed hidden. After an attack that failed, nothing is known.
+LEAKS = {
+    "leaks": "leaks",
+    "partly": "leaks in part",
+    "unknown": "the attack failed: nothing is known",
+    "not_run": "could not be run",
+    "not_recovered": "not recovered",
+}
 
 # The sweep of Zhu et al. (2019), section 5. What they give as the noise's variance is taken for its standard deviation.
 # Up to this standard deviation, noise does not stop their attack.
@@ -31,42 +39,86 @@ _HARMLESS_PRUNING = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
+class Leak:
+    """What leaked in some cells.
+
+    Attributes
+    ----------
+    kind : str
+        A key of `LEAKS`.
+    decided_by : str
+        What decided so: "PSNR", "SSIM", "the attack's verdict", "an error", or
+        "PSNR and SSIM".
+    """
+
+    kind: str
+    decided_by: str
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether something leaked that can be seen in a picture."""
+        return self.kind in ("leaks", "partly")
+
+
+def leak_of(rows: Iterable[CellResult]) -> Leak:
+    """What leaked in some cells. The worst cell decides, and in it the best picture: one leaked picture is a leak.
+
+    A cell whose attack failed is worse than one whose pictures the attack did
+    not recover: nothing is known of it. So is a cell that could not be run.
+    """
+    rows = list(rows)
+    scores = [row.scores for row in rows if row.scores is not None]
+    best_psnr = max((each.best_psnr for each in scores), default=-math.inf)
+    if best_psnr >= VISIBLE_PSNR:
+        return Leak("leaks" if best_psnr >= RECOVERED else "partly", "PSNR")
+    if any(each.best_ssim is not None and each.best_ssim >= VISIBLE_SSIM for each in scores):
+        return Leak("partly", "SSIM")
+    if not all(each.is_explained for each in scores):
+        return Leak("unknown", "the attack's verdict")
+    if len(scores) < len(rows) or not rows:
+        return Leak("not_run", "an error")
+    return Leak("not_recovered", "PSNR and SSIM")
+
+
+@dataclasses.dataclass(frozen=True)
 class Finding:
     """What was found of one defence on one network, over all batch sizes and seeds.
 
     Attributes
     ----------
     network, defense : str
-    verdict : str
-        A key of `VERDICTS`. The worst cell decides, since one leaked picture
-        is a leak.
+    leak : Leak
     images, recovered, labels_right : int
         The number of images, of recovered images, and of images whose label
         was found.
     best_psnr, mean_psnr : float or None
         In dB, infinite where images are equal. These numbers and those below
-        are None where every cell failed.
-    mean_ssim, relative_error, cosine, epsilon : float or None
-        Means over the cells. ε is the same in all.
+        are None where no cell could be run.
+    best_ssim, mean_ssim, relative_error, cosine, epsilon : float or None
+        The means are over the cells. ε is the same in all.
     attacks : tuple of str
         The attacks that came closest.
+    verdicts : tuple of str
+        The verdicts on them, as in `dlg.dlg.Reconstruction`.
     rows : tuple of CellResult
-        The cells, including those that failed.
+        The cells, including those that could not be run.
     """
 
     network: str
     defense: str
-    verdict: str
+    leak: Leak
     images: int
     recovered: int
     labels_right: int
     best_psnr: float | None
     mean_psnr: float | None
+    best_ssim: float | None
     mean_ssim: float | None
     relative_error: float | None
     cosine: float | None
     epsilon: float | None
     attacks: tuple[str, ...]
+    verdicts: tuple[str, ...]
     rows: tuple[CellResult, ...]
 
     @classmethod
@@ -76,19 +128,26 @@ class Finding:
         return cls(
             network=rows[0].cell.network,
             defense=rows[0].cell.defense,
-            verdict=verdict(scores),
+            leak=leak_of(rows),
             images=sum(each.images for each in scores),
             recovered=sum(each.images_recovered for each in scores),
             labels_right=sum(each.labels_right for each in scores),
             best_psnr=max((each.best_psnr for each in scores), default=None),
             mean_psnr=_mean(each.mean_psnr for each in scores),
+            best_ssim=max((each.best_ssim for each in scores if each.best_ssim is not None), default=None),
             mean_ssim=_mean(each.mean_ssim for each in scores),
             relative_error=_mean(each.relative_error for each in scores),
             cosine=_mean(each.cosine for each in scores),
             epsilon=_mean(each.epsilon for each in scores),
             attacks=tuple(dict.fromkeys(each.attack for each in scores)),
+            verdicts=tuple(dict.fromkeys(each.verdict for each in scores)),
             rows=tuple(rows),
         )
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Why cells could not be run, one for each of them."""
+        return tuple(row.error for row in self.rows if row.error is not None)
 
 
 def findings(rows: Iterable[CellResult]) -> list[Finding]:
@@ -99,17 +158,6 @@ def findings(rows: Iterable[CellResult]) -> list[Finding]:
     return [Finding.of(group) for group in groups.values()]
 
 
-def verdict(scores: Sequence[Scores]) -> str:
-    """The verdict on some cells, a key of `VERDICTS`. The worst cell decides."""
-    if not scores:
-        return "failed"
-    best_psnr = max(each.best_psnr for each in scores)
-    if best_psnr >= RECOVERED:
-        return "leaks"
-    similar = any(each.mean_ssim is not None and each.mean_ssim >= VISIBLE_SSIM for each in scores)
-    return "partly" if similar or best_psnr >= VISIBLE_PSNR else "stopped"
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
@@ -117,36 +165,48 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class DefenseSummary:
-    """One defence over all networks.
+    """One defence on the networks where it did worst.
 
     Attributes
     ----------
     defense : str
-    leaks_on : tuple of str
-        The networks whose pictures leak.
-    leaks_everywhere : bool
-        Whether these are all networks.
+    kind : str
+        What leaked there, a key of `LEAKS`.
+    networks : tuple of str
+        These networks. All that is said below is of these alone.
+    everywhere : bool
+        Whether these are all networks of the audit.
     least_error, most_error : float or None
-        The range of the gradient's relative error over the networks.
+        The range of the gradient's relative error.
+    labels_right, images : int
+        How many labels were found, and of how many images.
     """
 
     defense: str
-    leaks_on: tuple[str, ...]
-    leaks_everywhere: bool
+    kind: str
+    networks: tuple[str, ...]
+    everywhere: bool
     least_error: float | None
     most_error: float | None
+    labels_right: int
+    images: int
 
     @classmethod
-    def of(cls, defense: str, found: Iterable[Finding]) -> DefenseSummary:
-        """Sum up the findings of a defence."""
-        group = [finding for finding in found if finding.defense == defense]
-        errors = [finding.relative_error for finding in group if finding.relative_error is not None]
+    def of(cls, group: Sequence[Finding], networks: Sequence[str]) -> DefenseSummary:
+        """Sum up the findings of a defence, in an audit of these networks."""
+        kinds = [finding.leak.kind for finding in group]
+        worst = next(kind for kind in LEAKS if kind in kinds)
+        named = [finding for finding in group if finding.leak.kind == worst]
+        errors = [finding.relative_error for finding in named if finding.relative_error is not None]
         return cls(
-            defense=defense,
-            leaks_on=tuple(finding.network for finding in group if finding.verdict == "leaks"),
-            leaks_everywhere=all(finding.verdict == "leaks" for finding in group),
+            defense=group[0].defense,
+            kind=worst,
+            networks=tuple(finding.network for finding in named),
+            everywhere=len(named) == len(networks),
             least_error=min(errors, default=None),
             most_error=max(errors, default=None),
+            labels_right=sum(finding.labels_right for finding in named),
+            images=sum(finding.images for finding in named),
         )
 
 
@@ -158,22 +218,22 @@ class Summary:
     ----------
     undefended : tuple of Finding
         Each network without a defence.
-    leaking : tuple of DefenseSummary
-        The defences under which a picture leaked on some network.
-    partly : tuple of DefenseSummary
-        Those under which no picture leaked, and one may be recognised.
-    stopped : tuple of DefenseSummary
-        Those that stopped the attack on every network.
+    defenses : mapping of str to tuple of DefenseSummary
+        The defences by what leaked on the network where they did worst, a key of
+        `LEAKS`, in the order there.
+    not_comparable : tuple of str
+        The networks of which no undefended picture was recovered. What was not
+        recovered under a defence there need not be the defence's merit.
     failed_cells : int
+        How many cells could not be run.
     labels_right, images : int
         How many labels were found under all defences together, and of how many
         images.
     """
 
     undefended: tuple[Finding, ...]
-    leaking: tuple[DefenseSummary, ...]
-    partly: tuple[DefenseSummary, ...]
-    stopped: tuple[DefenseSummary, ...]
+    defenses: Mapping[str, tuple[DefenseSummary, ...]]
+    not_comparable: tuple[str, ...]
     failed_cells: int
     labels_right: int
     images: int
@@ -182,29 +242,23 @@ class Summary:
     def of(cls, found: Sequence[Finding]) -> Summary:
         """Sum up all findings."""
         defended = [finding for finding in found if finding.defense != "none"]
-        # The verdict of each defence, of its worst network; a defence that could be run nowhere has none.
-        worst = {
-            name: _worst([finding.verdict for finding in defended if finding.defense == name])
+        undefended = [finding for finding in found if finding.defense == "none"]
+        networks = list(dict.fromkeys(finding.network for finding in found))
+        summaries = [
+            DefenseSummary.of([finding for finding in defended if finding.defense == name], networks)
             for name in dict.fromkeys(finding.defense for finding in defended)
-        }
-
-        def summaries(verdict: str) -> tuple[DefenseSummary, ...]:
-            return tuple(DefenseSummary.of(name, found) for name in worst if worst[name] == verdict)
-
+        ]
+        comparable = {finding.network for finding in undefended if finding.leak.kind == "leaks"}
         return cls(
-            undefended=tuple(each for each in found if each.defense == "none" and each.verdict != "failed"),
-            leaking=summaries("leaks"),
-            partly=summaries("partly"),
-            stopped=summaries("stopped"),
-            failed_cells=sum(row.error is not None for finding in found for row in finding.rows),
+            undefended=tuple(undefended),
+            defenses={kind: tuple(each for each in summaries if each.kind == kind) for kind in LEAKS},
+            not_comparable=tuple(
+                dict.fromkeys(finding.network for finding in defended if finding.network not in comparable)
+            ),
+            failed_cells=sum(len(finding.errors) for finding in found),
             labels_right=sum(finding.labels_right for finding in defended),
             images=sum(finding.images for finding in defended),
         )
-
-
-def _worst(verdicts: Sequence[str]) -> str:
-    """The worst of some verdicts for the participant, networks that could not be run aside."""
-    return next(verdict for verdict in VERDICTS if verdict in verdicts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +285,7 @@ class Claim:
     @property
     def agrees(self) -> bool:
         """Whether pictures leak here where theirs did, and do not leak here where theirs did not."""
-        return self.finding.verdict != "failed" and self.stops == (self.finding.verdict == "stopped")
+        return self.finding.leak.kind != "not_run" and self.stops != self.finding.leak.is_seen
 
 
 def claims(found: Iterable[Finding]) -> list[Claim]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image
 
-from dlg.audit.cell_result import CellResult
-from dlg.audit.findings import Finding, verdict
+from dlg.audit.cell_result import CellResult, Scores
+from dlg.audit.findings import VISIBLE_PSNR, Finding, Leak, leak_of
 from dlg.audit.grid import Cell
 
 # The most images of a batch that are shown: four pairs fill a card.
@@ -50,14 +51,19 @@ class Card:
     ----------
     row : CellResult
         The seed that leaks most.
-    verdict : str
-        The verdict over all seeds, a key of `dlg.audit.findings.VERDICTS`.
+    leak : Leak
+        What leaked over all seeds.
+    best_psnr, best_ssim : float or None
+        Of the best picture over all seeds. None where there is none.
     pairs : tuple of Pair
-        Its first `MOST_IMAGES` images. Empty where every seed failed.
+        Its `MOST_IMAGES` clearest images, in the order of the batch. Empty where
+        no seed could be run.
     """
 
     row: CellResult
-    verdict: str
+    leak: Leak
+    best_psnr: float | None
+    best_ssim: float | None
     pairs: tuple[Pair, ...]
 
 
@@ -72,27 +78,44 @@ def gallery(found: Iterable[Finding], picture: PictureOf) -> list[Card]:
 
 def _card(rows: list[CellResult], picture: PictureOf) -> Card:
     scores = {row: row.scores for row in rows if row.scores is not None}
-    if not scores:
-        return Card(rows[0], verdict([]), ())
-    shown = max(scores, key=lambda row: scores[row].mean_psnr)
-    return Card(shown, verdict(list(scores.values())), _pairs(shown, picture))
+    shown = max(scores, key=lambda row: max(_clarity(scores[row])), default=rows[0])
+    return Card(
+        row=shown,
+        leak=leak_of(rows),
+        best_psnr=max((each.best_psnr for each in scores.values()), default=None),
+        best_ssim=max((each.best_ssim for each in scores.values() if each.best_ssim is not None), default=None),
+        pairs=_pairs(shown, picture),
+    )
+
+
+def _clarity(scores: Scores) -> list[tuple[float, float, float]]:
+    """What to rank images by, the clearest highest: a PSNR at which something may be seen, then SSIM, then PSNR."""
+    return [
+        (psnr if psnr >= VISIBLE_PSNR else 0.0, -math.inf if ssim is None else ssim, psnr)
+        for psnr, ssim in zip(scores.psnr, scores.ssim)
+    ]
 
 
 def _pairs(row: CellResult, picture: PictureOf) -> tuple[Pair, ...]:
     if row.scores is None:
         return ()
-    targets = _cut(picture(row.cell, "target"), row.cell.batch_size)
-    recovered = _cut(picture(row.cell, "recovered"), row.cell.batch_size)
-    columns = (targets, recovered, row.scores.psnr, row.scores.true_labels, row.scores.recovered_labels)
-    return tuple(Pair(*values) for values in zip(*columns))
+    clarity = _clarity(row.scores)
+    clearest = sorted(range(len(clarity)), key=lambda image: clarity[image], reverse=True)
+    shown = sorted(clearest[:MOST_IMAGES])
+    targets = _cut(picture(row.cell, "target"), row.cell.batch_size, shown)
+    recovered = _cut(picture(row.cell, "recovered"), row.cell.batch_size, shown)
+    return tuple(
+        Pair(target, guess, row.scores.psnr[image], row.scores.true_labels[image], row.scores.recovered_labels[image])
+        for image, target, guess in zip(shown, targets, recovered)
+    )
 
 
-def _cut(file: Path, images: int) -> list[str]:
-    """The first images of a row of images, as data URIs."""
+def _cut(file: Path, images: int, shown: Iterable[int]) -> list[str]:
+    """Some of the images of a row of so many, as data URIs."""
     uris = []
     with Image.open(file) as strip:
         width = strip.width // images
-        for index in range(min(images, MOST_IMAGES)):
+        for index in shown:
             buffer = io.BytesIO()
             strip.crop((index * width, 0, (index + 1) * width, strip.height)).save(buffer, "PNG")
             uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())

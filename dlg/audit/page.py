@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from dlg.audit.curves import MOST_DECIBELS, curves
-from dlg.audit.findings import VERDICTS, VISIBLE_PSNR, VISIBLE_SSIM, Finding, Summary, claims, findings
+from dlg.audit.findings import LEAKS, VISIBLE_PSNR, VISIBLE_SSIM, Finding, Leak, Summary, claims, findings, leak_of
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
 from dlg.participant import defenses
@@ -113,11 +113,11 @@ def _privacy(report: Report) -> dict[str, Any] | None:
 
 
 def _reading(report: Report) -> dict[str, Any]:
-    return {"recovered_psnr": RECOVERED}
+    return {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
 
 
 def _rows(report: Report) -> dict[str, Any]:
-    return {"rows": report.results.rows}
+    return {"rows": [(row, leak_of([row])) for row in report.results.rows]}
 
 
 def _repeat(report: Report) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Section:
 
 # In the order of the page.
 SECTIONS = (
-    Section("verdict", "Verdict", "verdict.html", _verdict),
+    Section("verdict", "What leaked", "verdict.html", _verdict),
     Section("paper", "Compared with Zhu et al. 2019", "paper.html", _paper),
     Section("networks", "Network by network", "networks.html", _networks),
     Section("privacy", "Differential privacy", "privacy.html", _privacy),
@@ -195,7 +195,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["number"] = _number
     environment.filters["decibels"] = _decibels
-    environment.globals["verdicts"] = VERDICTS
+    environment.filters["ground"] = _ground
+    environment.globals["leaks"] = LEAKS
     return environment
 
 
@@ -209,3 +210,12 @@ def _number(value: float | None, digits: str = ".3g") -> Markup:
 def _decibels(psnr: float, unit: str = "") -> Markup:
     """A PSNR, with its unit where the heading does not say it."""
     return Markup("equal") if math.isinf(psnr) else _number(psnr, ".1f") + unit
+
+
+def _ground(leak: Leak, best_psnr: float | None, best_ssim: float | None) -> Markup:
+    """What decided what leaked, with its number; nothing where no number did."""
+    if leak.decided_by == "SSIM":
+        return Markup("SSIM {}").format(_number(best_ssim, ".2f"))
+    if best_psnr is None:
+        return Markup("")
+    return Markup("PSNR {}").format(_decibels(best_psnr, " dB"))
