@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pty
+import resource
+import shutil
 import signal
 import socket
 import struct
@@ -21,6 +23,7 @@ from conftest import PROJECT
 
 from dlg.audit.__main__ import PACKAGES, main, parse_args
 from dlg.audit.cell import ATTACKS
+from dlg.results.lock import folder_lock
 from dlg.audit.grid import DEFAULT_GRID, QUICK_GRID
 
 # Two cells, and four of which these are two.
@@ -162,12 +165,14 @@ def test_a_killed_audit_goes_on_where_it_was(serial, tmp_path, tmp_path_factory)
     assert all((tmp_path / "cells" / f"{key}.json").stat().st_mtime_ns == written for key, written in before.items())
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_ctrl_c_keeps_what_is_finished_and_reports_it(serial, tmp_path, jobs):
+def test_a_signal_keeps_what_is_finished_and_reports_it(serial, tmp_path, jobs, number, code):
     process = in_the_middle("--jobs", jobs, folder=tmp_path)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which tells the whole group
+    os.killpg(process.pid, number)  # as a terminal does, which tells the whole group
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "")
+    assert (process.returncode, stderr) == (code, "")
+    assert not (tmp_path / "unfinished_run").exists()
     assert "--resume goes on" in stdout
     done = rows(tmp_path)
     assert 2 <= len(done) < 4
@@ -183,7 +188,7 @@ def test_a_cell_that_fails_does_not_end_the_audit(tmp_path, capsys):
     assert "makes the gradient of" in failed["error"]
     assert good["error"] is None
     assert failed["error"].split("'")[0] in (tmp_path / "report.html").read_text()
-    assert "2 of 2 cells done, 1 failed: their rows say why" in capsys.readouterr().out
+    assert "2 of 2 cells done, 1 could not be run: their rows say why" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -210,9 +215,17 @@ def test_what_is_not_given_is_as_in_the_grid(options, grid):
         (["--defenses", "prune:1.5"], "prune:1.5"),
         (["--batch_sizes", "0"], "at least 1"),
         (["--batch_sizes", "2000"], "only 1000 images"),
+        (["--batch_sizes", "9" * 30], "only 1000 images"),
         (["--seeds", "0"], "at least 1"),
+        (["--seeds", "9" * 30], "at most 10,000"),
         (["--iterations", "many"], "'many'"),
-        (["--jobs", "0"], "at least 1"),
+        (["--iterations", "9" * 30], "from 1 to 1000000"),
+        (["--jobs", "0"], "from 1 to 256"),
+        (["--jobs", "9" * 30], "from 1 to 256"),
+        (["--time_limit", "0"], "seconds over 0"),
+        (["--time_limit", "nan"], "seconds over 0"),
+        (["--time_limit", "inf"], "seconds over 0"),
+        (["--time_limit", "soon"], "'soon'"),
         (["--jobs", "2", "--dask", "tcp://localhost:1"], "not allowed with"),
         (["--data", "/no/such/folder"], "no such file or folder"),
         (["--dask", "nonsense"], "tcp://HOST:PORT"),
@@ -245,6 +258,122 @@ def test_a_folder_with_another_audit_is_refused(serial, options, words, capsys):
     assert (stdout, stderr.count("\n")) == ("", 1)
     assert words in stderr
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.fixture
+def finished(serial, tmp_path):
+    """A folder with the finished audit, to go on with."""
+    return shutil.copytree(serial[1], tmp_path / "finished")
+
+
+def results_of(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@contextlib.contextmanager
+def full_disk(largest):
+    """No file may become larger than this many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("is_a_cell_missing", [False, True])
+def test_a_full_disk_is_one_line_and_leaves_the_results_whole(finished, is_a_cell_missing, capsys):
+    if is_a_cell_missing:
+        (finished / "cells" / "softmax-b1-none-s0.json").unlink()
+    before = results_of(finished)
+    with full_disk(1000):
+        assert main([*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished)]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "File too large; what was finished there is whole, and --resume goes on" in stderr
+    assert not (finished / "unfinished_run").exists()
+    after = results_of(finished)
+    assert {file: after[file] for file in before} == before
+    assert not [file for file in after if file.name.endswith(".part")]
+
+
+def test_a_second_audit_in_the_same_folder_is_refused_while_the_first_runs(finished, capsys):
+    before = results_of(finished)
+    with folder_lock(finished):
+        assert main([*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished)]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "another run is writing into" in stderr
+    assert results_of(finished) == before
+
+
+def test_an_output_that_is_full_is_one_line_after_the_results(finished, monkeypatch, capsys):
+    (finished / "report.html").unlink()
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished)]) == 2
+    assert (finished / "report.html").exists()
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "No space left on device; the results are in" in stderr
+
+
+def test_a_time_limit_ends_the_attacks_on_a_cell(tmp_path):
+    options = ("--networks", "lenet", "--batch_sizes", "2", "--defenses", "gaussian:0.1", "--iterations", "100000")
+    started = time.monotonic()
+    assert main([*options, "--jobs", "1", "--time_limit", "2", "--result_dir", str(tmp_path)]) == 0
+    assert time.monotonic() - started < 30
+    (row,) = rows(tmp_path)
+    assert row["ended"] == "time limit"
+
+
+def test_a_home_that_is_a_file_is_one_line(tmp_path):
+    refused = run(*SMALL, folder=tmp_path / "none", HOME="/etc/passwd")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_damaged_row_and_a_damaged_picture_are_run_again(finished, serial, capsys):
+    row, picture = finished / "cells" / "softmax-b1-none-s0.json", finished / "cells" / "softmax-b2-none-s0.target.png"
+    row.write_text(row.read_text().replace('"images_recovered": 1', '"images_recovered": "one"'))
+    picture.write_bytes(picture.read_bytes()[:-30])
+    assert main([*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished)]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]) == 2
+    assert rows(finished) == rows(serial[1])
+
+
+def without_reader():
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize("output", [lambda: None, without_reader], ids=["closed", "nobody reads"])
+def test_an_output_that_goes_away_costs_nothing(finished, output, monkeypatch, capsys):
+    (finished / "report.html").unlink()
+    (finished / "cells" / "softmax-b1-none-s0.json").unlink()
+    monkeypatch.setattr(sys, "stdout", output())
+    assert main([*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished)]) == 0
+    assert (finished / "report.html").exists()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [("LOKY_MAX_CPU_COUNT", "x", "LOKY_MAX_CPU_COUNT='x'"), ("LOKY_MAX_DEPTH", "x", "cannot be imported")],
+)
+def test_a_variable_that_a_package_cannot_read_is_one_line(tmp_path, variable, value, words):
+    refused = run(*SMALL, folder=tmp_path / "none", **{variable: value})
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert words in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_plots_need_no_window(finished):
+    (finished / "report.html").unlink()
+    resumed = run(*SMALL, "--resume", folder=finished, MPLBACKEND="garbage")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert (finished / "report.html").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from cell_results import cell_result, failed_result, outcome
 from PIL import Image
 
-from dlg.audit.folder import SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
+from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
 from dlg.audit.grid import Cell
 from dlg.errors import InputError
 
@@ -46,12 +46,48 @@ def test_a_cell_that_failed_has_a_row_and_no_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", "null", '{"network": "mlp"}', json.dumps(cell_result(seed=1).to_json())]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"1" * 10_000,
+        b'{"network": "mlp"}',
+        json.dumps(cell_result(seed=1).to_json()).encode(),
+        json.dumps(cell_result().to_json() | {"best_psnr": "20"}).encode(),
+        json.dumps(cell_result().to_json() | {"mean_ssim": math.nan}).encode(),
+        json.dumps(cell_result().to_json())[:-40].encode(),
+    ],
+    ids=range(13),
 )
-def test_what_is_no_row_of_the_cell_does_not_count(tmp_path, content):
-    folder, cell = CellFolder(tmp_path), cell_result().cell
-    (tmp_path / f"{cell.key}.json").write_text(content)
-    assert folder.result(cell) is None
+def test_what_is_no_row_of_the_cell_is_run_again(tmp_path, content):
+    folder, result = CellFolder(tmp_path), cell_result()
+    folder.keep(outcome(result))
+    (tmp_path / f"{result.cell.key}.json").write_bytes(content)
+    assert folder.result(result.cell) is None
+    folder.keep(outcome(result))
+    assert folder.result(result.cell) == result
+
+
+@pytest.mark.parametrize("which", ["target", "recovered"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text", "another size", "a folder"])
+def test_a_cell_whose_picture_is_damaged_is_run_again(tmp_path, which, damage):
+    folder, result = CellFolder(tmp_path), cell_result()
+    folder.keep(outcome(result))
+    picture = folder.picture(result.cell, which)
+    content = picture.read_bytes()
+    picture.unlink()
+    if damage == "another size":
+        Image.new("L", (28, 28)).save(picture)
+    elif damage == "a folder":
+        picture.mkdir()
+    elif damage != "missing":
+        picture.write_bytes({"empty": b"", "truncated": content[:-100], "text": b"no picture"}[damage])
+    assert folder.result(result.cell) is None
 
 
 def test_a_cell_that_was_not_run_has_no_result(tmp_path):
@@ -75,6 +111,41 @@ def test_a_folder_without_an_audit_is_taken(tmp_path):
     refuse_another_audit(tmp_path / "missing", settings(), resume=True)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_cells_without_settings_are_refused_and_left_alone(tmp_path, resume):
+    CellFolder(tmp_path / CELLS_FOLDER).keep(outcome(cell_result()))
+    before = sorted((file, file.read_bytes()) for file in tmp_path.rglob("*.*"))
+    with pytest.raises(InputError, match=r"'settings\.json' beside it is missing.*another --result_dir") as refusal:
+        refuse_another_audit(tmp_path, settings(), resume)
+    assert "\n" not in str(refusal.value)
+    assert sorted((file, file.read_bytes()) for file in tmp_path.rglob("*.*")) == before
+
+
+def test_a_folder_of_cells_without_any_is_taken(tmp_path):
+    (tmp_path / CELLS_FOLDER).mkdir()
+    (tmp_path / CELLS_FOLDER / ".mlp-b1-none-s0.json.part").touch()
+    refuse_another_audit(tmp_path, settings(), resume=True)
+
+
+def test_another_time_limit_is_another_audit(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_bytes(as_json(audit_settings(["bundled"], IMAGES, LABELS, 30, time_limit=2.5)))
+    with pytest.raises(InputError, match=r"another time_limit \(2\.5 there, None now\)"):
+        refuse_another_audit(tmp_path, settings(), resume=True)
+
+
+def test_settings_without_a_time_limit_are_those_of_an_audit_without_one(tmp_path):
+    old = {name: value for name, value in settings().items() if name != "time_limit"}
+    (tmp_path / SETTINGS_FILE).write_bytes(as_json(old))
+    refuse_another_audit(tmp_path, settings(), resume=True)
+
+
+def test_a_long_setting_is_quoted_in_part(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_bytes(as_json(settings(iterations="9" * 10_000)))
+    with pytest.raises(InputError, match="another iterations") as refusal:
+        refuse_another_audit(tmp_path, settings(), resume=True)
+    assert len(str(refusal.value)) < 500
+
+
 def test_the_same_audit_may_go_on_and_not_begin_anew(tmp_path):
     (tmp_path / SETTINGS_FILE).write_bytes(as_json(settings()))
     refuse_another_audit(tmp_path, settings(), resume=True)
@@ -89,7 +160,7 @@ def test_an_audit_with_other_settings_is_refused_by_name(tmp_path):
     assert "data" not in str(refusal.value).partition(" has ")[2]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "7"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7", "[" * 100_000], ids=range(5))
 def test_settings_that_cannot_be_read_are_refused_in_one_line(tmp_path, content):
     (tmp_path / SETTINGS_FILE).write_text(content)
     with pytest.raises(InputError, match=r"cannot read .*settings\.json") as refusal:

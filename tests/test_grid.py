@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from dlg.audit.grid import DEFAULT_GRID, QUICK_GRID, Cell, Grid
+from dlg.audit.grid import DEFAULT_GRID, MOST_CELLS, QUICK_GRID, Cell, Grid
+from dlg.errors import InputError
 from dlg.participant import defenses
 from dlg.participant.networks import NETWORKS
 
@@ -22,6 +23,13 @@ def test_a_grid_has_a_cell_for_each_combination_seeds_running_fastest():
 def test_a_combination_that_is_given_twice_is_one_cell():
     grid = Grid(networks=["mlp", "mlp"], batch_sizes=[2, 2], defenses=["none"], seeds=1, iterations=9)
     assert grid.cells() == [Cell("mlp", 2, "none", 0)]
+
+
+@pytest.mark.parametrize("seeds", [MOST_CELLS // 2 + 1, 10**30])
+def test_a_grid_of_too_many_cells_is_refused_before_it_is_made(seeds):
+    grid = Grid(networks=["mlp"], batch_sizes=[1, 1], defenses=["none", "int8"], seeds=seeds, iterations=9)
+    with pytest.raises(InputError, match=f"has {2 * seeds:,} cells, expected at most {MOST_CELLS:,}"):
+        grid.cells()
 
 
 @pytest.mark.parametrize("grid", [DEFAULT_GRID, QUICK_GRID])

@@ -34,6 +34,13 @@ def test_there_is_a_process_for_each_core_up_to_four():
     assert 1 <= default_jobs() <= 4
 
 
+def test_a_variable_of_the_environment_that_joblib_cannot_read_is_one_line(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "x")
+    with pytest.raises(InputError, match="LOKY_MAX_CPU_COUNT='x': expected a number of cores") as refusal:
+        default_jobs()
+    assert "\n" not in str(refusal.value)
+
+
 def deadly(cell, folder):
     """Die with the process the first time, or always."""
     if cell.defense == "always" or (cell.defense == "once" and not (folder / "died").exists()):

@@ -6,38 +6,64 @@ import argparse
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dlg.audit.grid import DEFAULT_GRID, QUICK_GRID
-from dlg.errors import InputError
-from dlg.options import OneLineParser, argument_type, folder_path, integer_between
-from dlg.participant import defenses
-from dlg.participant.networks import NETWORKS
+from dlg.start_up import REFUSED, imports_of
 
 PROGRAM = "python -m dlg.audit"
+
+with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
+    from dlg.audit.grid import DEFAULT_GRID, MOST_ITERATIONS, QUICK_GRID
+    from dlg.errors import InputError, error_line, one_line, quoted
+    from dlg.options import OneLineParser, argument_type, folder_path, integer_between, seconds
+    from dlg.output import forgiving_streams
+    from dlg.participant import defenses
+    from dlg.participant.networks import NETWORKS
+
 # The packages that only the audit needs, by the names they are imported by.
 PACKAGES = ("dp_accounting", "jinja2", "joblib", "matplotlib")
-# The exit code for what the user can mend: an option, a folder, a missing package.
-BAD_INPUT = 2
-# The exit code after Ctrl-C: 128 and the number of the signal, as in shells.
-INTERRUPTED = 130
+# The most processes that the user may ask for. Each takes up to 1 GiB, so that these take up to 256 GiB.
+MOST_JOBS = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        require_packages()
-        # Imported here, because it imports these packages.
-        from dlg.audit.run import audit
+    """Run the command; gives its exit code. What it refuses is one line on standard error."""
+    with forgiving_streams() as output:
+        args = parse_args(argv)
+        try:
+            code = import_audit()(args)
+        except (InputError, OSError, MemoryError) as error:
+            sys.stderr.write(error_line(PROGRAM, str(error) or "there is not enough memory; take fewer --jobs"))
+            return REFUSED
+        output.flush()
+        if output.error:
+            lost = f"standard output: {output.error.strerror}; the results are in {quoted(str(args.result_dir))}"
+            sys.stderr.write(error_line(PROGRAM, lost))
+            return code or REFUSED
+        return code
 
-        return INTERRUPTED if audit(args) else 0
-    except (InputError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+def import_audit() -> Callable[[argparse.Namespace], int]:
+    """Import what runs the audit, and with it the audit's packages.
+
+    Raises
+    ------
+    InputError
+        Where a package is missing, or cannot be imported. Some read variables
+        of the environment while they are imported, and refuse what is there.
+    """
+    require_packages()
+    try:
+        from dlg.audit.run import audit
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(
+            f"a package of the audit cannot be imported ({one_line(error)}); look at the variables of the environment"
+            " that it reads, or install it anew"
+        ) from None
+    return audit
 
 
 def require_packages() -> None:
@@ -107,10 +133,16 @@ def _add_grid_options(group: Any) -> None:
     )
     group.add_argument(
         "--iterations",
-        type=argument_type(integer_between(1)),
+        type=argument_type(integer_between(1, MOST_ITERATIONS)),
         metavar="N",
         help="most iterations of the cosine attack; the auto attack does a fifth of them"
         f" (default: {DEFAULT_GRID.iterations}, with --quick {QUICK_GRID.iterations})",
+    )
+    group.add_argument(
+        "--time_limit",
+        type=argument_type(seconds),
+        metavar="SECONDS",
+        help="most seconds for the attacks on a cell, which end with what they have (default: none)",
     )
     group.add_argument("--quick", action="store_true", help="use a smaller grid where the options above are not given")
 
@@ -119,7 +151,7 @@ def _add_running_options(group: Any) -> None:
     place = group.add_mutually_exclusive_group()
     place.add_argument(
         "--jobs",
-        type=argument_type(integer_between(1)),
+        type=argument_type(integer_between(1, MOST_JOBS)),
         metavar="N",
         help="number of processes (default: the number of cores, but 4 at most)",
     )

@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dlg.audit.cell_result import CellResult, Outcome
 from dlg.audit.grid import Cell
-from dlg.errors import InputError, one_line
+from dlg.errors import InputError, one_line, quoted
 from dlg.results import pictures
 from dlg.results.folder import ResultFolder
 from dlg.results.versions import versions
 
 SETTINGS_FILE = "settings.json"
+# The folder with the finished cells, in that of the audit.
+CELLS_FOLDER = "cells"
+# The pictures of a cell, by which its files are called.
+PICTURES = ("target", "recovered")
+# What reading a file of JSON may raise where its content is damaged.
+_BAD_JSON = (ValueError, TypeError, KeyError, RecursionError)
+# What opening a damaged picture may raise.
+_BAD_PICTURE = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
 
 
 def as_json(value: Any) -> bytes:
@@ -25,7 +34,9 @@ def as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def audit_settings(sources: Sequence[str], images: np.ndarray, labels: np.ndarray, iterations: int) -> dict[str, Any]:
+def audit_settings(
+    sources: Sequence[str], images: np.ndarray, labels: np.ndarray, iterations: int, time_limit: float | None = None
+) -> dict[str, Any]:
     """What all rows of an audit have in common; an audit of another grid may go on with them.
 
     Parameters
@@ -36,17 +47,24 @@ def audit_settings(sources: Sequence[str], images: np.ndarray, labels: np.ndarra
         All samples from there.
     iterations : int
         The most iterations of an attack.
+    time_limit : float or None
+        The most seconds for the attacks on a cell.
     """
     return {
-        "data": sources,
+        "data": list(sources),
         "data_sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
         "iterations": iterations,
+        "time_limit": time_limit,
         "versions": versions(),
     }
 
 
 def refuse_another_audit(result_dir: Path, settings: Mapping[str, Any], resume: bool) -> None:
     """Check that the folder holds no audit, or that it is to be resumed and has the same settings.
+
+    Cells without settings are refused. Nobody knows with which data, iterations
+    and versions they were made, so they must not be mixed with others, and to
+    run them again would replace them.
 
     Parameters
     ----------
@@ -64,24 +82,34 @@ def refuse_another_audit(result_dir: Path, settings: Mapping[str, Any], resume: 
     """
     file = result_dir / SETTINGS_FILE
     if not file.exists():
+        _refuse_stray_cells(result_dir)
         return
     if not resume:
         raise InputError(
-            f"{str(result_dir)!r} holds an audit already; go on with it by --resume, or give another --result_dir"
+            f"{quoted(str(result_dir))} holds an audit already; go on with it by --resume, or give another --result_dir"
         )
     try:
         found = dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {str(file)!r} ({one_line(error)}); give another --result_dir") from None
+    except (OSError, *_BAD_JSON) as error:
+        raise InputError(f"cannot read {quoted(str(file))} ({one_line(error)}); give another --result_dir") from None
     different = [
-        f"{name} ({json.dumps(found.get(name))} there, {json.dumps(settings[name])} now)"
+        f"{name} ({quoted(found.get(name))} there, {quoted(settings[name])} now)"
         for name in settings
         if found.get(name) != settings[name]
     ]
     if different:
         raise InputError(
-            f"the audit in {str(result_dir)!r} has another {' and another '.join(different)}; give the same, or"
+            f"the audit in {quoted(str(result_dir))} has another {' and another '.join(different)}; give the same, or"
             " another --result_dir"
+        )
+
+
+def _refuse_stray_cells(result_dir: Path) -> None:
+    cells = result_dir / CELLS_FOLDER
+    if cells.is_dir() and any(cells.glob("[!.]*.json")):
+        raise InputError(
+            f"{quoted(str(cells))} holds cells, and {SETTINGS_FILE!r} beside it is missing, so that nobody knows what"
+            f" they are of; move {CELLS_FOLDER!r} away, or give another --result_dir"
         )
 
 
@@ -104,6 +132,11 @@ class CellFolder:
         # What a killed process left half written.
         self._folder.remove(r"\..*\.part")
 
+    @property
+    def path(self) -> Path:
+        """Where they are."""
+        return self._folder.path
+
     def keep(self, outcome: Outcome) -> None:
         """Write a finished cell. Its row is written last: a cell counts as finished when its row is there."""
         key = outcome.result.cell.key
@@ -113,13 +146,32 @@ class CellFolder:
         self._folder.write(f"{key}.json", as_json(outcome.result.to_json()))
 
     def result(self, cell: Cell) -> CellResult | None:
-        """The result of a cell, or None where it is not there or cannot be read."""
+        """The result of a cell, or None where the cell is to be run.
+
+        It is to be run where its row is missing or damaged, or one of its
+        pictures is.
+        """
         try:
-            result = CellResult.from_json(json.loads((self._folder.path / f"{cell.key}.json").read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            result = CellResult.from_json(json.loads((self.path / f"{cell.key}.json").read_bytes()))
+        except (OSError, *_BAD_JSON):
             return None
-        return result if result.cell == cell else None
+        if result.cell != cell or (result.scores is not None and not self._has_pictures(cell)):
+            return None
+        return result
+
+    def _has_pictures(self, cell: Cell) -> bool:
+        """Whether both pictures of a cell are whole, and of as many square images as its batch has."""
+        for which in PICTURES:
+            try:
+                with Image.open(self.picture(cell, which)) as picture:
+                    picture.load()
+                    width, height = picture.size
+            except _BAD_PICTURE:
+                return False
+            if width != cell.batch_size * height:
+                return False
+        return True
 
     def picture(self, cell: Cell, which: str) -> Path:
         """Where the picture of the ``target`` is, or of what was ``recovered``."""
-        return self._folder.path / f"{cell.key}.{which}.png"
+        return self.path / f"{cell.key}.{which}.png"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
+
+from dlg.errors import InputError
+
+# The most cells of an audit. At the 7 seconds that one of the default grid took on 2 busy cores, these take 19 hours.
+MOST_CELLS = 10_000
+# The most iterations of an attack. On LeNet, 300 of Adam's took 1.6 seconds, so that these take an hour and a half.
+MOST_ITERATIONS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,19 @@ class Grid:
     iterations: int
 
     def cells(self) -> list[Cell]:
-        """Every combination once, in the order of the rows of results.json."""
+        """Every combination once, in the order of the rows of results.json.
+
+        Raises
+        ------
+        InputError
+            Where there are more than `MOST_CELLS`.
+        """
+        number = math.prod(len(set(values)) for values in (self.networks, self.batch_sizes, self.defenses)) * self.seeds
+        if number > MOST_CELLS:
+            raise InputError(
+                f"the grid has {number:,} cells, expected at most {MOST_CELLS:,}; take fewer seeds, batch sizes,"
+                " defenses or networks, or several audits, each with a --result_dir of its own"
+            )
         combinations = itertools.product(self.networks, self.batch_sizes, self.defenses, range(self.seeds))
         return list(dict.fromkeys(itertools.starmap(Cell, combinations)))
 

@@ -7,25 +7,35 @@ import contextlib
 import dataclasses
 import math
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dlg.audit import page
 from dlg.audit.cell import DELTA, run_cell
 from dlg.audit.cell_result import CellResult, Outcome
-from dlg.audit.folder import SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
+from dlg.audit.findings import LEAKS, leak_of
+from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
+from dlg.errors import quoted
 from dlg.interrupts import CtrlC, interrupts_deferred
 from dlg.participant import data
 from dlg.progress import Progress
 from dlg.results.folder import ResultFolder
+from dlg.results.replacement import replaced_results
 from dlg.results.versions import versions
 
+# With several processes each has one thread, and the audit of one cell is to give what it gives in a larger grid.
+_SEVERAL = 2
+# The files that the end of a run replaces.
+_RESULT_FILES = r"results\.json|results\.csv|report\.html"
 
-def audit(args: argparse.Namespace) -> bool:
+
+def audit(args: argparse.Namespace) -> int:
     """Run the cells that are missing in the result folder, and write the results and the report.
 
     Parameters
@@ -35,13 +45,15 @@ def audit(args: argparse.Namespace) -> bool:
 
     Returns
     -------
-    bool
-        Whether Ctrl-C interrupted it. What was finished by then is written.
+    int
+        The exit code: 0, or 130 after Ctrl-C and 143 after SIGTERM. What was
+        finished by then is written.
 
     Raises
     ------
     InputError
-        Where an option cannot be used. Nothing is written then.
+        Where an option cannot be used, or another run writes into the folder.
+        Nothing is written then.
     ClusterLostError
         Where the connection to the Dask cluster was lost. What was finished by
         then is written.
@@ -50,49 +62,66 @@ def audit(args: argparse.Namespace) -> bool:
     """
     cells = Grid(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Grid)}).cells()
     images, labels = data.load(args.data)
-    batches = first_batches(cells, images, labels)
-    settings = audit_settings(args.data, images, labels, args.iterations)
+    # Refuses batches that the samples do not fill, before anything is written.
+    data.first_batch(images, labels, max(args.batch_sizes), seed=0)
+    settings = audit_settings(args.data, images, labels, args.iterations, args.time_limit)
     refuse_another_audit(args.result_dir, settings, args.resume)
-    jobs = None if args.dask else args.jobs or default_jobs()
+    cores = default_jobs()
+    jobs = None if args.dask else min(args.jobs or cores, max(len(cells), _SEVERAL))
     workers = Workers(jobs or 1, connect(args.dask) if args.dask else None)
-    folder = ResultFolder(args.result_dir)
-    cell_folder = CellFolder(args.result_dir / "cells")
-    folder.write(SETTINGS_FILE, as_json(settings))
-
-    rows = Rows(cells, cell_folder)
-    lost = None
     with CtrlC() as ctrl_c:
-        outcomes = workers.outcomes(
-            rows.missing, run_cell, lambda cell: (batches[cell.batch_size, cell.seed], args.iterations)
-        )
         try:
-            rows.collect(outcomes, ctrl_c)
-        except ClusterLostError as error:
-            lost = error
-        # From here on Ctrl-C does nothing, so that what was found is written whole.
-        ctrl_c.ignore()
-        results = _results(args, jobs, len(cells), rows.finished)
-        folder.write("results.json", as_json(results.to_json()))
-        folder.write("results.csv", results.to_csv())
-        folder.write("report.html", page.render(results, cell_folder.picture).encode())
+            # Until the end, what the folder has of an earlier run stays there, and no other run writes into it.
+            with replaced_results(args.result_dir, _RESULT_FILES) as folder:
+                with _writing(args.result_dir):
+                    ResultFolder(args.result_dir).write(SETTINGS_FILE, as_json(settings))
+                rows = Rows(cells, CellFolder(args.result_dir / CELLS_FOLDER))
+                lost = _collect(rows, workers, args, images, labels, ctrl_c)
+                # From here on a signal does nothing, so that what was found is written whole.
+                ctrl_c.ignore()
+                results = _results(args, jobs, len(cells), rows.finished)
+                with _writing(args.result_dir):
+                    _write_results(folder, results, rows.folder)
+        except KeyboardInterrupt:
+            return ctrl_c.exit_code
     _print_end(args, results, rows.interrupted)
     if lost is not None:
         raise lost
-    return rows.interrupted
+    return ctrl_c.exit_code if rows.interrupted else 0
 
 
-def first_batches(
-    cells: Sequence[Cell], images: np.ndarray, labels: np.ndarray
-) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-    """The images and labels of each batch size and seed.
+def _collect(
+    rows: Rows, workers: Workers, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray, ctrl_c: CtrlC
+) -> ClusterLostError | None:
+    """Run the cells that are missing. Gives the error where the cluster was lost meanwhile."""
 
-    Raises
-    ------
-    InputError
-        Where there are fewer images than a batch has.
-    """
-    sizes_and_seeds = dict.fromkeys((cell.batch_size, cell.seed) for cell in cells)
-    return {(size, seed): data.first_batch(images, labels, size, seed) for size, seed in sizes_and_seeds}
+    def arguments(cell: Cell) -> tuple[Any, ...]:
+        batch = data.first_batch(images, labels, cell.batch_size, cell.seed)
+        return batch, args.iterations, args.time_limit
+
+    try:
+        rows.collect(workers.outcomes(rows.missing, run_cell, arguments), ctrl_c)
+    except ClusterLostError as error:
+        return error
+    return None
+
+
+def _write_results(folder: ResultFolder, results: AuditResults, cells: CellFolder) -> None:
+    folder.write("results.json", as_json(results.to_json()))
+    folder.write("results.csv", results.to_csv())
+    folder.write("report.html", page.render(results, cells.picture).encode())
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say, where a file cannot be written, what has become of the others."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write into {quoted(str(folder))}: {error.strerror or error}; what was finished there is whole, and"
+            " --resume goes on with it"
+        ) from None
 
 
 class Rows:
@@ -107,13 +136,14 @@ class Rows:
 
     Attributes
     ----------
+    folder : CellFolder
     interrupted : bool
-        Whether Ctrl-C was pressed during `collect`.
+        Whether Ctrl-C or SIGTERM came during `collect`.
     """
 
     def __init__(self, cells: Sequence[Cell], folder: CellFolder) -> None:
         self._cells = cells
-        self._folder = folder
+        self.folder = folder
         on_disk = {cell: folder.result(cell) for cell in cells}
         self._results = {cell: row for cell, row in on_disk.items() if row is not None and row.error is None}
         self.interrupted = False
@@ -129,7 +159,7 @@ class Rows:
         return tuple(self._results[cell] for cell in self._cells if cell in self._results)
 
     def collect(self, outcomes: Generator[Outcome, None, None], ctrl_c: CtrlC) -> None:
-        """Keep and show each outcome as it comes, to the last one or until Ctrl-C is pressed."""
+        """Keep and show each outcome as it comes, to the last one or until Ctrl-C or SIGTERM."""
         try:
             with contextlib.closing(outcomes), self._progress() as progress:
                 for outcome in outcomes:
@@ -149,7 +179,8 @@ class Rows:
 
     def _keep(self, outcome: Outcome) -> None:
         with interrupts_deferred():
-            self._folder.keep(outcome)
+            with _writing(self.folder.path):
+                self.folder.keep(outcome)
             self._results[outcome.result.cell] = outcome.result
 
     def _show(self, result: CellResult, progress: Progress) -> None:
@@ -162,10 +193,13 @@ def in_one_line(result: CellResult) -> str:
     cell, scores = result.cell, result.scores
     name = f"{cell.network}, batch {cell.batch_size}, {cell.defense}, seed {cell.seed}"
     if scores is None:
-        return f"{name}: failed: {result.error}"
+        return f"{name}: could not be run: {result.error}"
     best = f"best {scores.best_psnr:.1f} dB" if math.isfinite(scores.best_psnr) else "equal"
     recovered = f"{scores.images_recovered} of {scores.images} recovered"
-    return f"{name}: {recovered}, {best} ({scores.attack}), {result.seconds:.1f} s"
+    leak = leak_of([result])
+    # "best" is the PSNR, which would be puzzling where SSIM decided.
+    leaked = LEAKS[leak.kind] + (f" by SSIM {scores.best_ssim:.2f}" if leak.decided_by == "SSIM" else "")
+    return f"{name}: {leaked}; {recovered}, {best} ({scores.attack}), {result.seconds:.1f} s"
 
 
 def command(args: argparse.Namespace) -> str:
@@ -176,6 +210,8 @@ def command(args: argparse.Namespace) -> str:
     words += ["--defenses", *args.defenses]
     words += ["--seeds", str(args.seeds)]
     words += ["--iterations", str(args.iterations)]
+    if args.time_limit is not None:
+        words += ["--time_limit", repr(args.time_limit)]
     words += ["--data", *args.data]
     return shlex.join(words)
 
@@ -193,8 +229,14 @@ def _results(args: argparse.Namespace, jobs: int | None, cells: int, rows: tuple
 
 def _print_end(args: argparse.Namespace, results: AuditResults, interrupted: bool) -> None:
     failed = sum(row.error is not None for row in results.rows)
-    failures = f", {failed} failed: their rows say why" if failed else ""
-    print(f"{len(results.rows)} of {results.cells} cells done{failures}")
-    print(f"look at {args.result_dir / 'report.html'}; results.json and results.csv have its numbers")
+    failures = f", {failed} could not be run: their rows say why" if failed else ""
+    lines = [f"{len(results.rows)} of {results.cells} cells done{failures}"]
+    unknown = sum(leak_of([row]).kind == "unknown" for row in results.rows)
+    if unknown:
+        lines.append(
+            f"the attack failed on {unknown} of them, so that nothing is known there; this is no sign of safety"
+        )
+    lines.append(f"look at {args.result_dir / 'report.html'}; results.json and results.csv have its numbers")
     if interrupted:
-        print("interrupted; the same command with --resume goes on")
+        lines.append("interrupted; the same command with --resume goes on")
+    print("\n".join(lines), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,13 +14,13 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from dlg.audit.cell_result import CellResult, Outcome
 from dlg.audit.grid import Cell
-from dlg.errors import InputError, one_line
+from dlg.errors import InputError, one_line, quoted
 
 # Loky replaces a worker whose memory has grown. That costs next to nothing, so the user need not know.
 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
 
 # The most processes that are started unless the user says otherwise: each takes up to 1 GiB.
-_MOST_JOBS = 4
+_MOST_DEFAULT_JOBS = 4
 # Seconds until a Dask scheduler that does not answer is given up: on a local network it answers within one.
 SCHEDULER_TIMEOUT = 10
 # Seconds until a cluster without a worker is given up. A worker takes several to start, importing PaddlePaddle.
@@ -143,9 +144,21 @@ class Workers:
 
 
 def default_jobs() -> int:
-    """How many processes run cells unless the user says otherwise: one for each core, to a limit."""
-    cores: int = joblib.cpu_count()
-    return min(cores, _MOST_JOBS)
+    """How many processes run cells unless the user says otherwise: one for each core, to a limit.
+
+    Raises
+    ------
+    InputError
+        Where joblib cannot read its variable of the environment.
+    """
+    try:
+        cores: int = joblib.cpu_count()
+    except ValueError as error:
+        raise InputError(
+            f"LOKY_MAX_CPU_COUNT={quoted(os.environ.get('LOKY_MAX_CPU_COUNT'))}: expected a number of cores"
+            f" ({one_line(error)}); correct this variable of the environment, or unset it"
+        ) from None
+    return min(cores, _MOST_DEFAULT_JOBS)
 
 
 def connect(address: str) -> Any:
