@@ -186,7 +186,8 @@ def dlg_attack(
         )
     with replaced_results(options.result_dir, SNAPSHOTS) as folder:
         if strategy.name != options.optimizer:
-            print(f"{options.optimizer}: {strategy.name}")
+            why = f" ({strategy.fallback})" if strategy.fallback else ""
+            print(f"{options.optimizer}: {strategy.name}{why}")
         for note in strategy.notes:
             print(note)
         attempts = Attempts(strategy, options, folder, first, Deadline(options.time_limit, started))

@@ -89,7 +89,7 @@ def test_layers_made_outside_the_callable_come_back_as_well_as_those_made_inside
     assert worst_psnr(*batch, results[1]) > 100
 
 
-def test_a_network_that_insists_on_float32_is_attacked_in_its_own_precision(batch, tmp_path):
+def test_a_network_that_insists_on_float32_is_attacked_in_its_own_precision_and_auto_says_why(batch, tmp_path, capsys):
     def network(feature, label):
         images = paddle.cast(paddle.flatten(feature, start_axis=1), "float32")
         prediction = paddle.nn.Linear(784, 10)(images)
@@ -97,6 +97,9 @@ def test_a_network_that_insists_on_float32_is_attacked_in_its_own_precision(batc
 
     trained = participant(network, *batch)
     assert worst_psnr(*batch, attack(trained, tmp_path, optimizer="auto", iterations=100)) > 30
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line.startswith("auto: lbfgs (not least squares: ")
+    assert "float64" in first_line
     with pytest.raises(InputError, match="computes in float64"):
         attack(trained, tmp_path, optimizer="lm")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -50,6 +49,8 @@ class Strategy:
         How many independent starts it has unless an option says otherwise.
     gradient_scale : float
         The factor on the shared gradients that was found and taken out of them.
+    fallback : str
+        Why ``auto`` did not take its strongest attack; empty where it did.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Strategy:
     notes: list[str]
     restarts: int
     gradient_scale: float = 1.0
+    fallback: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +114,24 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     networks. The recipe for deep networks for the rest.
     """
     leakage = _leakage(step, options)
-    is_small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
+    size = sum(gradient.size for gradient in step.gradients.values())
+    is_small = size <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
     labels_are_classes = (leakage is not None and leakage.certain) or not is_real(step.label)
-    if (leakage is not None and leakage.is_exact) or (is_small and labels_are_classes):
-        with contextlib.suppress(LabelError, PrecisionError):
-            return _from_leakage(LM_ENTRY, step, options, leakage)
     if is_small:
-        return _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
-    return _for_deep_networks(step, options, leakage)
+        reason = "a label may be any mixture of classes"
+    else:
+        reason = f"the network has {size} trained numbers, and least squares takes too long from {_SMALL_NETWORK} on"
+    if (leakage is not None and leakage.is_exact) or (is_small and labels_are_classes):
+        try:
+            return _from_leakage(LM_ENTRY, step, options, leakage)
+        except (LabelError, PrecisionError) as error:
+            reason = str(error)
+    if is_small:
+        strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
+    else:
+        strategy = _for_deep_networks(step, options, leakage)
+    return dataclasses.replace(strategy, fallback=f"not least squares: {reason}")
 
 
 def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakage | None) -> Strategy:
