@@ -164,14 +164,3 @@ def test_starts_are_as_many_as_can_be_afforded():
     assert affordable_starts(batch_size=8, classes=10) > 100
     assert affordable_starts(batch_size=1, classes=10) > 100
     assert affordable_starts(batch_size=16, classes=1000) == 1
-
-
-@pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.parametrize("seed", range(3))
-def test_photographs_of_224_by_224_pixels_are_recognised_as_exact(batch_size, seed):
-    """Logits are sums over 150,528 inputs, whose rounding in float32 is more than that over a digit's."""
-    photographs = rng(seed).random((batch_size, 3 * 224 * 224), np.float32)
-    labels = rng(seed).integers(0, CLASSES, batch_size)
-    found = separate(shared(photographs, labels, *untrained(3 * 224 * 224, seed)), batch_size, rng(), starts=20)
-    assert found.certain
-    assert sorted(found.labels) == sorted(labels)
