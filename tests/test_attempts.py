@@ -49,6 +49,21 @@ def attempts(losses, folder, explained=0.0):
     return run
 
 
+def test_a_snapshot_whose_file_ctrl_c_has_prevented_is_written_in_the_end(tmp_path, monkeypatch):
+    written = []
+
+    def save(folder, name, batch):
+        written.append(name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        (folder.path / name).write_bytes(b"")
+
+    monkeypatch.setattr("dlg.attack.attempts.save_pictures", save)
+    run = attempts([STEADY], tmp_path)
+    assert run.cut_short == "interrupted"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"result_{n}.png" for n, _ in run.best.history]
+
+
 STEADY = [1.0, 0.8, 0.6, 0.4, 0.2, 0.1]
 
 

@@ -84,3 +84,14 @@ def test_repeated_samples_are_counted_whatever_the_factor(factor):
     assert len(found.inputs) == 6
     assert np.bincount(found.labels, minlength=CLASSES).tolist() == np.bincount(labels, minlength=CLASSES).tolist()
     assert found.scale == pytest.approx(factor, rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.filterwarnings("error")
+def test_a_fit_that_runs_away_is_neither_an_answer_nor_a_warning(seed):
+    """With a factor of 1000, starts for a factor of 1 run away beyond the range of numbers."""
+    images, labels = flat_digits(2, seed)
+    layer = softmax_regression(images, labels, *untrained(784, seed)).divided_by(1e-3)
+    found = separate(layer, 2, rng())
+    assert np.isfinite(found.residual) or not found.certain
+    assert found.scale == pytest.approx(1000, rel=1e-3) or not found.certain

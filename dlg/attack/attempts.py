@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -120,6 +121,14 @@ class Attempts:
                     break
 
 
+@dataclasses.dataclass(frozen=True)
+class _Snapshot:
+    """The loss at an iteration, and the batch as pictures if it can be shown as such."""
+
+    loss: float
+    pictures: np.ndarray | None
+
+
 class Attempt:
     """One start of an attack as it goes on.
 
@@ -144,8 +153,6 @@ class Attempt:
         Where they led.
     ended : str
         How it ended, see `dlg.dlg.Reconstruction`; empty until it has.
-    history : list of (int, float)
-        Iteration and loss at each snapshot.
     losses : dict of int to float
         The loss at each iteration that every run reports.
     """
@@ -156,13 +163,13 @@ class Attempt:
         self.iteration = 0
         self.last = start
         self.ended = ""
-        self.history: list[tuple[int, float]] = []
         self.losses: dict[int, float] = {}
         self._options, self._floor, self._best, self._display = options, floor, best, display
         # The last iteration that every run reports, and its dummy batch. A divergent attack ends there.
         self._reproducible = 0, start
-        self._snapshots: dict[int, np.ndarray | None] = {}
+        self._snapshots: dict[int, _Snapshot] = {}
         self._folder: ResultFolder | None = None
+        self._written: set[int] = set()
         self._snapshot()
 
     def observe(self, iteration: int, dummy: DummyBatch, decisive: bool) -> bool:
@@ -204,22 +211,31 @@ class Attempt:
         self.ended = self.ended or ended or done
         self._snapshot()
 
+    @property
+    def history(self) -> list[tuple[int, float]]:
+        """Iteration and loss at each snapshot."""
+        return [(iteration, snapshot.loss) for iteration, snapshot in self._snapshots.items()]
+
     def write_snapshots(self, folder: ResultFolder) -> None:
         """Write the snapshots taken so far into a folder, and each later one as it is taken."""
-        if folder is self._folder:
-            return
-        self._folder = folder
-        for iteration, pixels in self._snapshots.items():
-            save_pictures(folder, f"result_{iteration}.png", pixels)
+        if folder is not self._folder:
+            self._folder, self._written = folder, set()
+        # Ctrl-C may have come between a snapshot and its file.
+        for iteration in self._snapshots.keys() - self._written:
+            self._write(iteration)
 
     def _snapshot(self) -> None:
         if self.iteration in self._snapshots:
             return
-        self._snapshots[self.iteration] = pixels = pictures(self.last.values[0])
-        self.history.append((self.iteration, self.last.loss))
+        self._snapshots[self.iteration] = _Snapshot(self.last.loss, pictures(self.last.values[0]))
         if self._folder is not None:
-            save_pictures(self._folder, f"result_{self.iteration}.png", pixels)
+            self._write(self.iteration)
         self._display.show(self.iteration, self.last.loss)
+
+    def _write(self, iteration: int) -> None:
+        if self._folder is not None:
+            save_pictures(self._folder, f"result_{iteration}.png", self._snapshots[iteration].pictures)
+            self._written.add(iteration)
 
 
 class _Display:

@@ -141,6 +141,8 @@ class GradientSpan:
         unknowns. The lower median, lest a row that ran away raise the floor to
         its own residual.
         """
+        if not np.isfinite(rows).all():
+            return 0.0  # rows beyond the range of numbers are no answer
         lengths = np.sort(np.linalg.norm(rows, axis=1))
         typical = lengths[(len(lengths) - 1) // 2] * np.sqrt(self.batch_size)
         rounded = max(1, typical / np.linalg.norm(self.right_side))
@@ -199,7 +201,7 @@ class GradientSpan:
                 xtol=_POINT_TOLERANCE,
                 gtol=_GRADIENT_TOLERANCE,
             ).x
-        return rows_at(steps), float(np.hypot(np.linalg.norm(residuals(steps)), self.outside / scale))
+        return rows_at(steps), _finite(np.hypot(np.linalg.norm(residuals(steps)), self.outside / scale))
 
     def fit_with_scale(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float, float]:
         """Improve all rows of A, and solve for the factor s on the gradients along with them: s Aᵀ D = B S Vᵀ.
@@ -252,7 +254,7 @@ class GradientSpan:
             gtol=_GRADIENT_TOLERANCE,
         ).x
         rows, scale = taken_apart(solved)
-        return rows, scale, float(np.hypot(np.linalg.norm(residuals(solved)), self.outside / norm))
+        return rows, scale, _finite(np.hypot(np.linalg.norm(residuals(solved)), self.outside / norm))
 
     def feature_errors(self, rows: np.ndarray, labels: np.ndarray, residual: float) -> np.ndarray:
         """How far off float32's rounding leaves each sample's features, relative to how much they differ; shape (B,).
@@ -282,3 +284,8 @@ class GradientSpan:
         jacobian = np.einsum("ik,ilc->kcil", rows @ others, slopes)
         jacobian += np.einsum("lk,ic->kcil", self.directions @ others, errors)
         return jacobian.reshape(jacobian.shape[0] * jacobian.shape[1], -1)
+
+
+def _finite(residual: float) -> float:
+    """A residual; infinite, and so worse than any other, where a fit ran away beyond the range of numbers."""
+    return float(residual) if np.isfinite(residual) else np.inf

@@ -149,6 +149,14 @@ def separate(
     """
     if batch_size > min(len(layer.bias) - 1, len(layer.weight) + 1) or not np.any(layer.bias_gradient):
         return None
+    # From a start that leads nowhere, a fit may run away. Its residual is infinite then, which is no news.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return _separated(layer, batch_size, rng, nonnegative=nonnegative, starts=starts)
+
+
+def _separated(
+    layer: Layer, batch_size: int, rng: np.random.Generator, *, nonnegative: bool, starts: int
+) -> Separation:
     span = GradientSpan.of(layer, batch_size)
     starts = min(starts, affordable_starts(batch_size, len(layer.bias)))
     guesses: Iterator[tuple[np.ndarray, np.ndarray]]
