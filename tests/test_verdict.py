@@ -95,6 +95,13 @@ def test_equal_samples_may_be_different_ones(batch, tmp_path):
     assert result.rank == pytest.approx(2 * 784 - 774, abs=100)
 
 
+def test_plain_descent_on_equal_samples_does_not_claim_to_determine_them(batch, tmp_path):
+    images, labels = (values[[0, 0]] for values in batch)
+    result = attack(participant(networks.softmax, images, labels), tmp_path)
+    assert result.verdict == "undetermined"
+    assert "dB away" in result.reason
+
+
 def skipping_pixels(feature, label):
     """A convolution of 2 by 2 pixels at every fourth one: 588 of 784 pixels are under no filter."""
     hidden = F.sigmoid(paddle.nn.Conv2D(1, 12, 2, stride=4)(feature))

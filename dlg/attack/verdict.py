@@ -25,6 +25,8 @@ MATCHED = 7e-5
 _NEARLY_MATCHED = 0.1
 # The polish: so many steps at most. Batches that plain descent had recovered to 40 dB took about 10.
 _POLISHING_STEPS = 40
+# A squared distance below this is none: float64's rounding of pixels.
+_LEAST_ERROR = 1e-30
 # The largest network, in trained numbers, whose answer is polished and whose rank is estimated in good time.
 _SMALL_NETWORK = 1_000_000
 # Two recovered samples are alike where they differ by less than this share of the range: 40 dB.
@@ -105,10 +107,8 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
     mismatch = mismatch_at(judged, answer)
     if not mismatch <= MATCHED:
         nearly = thorough and mismatch <= _NEARLY_MATCHED
-        polished = _polish(step, strategy, answer, options) if nearly else None
-        if polished is None:
-            return _failed(mismatch, options, ended)
-        return _explained_by(polished, answer, mismatch, options)
+        polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
+        return polished or _failed(mismatch, options, ended)
     objective = _precise_objective(step, strategy.objective, answer) if thorough else None
     part = (
         None
@@ -142,12 +142,30 @@ def _precise_objective(step: SharedStep, objective: Objective, answer: DummyBatc
         return None
 
 
-def _polish(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: AttackOptions) -> DummyBatch | None:
-    """Go on from an answer by least squares; what that leads to, if it matches."""
+def _polished_verdict(
+    step: SharedStep, strategy: Strategy, answer: DummyBatch, mismatch: float, options: AttackOptions
+) -> Verdict | None:
+    """The verdict on what least squares makes of an answer, said of the answer; None where that does not match."""
     objective = _precise_objective(step, strategy.objective, answer)
     # Least squares has ended where it could not go on.
     if objective is None or isinstance(strategy.optimizer, LevenbergMarquardt):
         return None
+    polished = _polish(objective, answer, options)
+    if not (reached := mismatch_at(objective, polished)) <= MATCHED:
+        return None
+    part = open_part(objective, polished.values[0], reached, options.range)
+    verdict = _matched(reached, part, polished, strategy.gradient_scale, options)
+    low, high = options.range or (0.0, 1.0)
+    error = float(np.mean((polished.values[0] - answer.values[0]) ** 2)) / (high - low) ** 2
+    reason = (
+        f"the gradients match to {mismatch:.1%} of their size, and a few steps of least squares lead from here to a"
+        f" batch {-10 * np.log10(max(error, _LEAST_ERROR)):.0f} dB away, where {verdict.reason}"
+    )
+    return dataclasses.replace(verdict, reason=reason, mismatch=mismatch)
+
+
+def _polish(objective: Objective, answer: DummyBatch, options: AttackOptions) -> DummyBatch:
+    """Go on from an answer by least squares."""
     optimizer = LevenbergMarquardt(objective, BatchKnowledge(value_range=options.range))
     start = dataclasses.replace(answer, values=[answer.values[0].astype(np.float64)])
     latest = start
@@ -158,18 +176,7 @@ def _polish(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: A
         return batch.loss <= objective.floor
 
     optimizer.run(start, _POLISHING_STEPS, 1, observe)
-    return latest if mismatch_at(objective, latest) <= MATCHED else None
-
-
-def _explained_by(polished: DummyBatch, answer: DummyBatch, mismatch: float, options: AttackOptions) -> Verdict:
-    low, high = options.range or (0.0, 1.0)
-    error = float(np.mean((polished.values[0] - answer.values[0]) ** 2)) / (high - low) ** 2
-    return Verdict(
-        EXPLAINED,
-        f"the gradients match to {mismatch:.1%} of their size, and a few steps of least squares lead from here to a"
-        f" batch whose gradients match to rounding, {-10 * np.log10(error):.0f} dB away",
-        mismatch,
-    )
+    return latest
 
 
 def _matched(
