@@ -22,6 +22,7 @@ from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.options import AttackOptions
 from dlg.results.pictures import SNAPSHOTS
 from dlg.results.replacement import replaced_results
+from dlg.shared_update import SharedUpdate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,12 @@ class AttackInterrupted(KeyboardInterrupt):
 
 
 def dlg_attack(
-    args: Any, feature: Value, label: Value, network: Network, exe: paddle.static.Executor, origin_grad: Gradients
+    args: Any,
+    feature: Value,
+    label: Value,
+    network: Network,
+    exe: paddle.static.Executor,
+    origin_grad: Gradients | SharedUpdate,
 ) -> Reconstruction:
     """Recover the batch behind the gradients of one training step.
 
@@ -147,10 +153,12 @@ def dlg_attack(
         The training's executor, whose place the attack runs on. The weights
         are read from the current scope, ``paddle.static.global_scope()``.
         Nothing in it is changed.
-    origin_grad : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
+    origin_grad : sequence of ndarray, mapping of str to ndarray, sequence of pairs, or SharedUpdate
         The shared gradients: in the order of the trainable parameters in the
         training program's ``all_parameters()``, by parameter name, or as pairs
-        of a parameter, or its name, and its gradient.
+        of a parameter, or its name, and its gradient. Or the weights around
+        local steps, see `dlg.shared_update.SharedUpdate`; those before the steps
+        are then taken in the place of the scope's.
 
     Returns
     -------

@@ -118,3 +118,21 @@ def loss_of_rounding(distance: str, shared_gradients: Sequence[np.ndarray], batc
         return rounding**2 / 2
     exact = [gradient.astype(np.float64) for gradient in shared_gradients]
     return rounding**2 * float(gradient_matching_loss(exact, [np.zeros_like(each) for each in exact], batch_size))
+
+
+def loss_of_storage(
+    distance: str, shared_gradients: Sequence[np.ndarray], batch_size: int, variances: Sequence[float]
+) -> float:
+    """The distance of gradients from themselves, after each number has changed by a random error of zero mean.
+
+    Parameters
+    ----------
+    distance, shared_gradients, batch_size
+        See `loss_of_rounding`.
+    variances : sequence of float
+        The mean square error of the numbers of each parameter's gradient.
+    """
+    if distance == "l2":
+        return float(batch_size**2) * sum(variances)
+    errors = sum(variance * gradient.size for variance, gradient in zip(variances, shared_gradients))
+    return errors / sum(float(np.sum(gradient.astype(np.float64) ** 2)) for gradient in shared_gradients) / 2

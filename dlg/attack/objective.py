@@ -10,7 +10,13 @@ import numpy as np
 import paddle
 
 from dlg.attack.dummies import make_dummies
-from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_rounding, total_variation
+from dlg.attack.losses import (
+    cosine_distance,
+    gradient_matching_loss,
+    loss_of_rounding,
+    loss_of_storage,
+    total_variation,
+)
 from dlg.attack.parameters import Ties, copy_weights, tie_all
 from dlg.attack.shared_step import LABEL, SharedStep
 from dlg.errors import PrecisionError, ProgramError
@@ -34,6 +40,8 @@ PRECISE_ROUNDING = 32 * _FLOAT32_UNIT
 # An answer explains the shared gradients up to this many times the floor of an objective in float64. A right answer
 # that is not yet exact lies below; the wrong answers measured for LeNet lay at a thousand times the floor and more.
 _NEAR_THE_FLOOR = 300
+# The error of storing weights has a known mean square; of a hundred numbers or more, it is not exceeded by this factor.
+STORAGE_MARGIN = 2
 # What messages say of PaddlePaddle.
 CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
@@ -269,7 +277,7 @@ def build_objective(
         constants=dummies.constants | constants,
         floor=floor,
         explained=explained,
-        scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype),
+        scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype, step.weights),
         executor=paddle.static.Executor(step.place),
         notes=first.notes,
         is_least_squares=distance == "l2" and not tv,
@@ -322,6 +330,8 @@ def _floor(step: SharedStep, distance: str, tv: float, dtype: str | None) -> tup
         # The total variation of the right answer is not zero, so nothing is known about its loss.
         return 0.0, 0.0
     rounding = PRECISE_ROUNDING if dtype == "float64" else _ROUNDING
-    floor = loss_of_rounding(distance, list(step.gradients.values()), step.batch_size, rounding)
+    gradients = list(step.gradients.values())
+    floor = loss_of_rounding(distance, gradients, step.batch_size, rounding)
+    storage = STORAGE_MARGIN * loss_of_storage(distance, gradients, step.batch_size, step.storage_variances)
     # The last factor makes it the same loss in both precisions.
-    return floor, floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2
+    return floor + storage, floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2 + storage

@@ -273,7 +273,11 @@ def adopt_parameters(block: pir.Block) -> None:
 
 
 def copy_weights(
-    names: Mapping[str, str], source: paddle.static.Scope, place: object, dtype: str | None = None
+    names: Mapping[str, str],
+    source: paddle.static.Scope,
+    place: object,
+    dtype: str | None = None,
+    given: Mapping[str, np.ndarray] | None = None,
 ) -> paddle.static.Scope:
     """Copy weights, and nothing else, into a scope of the attack's own.
 
@@ -288,25 +292,33 @@ def copy_weights(
         Where the copies go.
     dtype : str, optional
         The floating-point type of the copies; by default the weights' own.
+    given : mapping of str to ndarray, optional
+        Weights by the trained names, which are taken in the place of those in
+        `source`.
 
     Raises
     ------
     InputError
-        Where a trained parameter has no value in `source`.
+        Where a trained parameter has no value in `source`, and none is given.
     """
     scope = paddle.static.Scope()
     for ours, theirs in names.items():
-        variable = source.find_var(theirs)
-        if variable is None or not variable.get_tensor()._is_initialized():
-            raise InputError(
-                f"the trained parameter {theirs!r} has no value in the current scope; run the startup program"
-                " with this executor first, and call the attack inside the same scope_guard"
-            )
-        weight = np.array(variable.get_tensor())
+        weight = given[theirs] if given and theirs in given else _weight_in(source, theirs)
         if dtype and np.issubdtype(weight.dtype, np.floating):
             weight = weight.astype(dtype)
         scope.var(ours).get_tensor().set(weight, place)
     return scope
+
+
+def _weight_in(source: paddle.static.Scope, name: str) -> np.ndarray:
+    """A trained parameter's value in a scope."""
+    variable = source.find_var(name)
+    if variable is None or not variable.get_tensor()._is_initialized():
+        raise InputError(
+            f"the trained parameter {name!r} has no value in the current scope; run the startup program"
+            " with this executor first, and call the attack inside the same scope_guard"
+        )
+    return np.array(variable.get_tensor())
 
 
 def _described(parameter: Value) -> str:

@@ -17,6 +17,7 @@ from dlg.graph.precision import typed_as
 from dlg.graph.programs import removed_on_error
 from dlg.graph.unusable import refuse_control_flow
 from dlg.graph.values import Network, Value, is_real, numpy_dtype
+from dlg.shared_update import SharedUpdate
 
 # The name of the dummy data in the attack's programs, under which they are fed it.
 DUMMY_DATA = "dummy_data"
@@ -70,9 +71,12 @@ class SharedStep:
     batch_size : int
         B, the number of samples behind the gradients.
     gradients : dict of str to ndarray
-        The shared gradients, by the names of the trained parameters.
+        The shared gradients, by the names of the trained parameters. Of a weight
+        update, the mean gradients of its local steps.
     place : paddle.CPUPlace or paddle.CUDAPlace
         Where the attack runs.
+    update : SharedUpdate or None
+        The weight update, where one was shared in the place of gradients.
     """
 
     network: Network
@@ -81,18 +85,27 @@ class SharedStep:
     batch_size: int
     gradients: dict[str, np.ndarray]
     place: object
+    update: SharedUpdate | None
 
     def __init__(
-        self, network: Network, feature: Value, label: Value, batch_size: int, gradients: Gradients, place: object
+        self,
+        network: Network,
+        feature: Value,
+        label: Value,
+        batch_size: int,
+        gradients: Gradients | SharedUpdate,
+        place: object,
+        update: SharedUpdate | None = None,
     ) -> None:
         """Take what was shared.
 
         Parameters
         ----------
-        network, feature, label, batch_size, place
-            See above.
-        gradients : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
-            See `dlg.attack.parameters.named_gradients`.
+        network, feature, label, batch_size, place, update
+            See above. An update may be given as `gradients`.
+        gradients : SharedUpdate, sequence of ndarray, mapping of str to ndarray, or sequence of pairs
+            A weight update, or gradients as `dlg.attack.parameters.named_gradients`
+            takes them.
 
         Raises
         ------
@@ -105,13 +118,47 @@ class SharedStep:
         self.feature = feature
         self.label = label
         self.batch_size = batch_size
-        self.gradients = named_gradients(gradients, [p for p in self.trained if p.trainable])
         self.place = place
+        self.update = gradients if isinstance(gradients, SharedUpdate) else update
+        if isinstance(gradients, SharedUpdate):
+            gradients = self._trained_part(gradients.mean_gradients())
+        self.gradients = named_gradients(gradients, [p for p in self.trained if p.trainable])
 
     @property
     def trained(self) -> list[Value]:
         """The training program's parameters."""
         return self.feature.block.program.global_block().all_parameters()
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights that came with what was shared, by the trained names; all others are in the current scope."""
+        return {} if self.update is None else self.update.before
+
+    @property
+    def local_steps(self) -> SharedUpdate | None:
+        """The rule of local steps that have to be simulated; None where one plain step took the whole batch."""
+        if self.update is None or self.update.is_one_gradient(self.batch_size):
+            return None
+        return self.update
+
+    @property
+    def storage_variances(self) -> list[float]:
+        """The mean square error of each gradient that storing weights left, in the order of `gradients`."""
+        if self.update is None:
+            return [0.0] * len(self.gradients)
+        variances = self.update.storage_variances()
+        return [variances[name] for name in self.gradients]
+
+    def of_one_local_step(self) -> SharedStep:
+        """The same network on the samples that one local step takes, with the same gradients."""
+        if self.local_steps is None:
+            return self
+        return dataclasses.replace(self, batch_size=self.local_steps.samples_per_step(self.batch_size))
+
+    def _trained_part(self, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of an update's gradients that are not of the program's buffers and frozen parameters."""
+        fixed = {parameter.name for parameter in self.trained if not parameter.trainable}
+        return {name: gradient for name, gradient in gradients.items() if name not in fixed}
 
     def call(self, dtype: str | None = None) -> NetworkCall:
         """Call the network in the current program, on variables like the training program's.

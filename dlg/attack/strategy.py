@@ -11,9 +11,11 @@ from dlg.attack.analytic.labels import labels_from_gradients
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
+from dlg.attack.optimizers.known_batch import KnownBatch
 from dlg.attack.optimizers.lbfgs import LBFGS_ENTRY
 from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
 from dlg.attack.shared_step import SharedStep
+from dlg.attack.simulated_steps import SimulatedSteps
 from dlg.attack.verification import verify
 from dlg.errors import LabelError, PrecisionError
 from dlg.graph.values import is_real
@@ -51,6 +53,8 @@ class Strategy:
         The factor on the shared gradients that was found and taken out of them.
     fallback : str
         Why ``auto`` did not take its strongest attack; empty where it did.
+    is_determined : bool
+        Whether the attack has shown that what was shared determines the batch.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Strategy:
     restarts: int
     gradient_scale: float = 1.0
     fallback: str = ""
+    is_determined: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +192,8 @@ def _objective(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, 
 
 def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, leakage: Leakage | None) -> Strategy:
     """An optimiser on dummy data, the labels fixed, with all that was read off the gradients."""
+    if leakage is not None and leakage.inputs is not None and isinstance(leakage.objective, SimulatedSteps):
+        return _known_batch(step, options, leakage, leakage.objective, leakage.inputs)
     inferred = _inferred_labels(step, leakage)
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
     verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
@@ -212,6 +219,17 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     # Nothing is random where every sample is known.
     restarts = 1 if found == step.batch_size else entry.default_restarts
     return Strategy(name, objective, optimizer, notes, restarts, scale)
+
+
+def _known_batch(
+    step: SharedStep, options: AttackOptions, leakage: Leakage, objective: SimulatedSteps, inputs: np.ndarray
+) -> Strategy:
+    """A batch that was read off an update of several local steps, to be checked by simulating them."""
+    verify(step.of_one_local_step(), objective.one_step, value_range=options.range)
+    optimizer = KnownBatch(objective, inputs)
+    name = _recovery_name(leakage, len(inputs), step.batch_size, optimizer)
+    notes = [*objective.notes, "labels: those with which the simulated update matches the shared one"]
+    return Strategy(name, objective, optimizer, notes, restarts=1, is_determined=True)
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from dlg.attack.determination import OpenPart, open_part
-from dlg.attack.losses import gradient_matching_loss
-from dlg.attack.objective import SHARED, Objective, build_precise_objective
+from dlg.attack.losses import gradient_matching_loss, loss_of_storage
+from dlg.attack.objective import SHARED, STORAGE_MARGIN, Objective, build_precise_objective
 from dlg.attack.optimizers import BatchKnowledge, DummyBatch
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
@@ -37,6 +37,7 @@ _CHECKS = (
     "is batch_size the number of samples behind the gradients",
     "are loss and reduction those of the training",
     "did batch norm or dropout run in another mode",
+    "of a weight update, are learning rate, local steps and momentum those of the client",
     "did an optimiser, clipping or a defence change the gradients",
     "do the features lie in feature_range",
 )
@@ -105,10 +106,13 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
         # What rounding has left of the factor's error is no mismatch.
         judged = judged.with_gradient_scale(judged.gradient_scale_at(answer.values))
     mismatch = mismatch_at(judged, answer)
-    if not mismatch <= MATCHED:
+    if not mismatch <= max(MATCHED, storage_mismatch(step)):
         nearly = thorough and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
         return polished or _failed(mismatch, options, ended)
+    if strategy.is_determined:
+        nothing_open = OpenPart(answer.values[0].size, dimensions=0, unseen=0)
+        return _matched(mismatch, nothing_open, answer, strategy.gradient_scale, options)
     objective = _precise_objective(step, strategy.objective, answer) if thorough else None
     part = (
         None
@@ -127,6 +131,14 @@ def mismatch_at(objective: Objective, batch: DummyBatch) -> float:
     loss = float(gradient_matching_loss(ours, theirs, len(batch.label_probability)))
     largest = float(gradient_matching_loss(nothing, theirs, len(batch.label_probability)))
     return float(np.sqrt(loss / largest)) if largest else np.inf
+
+
+def storage_mismatch(step: SharedStep) -> float:
+    """The mismatch that storing the weights around an update leaves of the truth; 0 for gradients."""
+    gradients = [gradient.astype(np.float64) for gradient in step.gradients.values()]
+    largest = float(gradient_matching_loss(gradients, [np.zeros_like(each) for each in gradients], step.batch_size))
+    stored = loss_of_storage("l2", gradients, step.batch_size, step.storage_variances)
+    return float(np.sqrt(STORAGE_MARGIN * stored / largest))
 
 
 def _precise_objective(step: SharedStep, objective: Objective, answer: DummyBatch) -> Objective | None:

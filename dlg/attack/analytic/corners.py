@@ -113,6 +113,37 @@ def find_corners(span: GradientSpan, rng: np.random.Generator) -> Iterator[tuple
             yield zeros, corner
 
 
+def sets_of_corners(span: GradientSpan, rng: np.random.Generator, most_sets: int, spare: int) -> Iterator[np.ndarray]:
+    """Sets of B corners, in the order in which corners are found, that may be the samples of a batch.
+
+    Parameters
+    ----------
+    span : GradientSpan
+    rng : numpy.random.Generator
+        Of the linear programs' objectives.
+    most_sets : int
+        How many sets there are at most.
+    spare : int
+        How many corners beyond B are kept to choose from: those with the most
+        zeros, as samples have.
+
+    Yields
+    ------
+    ndarray, shape (B, B), float64
+        A, a corner in each row.
+    """
+    corners: list[tuple[int, np.ndarray]] = []
+    tried = 0
+    for zeros, corner in find_corners(span, rng):
+        others = [row for _, row in corners]
+        for chosen in itertools.combinations(others, span.batch_size - 1):
+            tried += 1
+            if tried > most_sets:
+                return
+            yield np.array([*chosen, corner])
+        corners = sorted([*corners, (zeros, corner)], key=lambda found: -found[0])[: span.batch_size + spare]
+
+
 def _sharpened(span: GradientSpan, features: np.ndarray, corner: np.ndarray) -> tuple[int, np.ndarray]:
     """The point where all features vanish that nearly do, after their number.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import softmax
 
-from dlg.attack.analytic.corners import find_corners
+from dlg.attack.analytic.corners import sets_of_corners
 from dlg.attack.analytic.gradient_span import GradientSpan
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.likely_labels import cost_of_counts, likely_counts
@@ -127,21 +127,10 @@ def _guesses_from_corners(
     span: GradientSpan, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
     """Sets of B corners that agree on a factor."""
-    corners: list[tuple[int, np.ndarray]] = []
-    tried = 0
-    for zeros, corner in find_corners(span, rng):
-        others = [row for _, row in corners]
-        for chosen in itertools.combinations(others, span.batch_size - 1):
-            tried += 1
-            if tried > _MOST_SETS:
-                return
-            rows = np.array([*chosen, corner])
-            implied = implied_labels_and_scale(span, rows)
-            if implied is not None:
-                yield rows, *implied
-        # Samples have the most zeros.
-        corners = sorted([*corners, (zeros, corner)], key=lambda found: -found[0])
-        corners = corners[: span.batch_size + _SPARE_CORNERS]
+    for rows in sets_of_corners(span, rng, _MOST_SETS, _SPARE_CORNERS):
+        implied = implied_labels_and_scale(span, rows)
+        if implied is not None:
+            yield rows, *implied
 
 
 def _likely_labels_and_scales(layer: Layer, batch_size: int) -> Iterator[tuple[np.ndarray, float]]:

@@ -24,6 +24,9 @@ class Layer:
     activation : str, optional
         f, by the name of PaddlePaddle's op; see `ACTIVATIONS` for those that are
         known. None for the last layer, whose outputs are the logits.
+    storage_variance : float
+        The mean square error of the weight's gradient by storing the weights
+        around an update; 0 where gradients were shared.
     """
 
     weight: np.ndarray
@@ -31,6 +34,7 @@ class Layer:
     weight_gradient: np.ndarray
     bias_gradient: np.ndarray
     activation: str | None = None
+    storage_variance: float = 0.0
 
     @property
     def stacked_gradient(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import perceptron, softmax_regression
+from dlg.attack.analytic import local_steps, perceptron, softmax_regression
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
@@ -17,6 +17,8 @@ ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
     perceptron.read_off,
     softmax_regression.read_off,
 )
+# The same for the update of several local steps.
+ATTACKS_ON_LOCAL_STEPS: tuple[Callable[[Reading], Leakage | None], ...] = (local_steps.read_off,)
 
 
 def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage | None:
@@ -44,7 +46,7 @@ def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage |
         Where the network cannot be built in float64.
     """
     reading = Reading.of(step, seed, nonnegative=nonnegative)
-    for attack in ANALYTIC_ATTACKS:
+    for attack in ANALYTIC_ATTACKS if step.local_steps is None else ATTACKS_ON_LOCAL_STEPS:
         leakage = attack(reading)
         if leakage is not None:
             return leakage

@@ -15,6 +15,7 @@ from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
 from dlg.graph.linear_layers import AffineOps, reads
 from dlg.graph.values import Value
+from dlg.shared_update import SharedUpdate
 
 # How closely layers that were read off the graph must give the network's own gradients and features, both in float64.
 _TOLERANCE = 1e-6
@@ -82,6 +83,9 @@ class Reading:
         Of the searches' random streams.
     nonnegative : bool
         Whether the network's inputs are known not to be negative, like pixels.
+    rule : SharedUpdate or None
+        The rule of several local steps, whose update the layers' gradients are
+        then the mean gradients of. The probe has the samples of one step.
     """
 
     probe: Objective
@@ -89,6 +93,7 @@ class Reading:
     batch_size: int
     seed: int
     nonnegative: bool
+    rule: SharedUpdate | None = None
 
     @classmethod
     def of(cls, step: SharedStep, seed: int, *, nonnegative: bool) -> Reading:
@@ -99,10 +104,11 @@ class Reading:
         PrecisionError
             Where the network cannot be built in float64.
         """
-        any_labels = np.zeros(step.batch_size, np.int64)
-        probe = build_precise_objective(step, fixed_label=any_labels, match_features=True)
+        one_step = step.of_one_local_step()
+        any_labels = np.zeros(one_step.batch_size, np.int64)
+        probe = build_precise_objective(one_step, fixed_label=any_labels, match_features=True)
         layers = [_as_numbers(layer, step, probe) for layer in probe.layers]
-        return cls(probe, layers, step.batch_size, seed, nonnegative)
+        return cls(probe, layers, step.batch_size, seed, nonnegative, step.local_steps)
 
     @functools.cached_property
     def softmax_regression(self) -> Layer | None:
@@ -180,6 +186,7 @@ def _as_numbers(layer: AffineOps, step: SharedStep, probe: Objective) -> Layer |
         weight_gradient=step.gradients[probe.trained[layer.weight]],
         bias_gradient=step.gradients[probe.trained[layer.bias]],
         activation=layer.activation,
+        storage_variance=dict(zip(step.gradients, step.storage_variances))[probe.trained[layer.weight]],
     )
 
 
