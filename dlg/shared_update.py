@@ -148,6 +148,18 @@ class SharedUpdate:
             )
         return size
 
+    def as_one_step(self) -> SharedUpdate:
+        """The same weights, as if one plain step on the whole batch had led from the first to the last."""
+        return dataclasses.replace(
+            self,
+            learning_rate=self.divisor,
+            local_steps=1,
+            optimizer="sgd",
+            momentum=0.0,
+            weight_decay=0.0,
+            local_batch_size=None,
+        )
+
     def mean_gradients(self) -> dict[str, np.ndarray]:
         """(before − after) / (learning_rate · local_steps), by name.
 
@@ -210,8 +222,7 @@ class SharedUpdate:
             After the step.
         """
         direction = gradient + self.weight_decay * weight if self.weight_decay else gradient
-        has_momentum = velocity is not None and self.momentum
-        velocity = self.momentum * velocity + direction if has_momentum else direction
+        velocity = direction if velocity is None or not self.momentum else self.momentum * velocity + direction
         taken = direction + self.momentum * velocity if self.optimizer == "nesterov" else velocity
         return weight - self.learning_rate * taken, velocity
 

@@ -24,6 +24,7 @@ from dlg.graph.differentiation import FirstGradients, first_gradients, second_gr
 from dlg.graph.failures import named_failures
 from dlg.graph.linear_layers import AffineOps, linear_layers
 from dlg.graph.programs import in_program, traced_execution
+from dlg.graph.unrolling import unrolled_gradients
 from dlg.graph.values import Value, numpy_dtype
 
 # The names under which the program is fed the shared gradients (followed by a number), and features known otherwise.
@@ -71,7 +72,8 @@ class Objective:
     label_probability : Value, (B, C)
         The probability vectors that stand for the label.
     dummy_gradients : dict of str to Value
-        The dummy batch's gradients ∇W', by the attack's names of the parameters.
+        The dummy batch's gradients ∇W', by the attack's names of the parameters;
+        for a weight update, the mean gradients of the simulated local steps.
     layers : list of AffineOps
         The fully connected layers that the network ends in; see
         `dlg.graph.linear_layers.linear_layers`.
@@ -248,6 +250,10 @@ def build_objective(
             label_is_fed=fixed_label is not None,
         )
         ties = tie_all(call.parameters, first.parameters, step.trained, step.gradients, same_dtype=dtype is None)
+        if step.local_steps is not None:
+            optimised = list(dummies.optimised.values())
+            unrolled = unrolled_gradients(first, step.local_steps, optimised, step.batch_size)
+            first = dataclasses.replace(first, gradients=unrolled)
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         loss, constants = _compare(first, ties, step, distance)
         if tv:
@@ -262,7 +268,7 @@ def build_objective(
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
-    floor, explained = _floor(step, distance, tv, dtype)
+    floor, explained = known_floor(step, distance, tv, dtype)
     return Objective(
         program=program,
         dummies=list(dummies.optimised.values()),
@@ -324,8 +330,8 @@ def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
     return paddle.mean(paddle.square(features - known)), constants
 
 
-def _floor(step: SharedStep, distance: str, tv: float, dtype: str | None) -> tuple[float, float]:
-    """An objective's `floor`, and its `explained`, the loss up to which an answer explains the shared gradients."""
+def known_floor(step: SharedStep, distance: str, tv: float, dtype: str | None) -> tuple[float, float]:
+    """The `floor` of a step's objective, and its `explained`, see `build_objective` for the arguments."""
     if tv:
         # The total variation of the right answer is not zero, so nothing is known about its loss.
         return 0.0, 0.0

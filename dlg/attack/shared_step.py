@@ -150,10 +150,11 @@ class SharedStep:
         return [variances[name] for name in self.gradients]
 
     def of_one_local_step(self) -> SharedStep:
-        """The same network on the samples that one local step takes, with the same gradients."""
+        """The same network on the samples that one local step takes, as if that step had led to what was shared."""
         if self.local_steps is None:
             return self
-        return dataclasses.replace(self, batch_size=self.local_steps.samples_per_step(self.batch_size))
+        samples = self.local_steps.samples_per_step(self.batch_size)
+        return dataclasses.replace(self, batch_size=samples, update=self.local_steps.as_one_step())
 
     def _trained_part(self, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of an update's gradients that are not of the program's buffers and frozen parameters."""

@@ -7,9 +7,10 @@ read a batch off an update checks it by this.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import paddle
 
 from dlg.attack.losses import gradient_matching_loss
 from dlg.attack.objective import SHARED, Objective
@@ -58,20 +59,50 @@ class SimulatedSteps(Objective):
         return [computed[_index_of(value, known)] for value in fetched]
 
     def _mean_gradients(self, data: np.ndarray) -> list[np.ndarray]:
-        def gradients_at(weights: Sequence[np.ndarray], samples: slice) -> list[np.ndarray]:
-            self._set_weights(weights)
+        def gradients_of(samples: slice) -> list[np.ndarray]:
             step = self.one_step.with_labels(self.labels[samples])
             return step.evaluate([data[samples]], list(self.dummy_gradients.values()))
 
-        before = [np.array(self.scope.find_var(name).get_tensor()) for name in self.dummy_gradients]
-        try:
-            return self.rule.simulated(before, gradients_at, len(self.labels))
-        finally:
-            self._set_weights(before)
+        parameters = [self.scope.find_var(name).get_tensor() for name in self.dummy_gradients]
+        return simulated_in_place(self.rule, parameters, self.executor.place, gradients_of, len(self.labels))
 
-    def _set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        for name, weight in zip(self.dummy_gradients, weights):
-            self.scope.find_var(name).get_tensor().set(weight, self.executor.place)
+
+def simulated_in_place(
+    rule: SharedUpdate,
+    parameters: Sequence[paddle.base.core.DenseTensor],
+    place: object,
+    gradients_of: Callable[[slice], list[np.ndarray]],
+    batch_size: int,
+) -> list[np.ndarray]:
+    """The mean gradients of local steps, by running a program on the weights in a scope; these are left as they were.
+
+    Parameters
+    ----------
+    rule : SharedUpdate
+        How the steps are taken.
+    parameters : sequence of DenseTensor
+        The weights in the scope, which each step sets.
+    place : paddle.CPUPlace or paddle.CUDAPlace
+        Where they are.
+    gradients_of : callable (samples) -> list of ndarray
+        Runs the program: the parameters' gradients by these samples of the batch.
+    batch_size : int
+        B.
+    """
+
+    def set_weights(weights: Sequence[np.ndarray]) -> None:
+        for parameter, weight in zip(parameters, weights):
+            parameter.set(weight, place)
+
+    def gradients_at(weights: Sequence[np.ndarray], samples: slice) -> list[np.ndarray]:
+        set_weights(weights)
+        return gradients_of(samples)
+
+    before = [np.array(parameter) for parameter in parameters]
+    try:
+        return rule.simulated(before, gradients_at, batch_size)
+    finally:
+        set_weights(before)
 
 
 def _index_of(value: Value, known: Sequence[Value]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlg.attack.analytic.labels import labels_from_gradients
-from dlg.attack.objective import Objective, build_objective, build_precise_objective
+from dlg.attack.objective import Objective, build_objective, build_precise_objective, known_floor
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
 from dlg.attack.optimizers.known_batch import KnownBatch
@@ -226,6 +226,8 @@ def _known_batch(
 ) -> Strategy:
     """A batch that was read off an update of several local steps, to be checked by simulating them."""
     verify(step.of_one_local_step(), objective.one_step, value_range=options.range)
+    floor, explained = known_floor(step, "l2", 0.0, "float64")
+    objective = dataclasses.replace(objective, floor=floor, explained=explained)
     optimizer = KnownBatch(objective, inputs)
     name = _recovery_name(leakage, len(inputs), step.batch_size, optimizer)
     notes = [*objective.notes, "labels: those with which the simulated update matches the shared one"]

@@ -19,6 +19,7 @@ from dlg import random_streams
 from dlg.attack.objective import SHARED, Objective, build_objective
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import NetworkCall, SharedStep
+from dlg.attack.simulated_steps import simulated_in_place
 from dlg.errors import PrecisionError, ProgramError, SecondDerivativeError
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
@@ -136,12 +137,15 @@ class _UnchangedNetwork:
         self._executor = objective.executor
         self._program = paddle.static.Program()
         with in_program(self._program, dtype), named_failures(_CANNOT_DIFFERENTIATE, self._program):
-            self._call = step.call(dtype)
+            self._call = step.of_one_local_step().call(dtype)
             gradients = unchanged_gradients(self._call.loss, self._call.parameters)
         self._gradients = _by_compared_name(gradients, objective)
         # The names generated for this call may differ from those of the objective's.
         names = {parameter.name: name for parameter, name in zip(self._call.parameters, objective.parameters)}
         self._scope = copy_weights(names, objective.scope, step.place)
+        own_names = {theirs: ours for ours, theirs in names.items()}
+        self._compared = [self._scope.find_var(own_names[name]).get_tensor() for name in self._gradients]
+        self._step = step
 
     @property
     def call(self) -> NetworkCall:
@@ -149,11 +153,21 @@ class _UnchangedNetwork:
         return self._call
 
     def gradients(self, data: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """The gradients at a batch, by the objective's names of the parameters."""
+        """The gradients at a batch, or the mean ones of local steps, by the objective's names of the parameters."""
+        rule, place = self._step.local_steps, self._step.place
+        if rule is None:
+            return dict(zip(self._gradients, self._run(data, labels)))
+
+        def gradients_of(samples: slice) -> list[np.ndarray]:
+            return self._run(data[samples], labels[samples])
+
+        simulated = simulated_in_place(rule, self._compared, place, gradients_of, self._step.batch_size)
+        return dict(zip(self._gradients, simulated))
+
+    def _run(self, data: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
         feed = {self._call.data.name: data, self._call.label.name: labels.astype(numpy_dtype(self._call.label))}
         with named_failures(_CANNOT_DIFFERENTIATE, self._program):
-            values = self._executor.run(self._program, feed, list(self._gradients.values()), scope=self._scope)
-        return dict(zip(self._gradients, values))
+            return self._executor.run(self._program, feed, list(self._gradients.values()), scope=self._scope)
 
 
 def _by_compared_name(gradients: list[Value | None], objective: Objective) -> dict[str, Value]:
@@ -233,7 +247,7 @@ class _Check:
         if len(self._objective.dummies) == 1:
             return self._point, self._objective.constants[call.label.name]
         certain = np.eye(self._objective.label_probability.shape[1], dtype=self._dtype)[self._labels]
-        labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
+        labels = certain if is_real(call.label) else self._labels.reshape(-1, *call.label.shape[1:])
         return [self._point[0], _CERTAIN_LOGIT * certain], labels
 
     def _evaluate(self, values: list[np.ndarray]) -> tuple[float, list[np.ndarray], list[np.ndarray]]:

@@ -117,15 +117,28 @@ def make_differentiable(
     """
     gradient_rules = rules.GRADIENT_RULES | rules.GRADIENT_CORRECTIONS | rules.SIMPLIFICATIONS
     gradients = _rewrite(gradients, gradient_rules, probability_of)
+    refuse_undifferentiable(gradients, sources)
+    return gradients
+
+
+def refuse_undifferentiable(results: Sequence[Value], sources: Sequence[Value]) -> None:
+    """Mark what depends on the sources, and raise SecondDerivativeError where PaddlePaddle cannot differentiate it.
+
+    Parameters
+    ----------
+    results : sequence of Value
+        What is to be differentiated.
+    sources : sequence of Value
+        What it is to be differentiated with respect to.
+    """
     _mark_constants(sources[0].block, sources)
-    for op in ops_behind(gradients):
+    for op in ops_behind(results):
         if _depends_on_sources(op) and not _has_gradient(op):
             raise SecondDerivativeError(
                 f"{short_name(op)}{where(op)} cannot be differentiated twice: PaddlePaddle {paddle.__version__} has no"
                 f" gradient for {op.name().removeprefix('pd_op.')}, and the attack has no rule for it; use another op"
                 " there, or add a rule to the file of its family in dlg/graph/rules/"
             )
-    return gradients
 
 
 def refuse_label_readers(results: Sequence[Value], label: Value) -> None:

@@ -185,7 +185,7 @@ class _Training:
         return math.sqrt(_MATCHED**2 + STORAGE_MARGIN * float(np.mean(stored)))
 
     def gradients_by_label(self, row: np.ndarray) -> np.ndarray:
-        """The gradient of the first layer's output by a sample before the first step, for each of its labels, (C, n)."""
+        """The gradient of the first layer's output by a sample, at first, for each label it may have, (C, n)."""
         outputs = self._forward(self.weights, row[None])[1]
         labels = np.eye(self.classes)
         return np.concatenate([self._backward(self.weights, outputs, label[None])[0] for label in labels])
