@@ -29,17 +29,30 @@ with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
     from dlg import random_streams
     from dlg.errors import InputError, error_line, quoted
     from dlg.interrupts import CtrlC
-    from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, file_path, true_or_false
+    from dlg.options import (
+        AttackOptions,
+        OneLineParser,
+        add_attack_options,
+        argument_type,
+        file_path,
+        integer_between,
+        over_zero,
+        true_or_false,
+    )
     from dlg.output import forgiving_streams
     from dlg.participant import data, defenses, gradient_file
     from dlg.participant.networks import NETWORKS
     from dlg.participant.training_step import TrainingStep
+    from dlg.participant.weight_update import local_update
     from dlg.results import metrics, pictures, progress_figure
     from dlg.results.folder import ResultFolder
     from dlg.results.replacement import replaced_results
     from dlg.results.versions import threads, versions
+    from dlg.shared_update import SharedUpdate
 
 IMAGE = (1, 28, 28)
+# The learning rate of local steps, as tutorials on federated averaging have it.
+LOCAL_LEARNING_RATE = 0.1
 # The files beside the attack's snapshots.
 RESULT_FILES = r"target\.png|progress\.png|summary\.json"
 # SIGTERM ends an attack as Ctrl-C does, with exit code 143.
@@ -108,8 +121,36 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="attack the gradients in FILE, as --save_gradients writes them, instead of training; their target is not"
         " known, so nothing is compared with it",
     )
+    updates = parser.add_argument_group("weight updates, in the place of gradients")
+    updates.add_argument(
+        "--local_steps",
+        type=argument_type(integer_between(1)),
+        metavar="K",
+        help="share the weights after K local steps of SGD, not gradients; with --before and --after, how many steps"
+        " lie between them (default there: 1)",
+    )
+    updates.add_argument(
+        "--local_learning_rate",
+        type=argument_type(over_zero),
+        metavar="R",
+        help="the learning rate of the local steps (default: 0.1)",
+    )
+    updates.add_argument(
+        "--local_batch_size",
+        type=argument_type(integer_between(1)),
+        metavar="M",
+        help="how many samples a local step takes, in turn (default: the whole batch)",
+    )
+    for state in ("before", "after"):
+        updates.add_argument(
+            f"--{state}",
+            type=argument_type(file_path),
+            metavar="FILE",
+            help=f"attack the update between two files of paddle.save: the weights {state} the local steps",
+        )
     add_attack_options(parser.add_argument_group("attack"))
     args = parser.parse_args(argv)
+    refuse_conflicts(parser, args)
     if args.gradients and (args.defense != "none" or args.save_gradients):
         parser.error("--gradients attacks what was shared already; leave --defense and --save_gradients away")
     try:
@@ -117,6 +158,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         return argparse.Namespace(**vars(args) | dataclasses.asdict(AttackOptions.from_args(args)))
     except InputError as error:
         parser.error(str(error))
+
+
+def refuse_conflicts(parser: OneLineParser, args: argparse.Namespace) -> None:
+    """End the command where options on weight updates do not fit together, or with others."""
+    if bool(args.before) != bool(args.after):
+        parser.error("--before and --after are the two files of one update; give both")
+    is_update = args.before or args.local_steps
+    if is_update and (args.gradients or args.save_gradients or args.defense != "none"):
+        parser.error("--gradients, --save_gradients and --defense are of gradients, not of updates; leave them away")
+    if not is_update and (args.local_learning_rate or args.local_batch_size):
+        parser.error("--local_learning_rate and --local_batch_size are of an update; give --local_steps too")
 
 
 def choose_place(use_gpu: bool) -> paddle.CPUPlace | paddle.CUDAPlace:
@@ -148,6 +200,8 @@ def train_and_attack(args: argparse.Namespace) -> int:
             )
         # What they were made of is somebody else's.
         args.batch_size, images, labels = received.batch_size, None, None
+    elif args.before:
+        images, labels = None, None
     else:
         images, labels = data.first_batch(*data.load(args.data), args.batch_size, args.seed)
 
@@ -180,8 +234,18 @@ def attack(
     """Share the gradients of a step, or take those that were received, and attack them."""
     paddle.enable_static()
     training = TrainingStep(NETWORKS[args.network], IMAGE, place, args.seed)
+    origin_grad: dict[str, np.ndarray] | SharedUpdate
+    rate = args.local_learning_rate or LOCAL_LEARNING_RATE
     if received:
         origin_grad = received.gradients
+    elif args.before:
+        origin_grad = SharedUpdate(
+            args.before, args.after, rate, args.local_steps or 1, local_batch_size=args.local_batch_size
+        )
+    elif args.local_steps:
+        origin_grad = local_update(
+            training, images, labels, rate, args.local_steps, local_batch_size=args.local_batch_size
+        )
     else:
         # The first step on the first batch. What a participant would share is captured here.
         captured = training.capture(images, labels)

@@ -134,6 +134,14 @@ def seconds(value: Any) -> float:
     return number
 
 
+def over_zero(value: Any) -> float:
+    """A finite number over 0."""
+    number = _float_or_nan(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"expected a number over 0, got {quoted(value)}")
+    return number
+
+
 def true_or_false(value: Any) -> bool:
     """The words people write for yes and no."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

@@ -1,11 +1,13 @@
-"""The gradients behind a weight update. A federated server sees the weights before and after it, and no gradient."""
+"""Weight updates: a client's local steps, and the gradients behind one. A server sees weights, no gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+import paddle
 
+from dlg.participant.training_step import TrainingStep
 from dlg.shared_update import SharedUpdate
 
 
@@ -56,3 +58,59 @@ def from_update(
         learning rate is no finite number over 0.
     """
     return SharedUpdate(dict(before), dict(after), learning_rate).mean_gradients()
+
+
+def local_update(
+    training: TrainingStep,
+    images: np.ndarray,
+    labels: np.ndarray,
+    learning_rate: float,
+    local_steps: int,
+    *,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    local_batch_size: int | None = None,
+) -> SharedUpdate:
+    """Train on a batch as a federated client does, by PaddlePaddle's own optimiser, and share the weights.
+
+    Parameters
+    ----------
+    training : TrainingStep
+        Has the network, which makes its layers when it is called, and the
+        weights that the server sent. They stay as they are.
+    images : ndarray, shape (B, *feature_shape)
+    labels : ndarray, shape (B, *label_shape)
+        The client's samples.
+    learning_rate, local_steps, optimizer, momentum, weight_decay, local_batch_size
+        See `dlg.shared_update.SharedUpdate`.
+
+    Returns
+    -------
+    SharedUpdate
+    """
+    program, startup = paddle.static.Program(), paddle.static.Program()
+    with paddle.static.program_guard(program, startup), paddle.utils.unique_name.guard():
+        feature = paddle.static.data("img", training.feature.shape, training.feature.dtype)
+        label = paddle.static.data("label", training.label.shape, training.label.dtype)
+        _, loss = training.network(feature, label)
+        parameters = program.global_block().all_parameters()
+        paddle.optimizer.Momentum(
+            learning_rate, momentum, weight_decay=weight_decay, use_nesterov=optimizer == "nesterov"
+        ).minimize(loss)
+    before = training.weights()
+    size = local_batch_size or len(images)
+    scope = paddle.static.Scope()
+    with paddle.static.scope_guard(scope):
+        training.exe.run(startup)
+        # The network made its parameters in the same order as before, perhaps under other names.
+        own = {name: scope.find_var(parameter.name).get_tensor() for name, parameter in zip(before, parameters)}
+        for name, tensor in own.items():
+            tensor.set(before[name], training.exe.place)
+        for first in (number * size % len(images) for number in range(local_steps)):
+            batch = slice(first, first + size)
+            training.exe.run(program, feed={"img": images[batch], "label": labels[batch]})
+        after = {name: np.array(tensor) for name, tensor in own.items()}
+    return SharedUpdate(
+        before, after, learning_rate, local_steps, optimizer, momentum, weight_decay, local_batch_size=local_batch_size
+    )
