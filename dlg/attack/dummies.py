@@ -60,7 +60,8 @@ def _optimised_label(call: NetworkCall) -> tuple[Value, Value]:
     """The dummy label's logits, (B, C), and their softmax, the probability vectors."""
     # C is known only after the call, and the network's ops must come after what they read.
     pir.reset_insertion_point_to_start()
-    dummy_label = paddle.static.data("dummy_label", call.prediction.shape, call.prediction.dtype)
+    shape = [call.data.shape[0], *call.prediction.shape[1:]]
+    dummy_label = paddle.static.data("dummy_label", shape, call.prediction.dtype)
     probability = F.softmax(dummy_label)
     pir.reset_insertion_point_to_end()
     if is_real(call.label):

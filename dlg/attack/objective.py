@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base.libpaddle import pir
 
 from dlg.attack.dummies import make_dummies
 from dlg.attack.losses import (
@@ -18,7 +19,7 @@ from dlg.attack.losses import (
     total_variation,
 )
 from dlg.attack.parameters import Ties, copy_weights, tie_all
-from dlg.attack.shared_step import LABEL, SharedStep
+from dlg.attack.shared_step import LABEL, NetworkCall, SharedStep, first_samples
 from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
 from dlg.graph.failures import named_failures
@@ -241,19 +242,20 @@ def build_objective(
         layers = linear_layers(call.prediction)
         dummies = make_dummies(call, fixed_label)
         # Step 3: the dummy batch's gradients, ∇W'.
+        seen_probability = _probability_of_seen(call, dummies.label_probability)
         first = first_gradients(
             call.loss,
             call.trainable,
             list(dummies.optimised.values()),
-            label=call.label,
-            label_probability=dummies.label_probability,
+            label=call.seen_label,
+            label_probability=seen_probability,
             label_is_fed=fixed_label is not None,
         )
         ties = tie_all(call.parameters, first.parameters, step.trained, step.gradients, same_dtype=dtype is None)
         if step.local_steps is not None:
-            optimised = list(dummies.optimised.values())
-            unrolled = unrolled_gradients(first, step.local_steps, optimised, step.batch_size)
-            first = dataclasses.replace(first, gradients=unrolled)
+            labels = [(call.label, call.seen_label), (dummies.label_probability, seen_probability)]
+            batch = [(call.data, call.seen_data), *labels]
+            first = unrolled_gradients(first, step.local_steps, list(dummies.optimised.values()), batch)
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         loss, constants = _compare(first, ties, step, distance)
         if tv:
@@ -309,6 +311,14 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     except ProgramError as error:
         raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
     return objective
+
+
+def _probability_of_seen(call: NetworkCall, probability: Value) -> Value:
+    """The labels' probability vectors of the samples that the network was called on, before its ops."""
+    pir.set_insertion_point_after(probability.get_defining_op())
+    seen = first_samples(probability, call.seen_data.shape[0])
+    pir.reset_insertion_point_to_end()
+    return seen
 
 
 def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:

@@ -34,15 +34,18 @@ class NetworkCall:
     Attributes
     ----------
     data : Value, (B, ...)
-        What it was given in the place of the feature.
+        What stands in the place of the feature.
     label : Value, (B, ...)
-        What it was given in the place of the label.
+        What stands in the place of the label.
     prediction : Value, (B, C)
         The prediction it returned.
     loss : Value, ()
         The loss it returned.
     parameters : list of Value
         The parameters it made, in the order of the program.
+    seen_data, seen_label : Value, (m, ...)
+        The samples that it was called on: all, or those of the first of several
+        local steps.
     """
 
     data: Value
@@ -50,6 +53,8 @@ class NetworkCall:
     prediction: Value
     loss: Value
     parameters: list[Value]
+    seen_data: Value
+    seen_label: Value
 
     @property
     def trainable(self) -> list[Value]:
@@ -153,8 +158,11 @@ class SharedStep:
         """The same network on the samples that one local step takes, as if that step had led to what was shared."""
         if self.local_steps is None:
             return self
-        samples = self.local_steps.samples_per_step(self.batch_size)
-        return dataclasses.replace(self, batch_size=samples, update=self.local_steps.as_one_step())
+        return dataclasses.replace(self, batch_size=self._samples_per_step, update=self.local_steps.as_one_step())
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self.batch_size if self.local_steps is None else self.local_steps.samples_per_step(self.batch_size)
 
     def _trained_part(self, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of an update's gradients that are not of the program's buffers and frozen parameters."""
@@ -185,7 +193,8 @@ class SharedStep:
         label = self._like(self.label, LABEL, dtype)
         failures = named_failures("cannot call network(feature, label) on such a batch", data.block.program, dtype)
         with failures, removed_on_error(data.block), typed_as(self.trained, dtype):
-            returned = self.network(data, label)
+            seen_data, seen_label = (first_samples(value, self._samples_per_step) for value in (data, label))
+            returned = self.network(seen_data, seen_label)
             refuse_control_flow(data.block)
             adopt_parameters(data.block)
         is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
@@ -194,8 +203,8 @@ class SharedStep:
                 f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables"
             )
         prediction, loss = returned
-        self._check_results(label, prediction, loss)
-        return NetworkCall(data, label, prediction, loss, data.block.all_parameters())
+        self._check_results(seen_label, prediction, loss)
+        return NetworkCall(data, label, prediction, loss, data.block.all_parameters(), seen_data, seen_label)
 
     def _like(self, variable: Value, name: str, dtype: str | None) -> Value:
         """A variable of the current program like one of the training program, for a batch of B."""
@@ -221,22 +230,27 @@ class SharedStep:
                 " the attack expects one, the sample's class"
             )
         refuse_labels_that_are_no_class(label, loss, self.label.name)
-        shape = list(prediction.shape)
-        if shape in ([self.batch_size, 1], [-1, 1]):
+        shape, samples = list(prediction.shape), self._samples_per_step
+        if shape in ([samples, 1], [-1, 1]):
             raise InputError(
                 f"the prediction is shaped {shape}: one output unit, as for a regression or a yes-or-no answer; the"
-                f" attack expects [{self.batch_size}, classes] with two classes or more: give the network a second"
+                f" attack expects [{samples}, classes] with two classes or more: give the network a second"
                 " unit and cross_entropy, whose class 1 is the yes"
             )
-        if len(shape) != 2 or shape[0] not in (-1, self.batch_size) or shape[1] < 2:
+        if len(shape) != 2 or shape[0] not in (-1, samples) or shape[1] < 2:
             raise InputError(
-                f"the prediction is shaped {shape}, expected [{self.batch_size}, classes] with two classes or more"
+                f"the prediction is shaped {shape}, expected [{samples}, classes] with two classes or more"
             )
         if is_real(label) and label.shape != shape:
             raise InputError(
                 f"{self.label.name!r} is {self.label.dtype} and shaped {label.shape}, the prediction {shape};"
                 " a label that is no integer must be a probability for each class"
             )
+
+
+def first_samples(value: Value, count: int) -> Value:
+    """The first samples of a batch; the batch itself where these are all of it."""
+    return value if value.shape[0] == count else value[:count]
 
 
 def _check_variables(feature: Value, label: Value) -> None:

@@ -6,6 +6,7 @@ as in Dimitrov et al. (2022), "Data Leakage in Federated Averaging", section 4.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from paddle.autograd.backward_utils import ValueDict
@@ -23,8 +24,8 @@ _MOST_OPS = 5000
 
 
 def unrolled_gradients(
-    first: FirstGradients, rule: SharedUpdate, dummies: Sequence[Value], batch_size: int
-) -> list[Value]:
+    first: FirstGradients, rule: SharedUpdate, dummies: Sequence[Value], batch: Sequence[tuple[Value, Value]]
+) -> FirstGradients:
     """The mean gradients of local steps, ready to be differentiated with respect to the dummies.
 
     Parameters
@@ -35,13 +36,14 @@ def unrolled_gradients(
         How the steps are taken.
     dummies : sequence of Value
         What the second differentiation will be with respect to.
-    batch_size : int
-        B.
+    batch : sequence of pairs of Value, (B, ...) and (m, ...)
+        What the program has of the whole batch, and what of it the first step
+        took.
 
     Returns
     -------
-    list of Value
-        (before − after) / (learning_rate · K) for each of ``first.parameters``.
+    FirstGradients
+        With (before − after) / (learning_rate · K) in the place of the gradients.
 
     Raises
     ------
@@ -50,7 +52,9 @@ def unrolled_gradients(
     SecondDerivativeError
         Where an op has no gradient.
     """
-    _, ops = split_by_sources(ops_behind(first.gradients), first.parameters)
+    parts = [(whole, part) for whole, part in batch if not whole.is_same(part)]
+    replaced = [*first.parameters, *(part for _, part in parts)]
+    _, ops = split_by_sources(ops_behind(first.gradients), replaced)
     if len(ops) * rule.local_steps > _MOST_OPS:
         raise InputError(
             f"local_steps is {rule.local_steps}, expected at most {_MOST_OPS // len(ops)} for this network: written"
@@ -60,12 +64,13 @@ def unrolled_gradients(
     known = _read_by(ops)
 
     def gradients_at(weights: Sequence[Value], samples: slice) -> list[Value]:
-        copies = copy_ops(ops, exchange(known, first.parameters, weights))
+        taken = [whole[samples] for whole, _ in parts]
+        copies = copy_ops(ops, exchange(known, replaced, [*weights, *taken]))
         return [copies[gradient] for gradient in first.gradients]
 
-    gradients = rule.simulated(first.parameters, gradients_at, batch_size)
+    gradients = rule.simulated(first.parameters, gradients_at, batch[0][0].shape[0])
     refuse_undifferentiable(gradients, dummies)
-    return gradients
+    return dataclasses.replace(first, gradients=gradients)
 
 
 def _read_by(ops: Sequence[Operation]) -> ValueDict:
