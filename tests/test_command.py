@@ -30,6 +30,9 @@ from PIL import Image
 
 import mnist_example
 from dlg.participant import data
+from dlg.participant.networks import NETWORKS
+from dlg.participant.training_step import TrainingStep
+from dlg.participant.weight_update import local_update
 
 FILES = {"target.png", "progress.png", "summary.json"}
 
@@ -455,3 +458,55 @@ def test_an_attack_that_is_refused_leaves_an_earlier_ones_files(tmp_path):
     refused = call("--iterations", 2, "--network", "lenet", "--gradients", shared, folder=results)
     assert refused.returncode == 2
     assert {file.name: file.read_bytes() for file in results.iterdir()} == before
+
+
+def saved_update(folder, batch_size=1, steps=3):
+    """Files of the weights around a client's local steps, as `paddle.save` writes a program's state; and the images."""
+    images, labels = data.first_batch(*data.load(["bundled"]), batch_size, 0)
+    with fresh_scope():
+        training = TrainingStep(NETWORKS["softmax"], (1, 28, 28), paddle.CPUPlace(), seed=0)
+        update = local_update(training, images, labels, 0.05, steps)
+    for state in ("before", "after"):
+        paddle.save(getattr(update, state), str(folder / f"{state}.pdparams"))
+    return folder / "before.pdparams", folder / "after.pdparams", images
+
+
+def test_local_steps_are_taken_and_attacked(tmp_path):
+    options = "--batch_size 2 --local_steps 4 --local_batch_size 1 --local_learning_rate 0.2 --optimizer auto"
+    finished = call(*options.split(), folder=tmp_path)
+    assert finished.returncode == 0
+    assert "over all local steps" in finished.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verdict"] == "explained"
+    assert all(image["psnr"] is None or image["psnr"] > 100 for image in summary["images"])
+
+
+def test_the_update_between_two_files_is_attacked_whatever_the_weights_of_the_seed(tmp_path):
+    before, after, images = saved_update(tmp_path)
+    options = f"--batch_size 1 --seed 7 --before {before} --after {after} --local_steps 3 --local_learning_rate 0.05"
+    finished = call(*options.split(), "--optimizer", "auto", folder=tmp_path / "results")
+    assert finished.returncode == 0
+    assert "explained" in finished.stdout
+    shown = pixels(tmp_path / "results" / "result_1.png")
+    np.testing.assert_allclose(shown, np.round(images[0, 0] * 255), atol=1)
+    assert not (tmp_path / "results" / "target.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--before a.pdparams", "give both"),
+        ("--local_steps 2 --defense sign", "leave them away"),
+        ("--local_steps 2 --save_gradients f.npz", "leave them away"),
+        ("--local_learning_rate 0.1", "give --local_steps too"),
+        ("--local_steps 0", "expected an integer of at least 1"),
+        ("--local_steps 2 --local_learning_rate -1", "expected a number over 0"),
+        ("--local_steps 2 --local_batch_size 2 --batch_size 3", "no multiple"),
+        ("--before missing.pdparams --after missing.pdparams", "there is no regular file"),
+    ],
+)
+def test_options_on_updates_that_do_not_fit_are_one_line(options, said, tmp_path):
+    finished = call(*options.split(), folder=tmp_path)
+    assert finished.returncode == 2
+    assert said in finished.stderr
+    assert finished.stderr.count("\n") == 1

@@ -11,7 +11,7 @@ from benchmarks.participant import participant
 from dlg.participant import networks
 from dlg.participant.defenses import distortion
 from dlg.errors import InputError
-from dlg.participant.weight_update import from_update
+from dlg.participant.weight_update import from_update, local_update
 
 ONE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -137,3 +137,14 @@ def test_what_is_no_update_is_refused(before, after, learning_rate, said):
     with pytest.raises(InputError, match=said) as refusal:
         from_update(before, after, learning_rate)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_client_shares_its_weights_and_leaves_the_servers_as_they_were(batch):
+    trained = participant(networks.softmax, *batch)
+    before = trained.weights()
+    update = local_update(trained.training, *batch, learning_rate=0.1, local_steps=3)
+    for name, weight in before.items():
+        assert np.array_equal(update.before[name], weight)
+        assert np.array_equal(trained.weights()[name], weight)
+    trained.train(steps=3)
+    assert distortion(trained.weights(), update.after).relative_error < 1e-6
