@@ -160,6 +160,10 @@ class SharedUpdate:
             local_batch_size=None,
         )
 
+    def at_rate(self, factor: float) -> SharedUpdate:
+        """The same weights, if the learning rate was this many times the stated one."""
+        return self if factor == 1 else dataclasses.replace(self, learning_rate=factor * self.learning_rate)
+
     def mean_gradients(self) -> dict[str, np.ndarray]:
         """(before − after) / (learning_rate · local_steps), by name.
 

@@ -77,11 +77,22 @@ def test_a_sum_in_place_of_the_mean_loss_is_allowed_for():
 
 @pytest.mark.parametrize(
     "claimed",
-    [{"local_steps": 4}, {"learning_rate": 0.09}, {"momentum": 0.5}, {"weight_decay": 0.01}, {"local_batch_size": 1}],
+    [{"local_steps": 4}, {"momentum": 0.5}, {"weight_decay": 0.01}, {"local_batch_size": 1}],
 )
 def test_nothing_is_claimed_under_another_rule_than_the_clients(claimed):
     given, *_ = reading(networks.softmax, 2, steps=5, claimed=claimed)
     assert read_off(given) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "batch_size"), [(networks.softmax, 1), (networks.softmax, 2), (shallow_perceptron, 1)]
+)
+@pytest.mark.parametrize("factor", [0.3, 1.1, 20])
+def test_the_learning_rate_need_not_be_known(network, batch_size, factor):
+    given, images, labels, _ = reading(network, batch_size, claimed={"learning_rate": 0.1 * factor})
+    leakage = read_off(given)
+    check_exact(leakage, images, labels)
+    assert leakage.gradient_scale == pytest.approx(1 / factor, rel=1e-4)
 
 
 def test_nothing_is_claimed_of_noisy_weights():

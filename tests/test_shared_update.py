@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
+from attacking import digits, worst_psnr
 from benchmarks.participant import participant
 
+from dlg import dlg_attack
 from dlg.errors import InputError
 from dlg.participant import networks
 from dlg.participant.defenses import distortion
@@ -161,3 +165,52 @@ def test_a_rule_that_is_none_is_refused(rule, said):
 def test_states_are_mappings_or_paths():
     with pytest.raises(InputError, match="before is a list, expected weights by name"):
         SharedUpdate([F4], {"w": F4}, 0.1)
+
+
+def attacked(trained, batch_size, shared, folder, **options):
+    args = SimpleNamespace(batch_size=batch_size, result_dir=folder, optimizer="auto", **options)
+    return dlg_attack(args, *trained.training.known, shared)
+
+
+@pytest.mark.parametrize("shared", ["mean of gradients", "sum of gradients", "mean of one-step updates"])
+def test_an_aggregate_of_clients_is_attacked_as_one_batch_of_all_their_samples(shared, tmp_path):
+    images, labels = digits(4)
+    trained = participant(networks.softmax, images, labels)
+    clients = [(images[:2], labels[:2]), (images[2:], labels[2:])]
+    if shared == "mean of one-step updates":
+        updates = [local_update(trained.training, *client, 0.1, 1) for client in clients]
+        after = {name: (updates[0].after[name] + updates[1].after[name]) / 2 for name in updates[0].after}
+        aggregate = SharedUpdate(updates[0].before, after, 0.1)
+    else:
+        first, second = (trained.training.capture(*client) for client in clients)
+        factor = np.float32(0.5 if shared == "mean of gradients" else 1)
+        aggregate = {name: factor * (first[name] + second[name]) for name in first}
+    result = attacked(trained, 4, aggregate, tmp_path)
+    assert worst_psnr(images, labels, result) > 60
+    assert result.verdict == "explained"
+    assert result.gradient_scale == pytest.approx(2 if shared == "sum of gradients" else 1, rel=1e-4)
+
+
+def narrow_convolution(feature, label):
+    hidden = paddle.nn.functional.sigmoid(paddle.nn.Conv2D(1, 6, 5, stride=2, padding=2)(feature))
+    prediction = paddle.nn.Linear(6 * 14 * 14, 10)(paddle.flatten(hidden, start_axis=1))
+    return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+
+def test_an_update_of_a_convolutional_network_is_explained_by_its_steps_and_by_no_other_number_of_them(tmp_path):
+    images, labels = digits(1)
+    trained = participant(narrow_convolution, images, labels)
+    # At 0.1 the first step would leave no error, and so nothing to the others.
+    update = local_update(trained.training, images, labels, 0.003, 3)
+    result = attacked(trained, 1, update, tmp_path, iterations=60, restarts=1)
+    assert worst_psnr(images, labels, result) > 40
+    assert result.verdict == "explained"
+    wrong = attacked(trained, 1, dataclasses.replace(update, local_steps=2), tmp_path, iterations=15, restarts=1)
+    assert wrong.verdict == "failed"
+
+
+def test_the_weights_that_came_with_the_update_count_and_not_the_scopes(batch, tmp_path):
+    trained = participant(networks.softmax, *batch)
+    update = local_update(trained.training, *batch, 0.1, 3)
+    trained.train(steps=5)
+    assert worst_psnr(*batch, attacked(trained, 2, update, tmp_path)) > 100

@@ -227,11 +227,14 @@ def _known_batch(
     """A batch that was read off an update of several local steps, to be checked by simulating them."""
     verify(step.of_one_local_step(), objective.one_step, value_range=options.range)
     floor, explained = known_floor(step, "l2", 0.0, "float64")
-    objective = dataclasses.replace(objective, floor=floor, explained=explained)
+    scale = leakage.gradient_scale
+    objective = dataclasses.replace(objective, floor=floor / scale**2, explained=explained / scale**2)
     optimizer = KnownBatch(objective, inputs)
     name = _recovery_name(leakage, len(inputs), step.batch_size, optimizer)
     notes = [*objective.notes, "labels: those with which the simulated update matches the shared one"]
-    return Strategy(name, objective, optimizer, notes, restarts=1, is_determined=True)
+    if scale != 1:
+        notes.append(f"learning rate: that of the local steps is {objective.rule.learning_rate:.6g}, as they show")
+    return Strategy(name, objective, optimizer, notes, 1, scale, is_determined=True)
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:

@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize_scalar
 from scipy.special import softmax
 
 from dlg.attack.analytic.corners import sets_of_corners
@@ -58,6 +58,10 @@ _MOST_ORDERS = 100
 _NEAR = 0.1
 # How often a fit simulates the steps at most.
 _MOST_EVALUATIONS = 1000
+# The learning rates that are tried, relative to the stated one, as logarithms: neighbours are 58 % apart.
+_RATES = np.log(np.logspace(-2, 2, 21))
+# To which the logarithm of the rate is found.
+_RATE_TOLERANCE = 1e-9
 # What a length is divided by where it would be divided by zero.
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -75,15 +79,17 @@ def read_off(reading: Reading) -> Leakage | None:
     if layers is None or reading.rule is None or reading.loss_multiple is None:
         return None
     training = _Training.of(layers, reading.rule, reading.batch_size, reading.loss_multiple)
-    found = None if training is None else _search(training, reading)
+    found = None if training is None else _search(training, reading) or _search_with_rate(training, reading)
     if training is None or found is None:
         return None
     inputs = training.span.features(found.rows).reshape(-1, *reading.input_shape)
+    probe = reading.probe.with_gradient_scale(found.rate)
     return Leakage(
-        objective=SimulatedSteps.of(reading.probe, reading.rule, found.labels),
+        objective=SimulatedSteps.of(probe, reading.rule.at_rate(found.rate), found.labels),
         labels=found.labels,
         certain=True,
         inputs=inputs,
+        gradient_scale=found.rate,
         source="the first fully connected layer, over all local steps",
     )
 
@@ -99,11 +105,14 @@ class _Batch:
     labels : ndarray, shape (B,), int64
     mismatch : float
         See `_Training.mismatch`.
+    rate : float
+        The learning rate of the steps, relative to the stated one.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     mismatch: float
+    rate: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +169,16 @@ class _Training:
             activations=[known for layer in layers if (known := layer.known_activation) is not None],
             rule=rule,
             loss_multiple=loss_multiple,
+        )
+
+    def at_rate(self, factor: float) -> _Training:
+        """The same update, if the learning rate was this many times the stated one."""
+        return dataclasses.replace(
+            self,
+            span=self.span.divided_by(factor),
+            shared=[gradient / factor for gradient in self.shared],
+            variances=[variance / factor**2 for variance in self.variances],
+            rule=self.rule.at_rate(factor),
         )
 
     def residuals(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -239,6 +258,34 @@ def _search(training: _Training, reading: Reading) -> _Batch | None:
         if batch.mismatch <= training.rounding and _is_known(training, batch):
             return batch
     return None
+
+
+def _search_with_rate(training: _Training, reading: Reading) -> _Batch | None:
+    """The first samples in the span, if their update matches at another learning rate than the stated one.
+
+    What the first steps do to the later ones depends on the rate. So only one
+    rate explains the update, where there are several steps. Weight decay is left
+    out: what it adds to the update is known only where the rate is.
+    """
+    rows = next(_candidates(training, reading), None)
+    if rows is None or training.rule.weight_decay:
+        return None
+
+    def best_at(logarithm: float) -> _Batch:
+        factor = math.exp(logarithm)
+        return dataclasses.replace(_ordered(training.at_rate(factor), rows)[0], rate=factor)
+
+    coarse = min((best_at(logarithm) for logarithm in _RATES), key=lambda batch: batch.mismatch)
+    center, step = math.log(coarse.rate), _RATES[1] - _RATES[0]
+    fine = minimize_scalar(
+        lambda logarithm: best_at(logarithm).mismatch,
+        bounds=(center - step, center + step),
+        method="bounded",
+        options={"xatol": _RATE_TOLERANCE},
+    )
+    batch = best_at(float(fine.x))
+    at_rate = training.at_rate(batch.rate)
+    return batch if batch.mismatch <= at_rate.rounding and _is_known(at_rate, batch) else None
 
 
 def _candidates(training: _Training, reading: Reading) -> Iterator[np.ndarray]:
