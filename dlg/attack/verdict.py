@@ -112,14 +112,14 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
         return polished or _failed(mismatch, options, ended)
     if strategy.is_determined:
         nothing_open = OpenPart(answer.values[0].size, dimensions=0, unseen=0)
-        return _matched(mismatch, nothing_open, answer, strategy.gradient_scale, options)
+        return _matched(step, mismatch, nothing_open, answer, strategy.gradient_scale, options)
     objective = _precise_objective(step, strategy.objective, answer) if thorough else None
     part = (
         None
         if objective is None
         else open_part(objective, answer.values[0].astype(np.float64), mismatch, options.range)
     )
-    return _matched(mismatch, part, answer, strategy.gradient_scale, options)
+    return _matched(step, mismatch, part, answer, strategy.gradient_scale, options)
 
 
 def mismatch_at(objective: Objective, batch: DummyBatch) -> float:
@@ -166,7 +166,7 @@ def _polished_verdict(
     if not (reached := mismatch_at(objective, polished)) <= MATCHED:
         return None
     part = open_part(objective, polished.values[0], reached, options.range)
-    verdict = _matched(reached, part, polished, strategy.gradient_scale, options)
+    verdict = _matched(step, reached, part, polished, strategy.gradient_scale, options)
     low, high = options.range or (0.0, 1.0)
     error = float(np.mean((polished.values[0] - answer.values[0]) ** 2)) / (high - low) ** 2
     reason = (
@@ -192,10 +192,14 @@ def _polish(objective: Objective, answer: DummyBatch, options: AttackOptions) ->
 
 
 def _matched(
-    mismatch: float, part: OpenPart | None, answer: DummyBatch, scale: float, options: AttackOptions
+    step: SharedStep,
+    mismatch: float,
+    part: OpenPart | None,
+    answer: DummyBatch,
+    scale: float,
+    options: AttackOptions,
 ) -> Verdict:
-    up_to = "" if scale == 1 else f", up to the factor {scale:.6g}"
-    match = f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}"
+    match = _match_in_words(step, mismatch, scale)
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0:
@@ -213,6 +217,16 @@ def _matched(
         mismatch,
         part.rank,
     )
+
+
+def _match_in_words(step: SharedStep, mismatch: float, scale: float) -> str:
+    """What matches, and how closely."""
+    if step.local_steps is None:
+        up_to = "" if scale == 1 else f", up to the factor {scale:.6g}"
+        return f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}"
+    at_rate = "" if scale == 1 else f" at {scale:.6g} times the stated learning rate"
+    steps = f"the whole network's {step.local_steps.local_steps} local steps, simulated{at_rate},"
+    return f"{steps} match the shared update to {mismatch:.0e} of its size"
 
 
 def _are_alike(answer: DummyBatch, options: AttackOptions) -> bool:
