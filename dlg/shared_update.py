@@ -272,7 +272,9 @@ def _weights(state: Any, role: str) -> dict[str, Any]:
         raise InputError(
             f"{role} is a {type(state).__name__}, expected weights by name, or the path of a .pdparams file"
         )
-    return {name: weight for name, weight in state.items() if not getattr(weight, "stop_gradient", False)}
+    # Of a layer's state_dict the parameters say whether they are trained, and buffers say nothing. So do arrays.
+    is_of_layer = any(hasattr(weight, "trainable") for weight in state.values())
+    return {name: weight for name, weight in state.items() if getattr(weight, "trainable", not is_of_layer)}
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import pickle
@@ -14,6 +15,7 @@ from attacking import digits, worst_psnr
 from benchmarks.participant import participant
 
 from dlg import dlg_attack
+from dlg.attack.shared_step import SharedStep
 from dlg.errors import InputError
 from dlg.participant import networks
 from dlg.participant.defenses import distortion
@@ -96,11 +98,11 @@ def layer_states():
     paddle.disable_static()
     try:
         layer = paddle.nn.Sequential(paddle.nn.Linear(3, 2), paddle.nn.BatchNorm1D(2))
-        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-        for name, tensor in layer.state_dict().items():
-            before[name].stop_gradient = tensor.stop_gradient
+        layer.register_buffer("steps", paddle.zeros([1]))
+        trained = copy.deepcopy(layer)
+        for tensor in trained.state_dict().values():
             tensor.set_value(tensor + 1)
-        return before, layer.state_dict()
+        return layer.state_dict(), trained.state_dict()
     finally:
         paddle.enable_static()
 
@@ -111,10 +113,21 @@ def test_a_state_dict_is_taken_without_its_buffers():
     np.testing.assert_allclose(update.mean_gradients()["0.weight"], -10, rtol=1e-5)
 
 
+def test_tensors_are_taken():
+    paddle.disable_static()
+    try:
+        before, after = {"w": paddle.to_tensor(F4)}, {"w": paddle.to_tensor(0 * F4)}
+        assert SharedUpdate(before, after, 0.1).mean_gradients()["w"].tolist() == [10, 10]
+    finally:
+        paddle.enable_static()
+
+
 def test_files_of_paddle_save_are_taken(tmp_path):
     for name, state in zip(("before", "after"), layer_states()):
         paddle.save(state, str(tmp_path / f"{name}.pdparams"))
     update = SharedUpdate(tmp_path / "before.pdparams", str(tmp_path / "after.pdparams"), 0.1)
+    # A file does not tell its buffers; the training program does.
+    assert {"0.weight", "0.bias"} < set(update.before)
     np.testing.assert_allclose(update.mean_gradients()["0.weight"], -10, rtol=1e-5)
 
 
@@ -189,6 +202,21 @@ def test_an_aggregate_of_clients_is_attacked_as_one_batch_of_all_their_samples(s
     assert worst_psnr(images, labels, result) > 60
     assert result.verdict == "explained"
     assert result.gradient_scale == pytest.approx(2 if shared == "sum of gradients" else 1, rel=1e-4)
+
+
+def test_the_training_program_tells_what_of_a_files_weights_is_trained(tmp_path):
+    def network(feature, label):
+        hidden = paddle.nn.BatchNorm1D(784)(paddle.flatten(feature, start_axis=1))
+        prediction = paddle.nn.Linear(784, 10)(hidden)
+        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+    trained = participant(network, *digits(2))
+    update = local_update(trained.training, *digits(2), 0.1, 2)
+    assert len(update.before) == 6
+    feature, label, network, exe = trained.training.known
+    step = SharedStep(network, feature, label, 2, update, exe.place)
+    assert set(step.gradients) == {parameter.name for parameter in trained.parameters if parameter.trainable}
+    assert set(step.weights) == set(update.before)
 
 
 def narrow_convolution(feature, label):

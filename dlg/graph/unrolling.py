@@ -43,7 +43,8 @@ def unrolled_gradients(
     Returns
     -------
     FirstGradients
-        With (before − after) / (learning_rate · K) in the place of the gradients.
+        With (before − after) / (learning_rate · K) in the place of the gradients,
+        and a note that says so.
 
     Raises
     ------
@@ -70,7 +71,8 @@ def unrolled_gradients(
 
     gradients = rule.simulated(first.parameters, gradients_at, batch[0][0].shape[0])
     refuse_undifferentiable(gradients, dummies)
-    return dataclasses.replace(first, gradients=gradients)
+    note = f"update: its {rule.local_steps} local steps are written out in the attack's program"
+    return dataclasses.replace(first, gradients=gradients, notes=[*first.notes, note])
 
 
 def _read_by(ops: Sequence[Operation]) -> ValueDict:

@@ -23,10 +23,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import least_squares, minimize_scalar
+from scipy.optimize import approx_fprime, least_squares, minimize_scalar
 from scipy.special import softmax
 
 from dlg.attack.analytic.corners import sets_of_corners
@@ -255,7 +255,7 @@ def _search(training: _Training, reading: Reading) -> _Batch | None:
             batch = _relabelled(training, trial)
             if batch.mismatch <= _NEAR:
                 batch = _fitted(training, batch)
-        if batch.mismatch <= training.rounding and _is_known(training, batch):
+        if batch.mismatch <= training.rounding and _is_determined(training, batch):
             return batch
     return None
 
@@ -285,7 +285,7 @@ def _search_with_rate(training: _Training, reading: Reading) -> _Batch | None:
     )
     batch = best_at(float(fine.x))
     at_rate = training.at_rate(batch.rate)
-    return batch if batch.mismatch <= at_rate.rounding and _is_known(at_rate, batch) else None
+    return batch if batch.mismatch <= at_rate.rounding and _is_determined(at_rate, batch) else None
 
 
 def _candidates(training: _Training, reading: Reading) -> Iterator[np.ndarray]:
@@ -352,24 +352,41 @@ def _with_label(training: _Training, batch: _Batch, sample: int, label: int) -> 
 
 def _fitted(training: _Training, batch: _Batch) -> _Batch:
     """Improve the samples, their labels and order held fixed, by Levenberg and Marquardt's method."""
-    span = training.span
-
-    def rows_at(steps: np.ndarray) -> np.ndarray:
-        return span.origin + steps.reshape(len(batch.rows), -1) @ span.directions
-
-    steps = ((batch.rows - span.origin) @ span.directions.T).ravel()
+    steps = _steps_of(training.span, batch.rows)
     if steps.size:
-        steps = least_squares(
-            lambda steps: training.residuals(rows_at(steps), batch.labels),
-            steps,
-            method="lm",
-            max_nfev=_MOST_EVALUATIONS,
-        ).x
-    return _Batch(rows_at(steps), batch.labels, training.mismatch(rows_at(steps), batch.labels))
+        residuals = _residuals_by_steps(training, batch.labels)
+        steps = least_squares(residuals, steps, method="lm", max_nfev=_MOST_EVALUATIONS).x
+    rows = _rows_at(training.span, steps)
+    return _Batch(rows, batch.labels, training.mismatch(rows, batch.labels))
 
 
-def _is_known(training: _Training, batch: _Batch) -> bool:
-    """Whether storing the weights leaves each sample's features known to `_MOST_ERROR` of their spread."""
-    span = training.span
+def _steps_of(span: GradientSpan, rows: np.ndarray) -> np.ndarray:
+    """The B (B − 1) unknowns of rows with u · a = 1."""
+    return ((rows - span.origin) @ span.directions.T).ravel()
+
+
+def _rows_at(span: GradientSpan, steps: np.ndarray) -> np.ndarray:
+    return span.origin + steps.reshape(span.batch_size, -1) @ span.directions
+
+
+def _residuals_by_steps(training: _Training, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda steps: training.residuals(_rows_at(training.span, steps), labels)
+
+
+def _is_determined(training: _Training, batch: _Batch) -> bool:
+    """Whether the update pins the samples down, and storing the weights leaves their features known.
+
+    To move the samples within the span, in any direction and by `_MOST_ERROR` of
+    their spread, has to change the update by more than its rounding. Outside of
+    the span there is nothing but the rounding of the span itself.
+    """
+    span, features = training.span, training.span.features(batch.rows)
+    spreads = np.std(features, axis=1)
     errors = math.sqrt(training.variances[0]) * np.linalg.norm(batch.rows / span.singular_values, axis=1)
-    return bool(np.all(errors <= _MOST_ERROR * np.std(span.features(batch.rows), axis=1)))
+    steps = _steps_of(span, batch.rows)
+    if not steps.size or np.any(errors > _MOST_ERROR * spreads):
+        return bool(np.all(errors <= _MOST_ERROR * spreads))
+    jacobian = approx_fprime(steps, _residuals_by_steps(training, batch.labels))
+    visible = _MOST_ERROR * spreads.min() * math.sqrt(features.shape[1])
+    least_change = np.linalg.svd(jacobian, compute_uv=False)[-1] * visible
+    return bool(least_change > training.rounding * math.sqrt(len(training.weights)))
