@@ -90,7 +90,8 @@ class Reconstruction:
         None where it was not estimated.
     gradient_scale : float
         The factor on the shared gradients that was found, 1 for the gradients
-        of the network's own loss.
+        of the network's own loss. Of an update of several local steps, the factor
+        on the learning rate.
     """
 
     feature: np.ndarray
