@@ -10,7 +10,13 @@ import pytest
 from benchmarks.participant import participant
 
 from dlg import InputError, dlg_attack
-from dlg.attack.losses import gradient_matching_divisor, gradient_matching_loss, loss_of_rounding, total_variation
+from dlg.attack.losses import (
+    gradient_matching_divisor,
+    gradient_matching_loss,
+    loss_of_rounding,
+    loss_of_storage,
+    total_variation,
+)
 from dlg.attack.objective import build_objective
 from dlg.participant import networks
 
@@ -78,6 +84,17 @@ def test_the_cosine_distance_and_total_variation_are_those_of_geiping(batch):
     cosine = dummy @ shared / np.linalg.norm(dummy) / np.linalg.norm(shared)
     variation = np.abs(np.diff(images, axis=2)).mean() + np.abs(np.diff(images, axis=3)).mean()
     assert loss == pytest.approx(1 - cosine + 2 * variation, rel=1e-4)
+
+
+def test_the_loss_of_storage_is_that_of_errors_with_these_variances():
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal((300, 200)), rng.standard_normal((100, 50))]
+    noisy = [gradient + 1e-3 * rng.standard_normal(gradient.shape) for gradient in gradients]
+    expected = loss_of_storage("l2", gradients, 3, [1e-6, 1e-6])
+    assert gradient_matching_loss(noisy, gradients, 3) == pytest.approx(expected, rel=0.05)
+    ours, theirs = (np.concatenate([value.ravel() for value in values]) for values in (noisy, gradients))
+    cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    assert 1 - cosine == pytest.approx(loss_of_storage("cosine", gradients, 3, [1e-6, 1e-6]), rel=0.05)
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 1, 9)])
