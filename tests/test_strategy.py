@@ -24,7 +24,9 @@ from dlg.participant import networks
 from dlg.results import metrics
 from dlg.errors import LabelError
 from dlg.options import AttackOptions
+from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import choose
+from dlg.participant.weight_update import local_update
 
 
 @pytest.mark.parametrize("optimizer", ["lm", "auto"])
@@ -134,6 +136,25 @@ def test_auto_chooses_by_the_network_and_says_so(name, tmp_path, capsys):
     result = attack(trained, tmp_path, optimizer="auto", iterations=1)
     assert result.strategy.startswith(words)
     assert f"auto: {words}" in capsys.readouterr().out
+
+
+def narrow_convolution(feature, label):
+    hidden = F.sigmoid(paddle.nn.Conv2D(1, 2, 5, stride=4)(feature))
+    prediction = paddle.nn.Linear(72, 10)(paddle.flatten(hidden, start_axis=1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+@pytest.mark.parametrize(("local_batch_size", "chosen"), [(None, "least squares"), (1, "lbfgs")])
+def test_auto_optimises_the_labels_of_an_update_in_minibatches(local_batch_size, chosen):
+    images, labels = digits(2)
+    trained = participant(narrow_convolution, images, labels)
+    update = local_update(trained.training, images, labels, 0.1, 2, local_batch_size=local_batch_size)
+    feature, label, network, exe = trained.training.known
+    step = SharedStep(network, feature, label, 2, update, exe.place)
+    strategy = choose(step, AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="auto")))
+    assert strategy.name.startswith(chosen)
+    assert "update: its 2 local steps are written out in the attack's program" in strategy.notes
+    assert ("minibatch" in strategy.fallback) == (local_batch_size == 1)
 
 
 @pytest.mark.slow

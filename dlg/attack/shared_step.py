@@ -147,6 +147,11 @@ class SharedStep:
         return self.update
 
     @property
+    def has_minibatches(self) -> bool:
+        """Whether local steps took one part of the batch after the other, so that the order of the samples counts."""
+        return self._samples_per_step < self.batch_size
+
+    @property
     def storage_variances(self) -> list[float]:
         """The mean square error of each gradient that storing weights left, in the order of `gradients`."""
         if self.update is None:

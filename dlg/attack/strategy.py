@@ -116,18 +116,21 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
 
     Least squares, where every sample was read off the gradients, and for a
     small network whose labels are known or are classes. L-BFGS for other small
-    networks. The recipe for deep networks for the rest.
+    networks, and where each label's minibatch would have to be known. The recipe for deep networks for the rest.
     """
     leakage = _leakage(step, options)
     size = sum(gradient.size for gradient in step.gradients.values())
     is_small = size <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
     labels_are_classes = (leakage is not None and leakage.certain) or not is_real(step.label)
-    if is_small:
+    labels_can_be_fixed = labels_are_classes and not step.has_minibatches
+    if is_small and step.has_minibatches:
+        reason = "which minibatch of the local steps has which label is not known"
+    elif is_small:
         reason = "a label may be any mixture of classes"
     else:
         reason = f"the network has {size} trained numbers, and least squares takes too long from {_SMALL_NETWORK} on"
-    if (leakage is not None and leakage.is_exact) or (is_small and labels_are_classes):
+    if (leakage is not None and leakage.is_exact) or (is_small and labels_can_be_fixed):
         try:
             return _from_leakage(LM_ENTRY, step, options, leakage)
         except (LabelError, PrecisionError) as error:
