@@ -38,16 +38,16 @@ from dlg.attack.simulated_steps import SimulatedSteps
 from dlg.shared_update import SharedUpdate
 
 # The simulated update matches the shared one where they differ by this share at most, beside what storing the weights
-# leaves: float32's rounding of the client's own gradients, step after step.
+# leaves: float32's rounding of the client's own gradients, step after step. Digits came to 1e-6 at most.
 _MATCHED = 2e-5
 # An update's number of samples shows where the weakest of them is this many times the error of storing the weights.
 _LEAST_SIGNAL = 10
 # A sample is known where the error that storage leaves in it is below this share of its spread: 30 dB.
 _MOST_ERROR = 0.03
-# How many sets of corners are tried,
+# How many sets of corners are tried at most.
 _MOST_SETS = 100
-# but sets and orders together no more than whose labels take about this many steps of training, a few of 0.2 ms each
-# for a perceptron of 784-256-128-10. Of four digits, one by one under momentum 0.9, the 49th trial at most was right.
+# A trial is a set of corners in one order. To go through its labels once takes K B C steps of training. There are as
+# many trials as take this many steps so. Of four digits, one a step under momentum 0.9, the 49th at most was right.
 _MOST_STEPS = 30_000
 # How many corners beyond B are kept to choose samples from.
 _SPARE_CORNERS = 3
