@@ -14,6 +14,7 @@ from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_r
 from dlg.attack.parameters import Ties, copy_weights, tie_all
 from dlg.attack.shared_step import LABEL, SharedStep
 from dlg.errors import PrecisionError, ProgramError
+from dlg.graph.convolution_blocks import ConvolutionBlock, convolution_blocks
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.linear_layers import AffineOps, linear_layers
@@ -67,6 +68,9 @@ class Objective:
     layers : list of AffineOps
         The fully connected layers that the network ends in; see
         `dlg.graph.linear_layers.linear_layers`.
+    blocks : list of ConvolutionBlock
+        The convolutions before those layers, where these are the whole network;
+        see `dlg.graph.convolution_blocks.convolution_blocks`.
     features : Value or None, (B, d)
         The input of the last layer, where it is matched too.
     parameters : list of str
@@ -98,6 +102,7 @@ class Objective:
     label_probability: Value
     dummy_gradients: dict[str, Value]
     layers: list[AffineOps]
+    blocks: list[ConvolutionBlock]
     features: Value | None
     parameters: list[str]
     trained: dict[str, str]
@@ -229,6 +234,7 @@ def build_objective(
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
         layers = linear_layers(call.prediction)
+        blocks = convolution_blocks(layers[0], call.data) if layers else []
         dummies = make_dummies(call, fixed_label)
         # Step 3: the dummy batch's gradients, ∇W'.
         first = first_gradients(
@@ -263,6 +269,7 @@ def build_objective(
         label_probability=dummies.label_probability,
         dummy_gradients=dict(zip(ties.gradients, dummy_gradients)),
         layers=layers,
+        blocks=blocks,
         features=features[0] if features else None,
         parameters=[parameter.name for parameter in call.parameters],
         trained=ties.gradients,

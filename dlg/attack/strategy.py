@@ -195,6 +195,8 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     optimizer = entry.build(objective, options.learning_rate, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
+    if leakage is not None:
+        notes += leakage.findings
     if leakage is not None and found:
         name = _recovery_name(leakage, found, step.batch_size, optimizer)
     if options.range is not None and found < step.batch_size:
@@ -227,6 +229,7 @@ def _knowledge(leakage: Leakage | None, options: AttackOptions) -> BatchKnowledg
     known = dataclasses.replace(known, scale_is_fitted=leakage.gradient_scale != 1)
     if leakage.inputs is not None:
         return dataclasses.replace(known, inputs=leakage.inputs)
+    known = dataclasses.replace(known, start=leakage.start)
     if leakage.certain:
         return dataclasses.replace(known, features=leakage.features, feature_errors=leakage.feature_errors)
     return known
@@ -239,7 +242,7 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return find_leakage(step, options.seed, nonnegative=nonnegative)
+        return find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
     except PrecisionError:
         return None
 

@@ -47,6 +47,12 @@ def lenet(feature: Value, label: Value) -> tuple[Value, Value]:
     return prediction, F.cross_entropy(prediction, label)
 
 
+def cnn(feature: Value, label: Value) -> tuple[Value, Value]:
+    """PaddlePaddle's LeNet: two convolutions with ReLU and max pooling, three fully connected layers."""
+    prediction = paddle.vision.models.LeNet(num_classes=CLASSES)(feature)
+    return prediction, F.cross_entropy(prediction, label)
+
+
 def resnet18(feature: Value, label: Value) -> tuple[Value, Value]:
     """PaddlePaddle's ResNet-18 in training mode; it is given a grey image as three equal colours."""
     colour = paddle.concat([feature] * 3, axis=1) if feature.shape[1] == 1 else feature
@@ -67,4 +73,4 @@ def vit(feature: Value, label: Value) -> tuple[Value, Value]:
 
 
 # What --network takes.
-NETWORKS: dict[str, Network] = {network.__name__: network for network in (softmax, mlp, lenet, resnet18, vit)}
+NETWORKS: dict[str, Network] = {network.__name__: network for network in (softmax, mlp, lenet, cnn, resnet18, vit)}

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import perceptron, softmax_regression
+from dlg.attack.analytic import convolutions, perceptron, softmax_regression
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
     perceptron.read_off,
+    convolutions.read_off,
     softmax_regression.read_off,
 )
 
 
-def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage | None:
+def find_leakage(
+    step: SharedStep, seed: int, *, nonnegative: bool, value_range: tuple[float, float] | None = None
+) -> Leakage | None:
     """Read labels, and the inputs or features that come with them, off the gradients.
 
     Parameters
@@ -30,6 +33,8 @@ def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage |
         Of the random streams within. The same seed gives the same leakage.
     nonnegative : bool
         Whether the network's inputs are known not to be negative, like pixels.
+    value_range : tuple of float, optional
+        The lowest and the highest value of the network's inputs.
 
     Returns
     -------
@@ -43,7 +48,7 @@ def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage |
     PrecisionError
         Where the network cannot be built in float64.
     """
-    reading = Reading.of(step, seed, nonnegative=nonnegative)
+    reading = Reading.of(step, seed, nonnegative=nonnegative, value_range=value_range)
     for attack in ANALYTIC_ATTACKS:
         leakage = attack(reading)
         if leakage is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.special
 
 from dlg import random_streams
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, forward, read_convolutions
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
@@ -47,6 +48,10 @@ class Leakage:
         compares with the shared ones divided by it.
     source : str
         Whose gradients gave the inputs away, in words.
+    findings : list of str
+        What was found out on the way, a line each.
+    start : ndarray, shape (B, ...), float64, optional
+        Inputs that do not explain the gradients, from which a search may start.
     """
 
     objective: Objective
@@ -57,6 +62,8 @@ class Leakage:
     feature_errors: np.ndarray | None = None
     gradient_scale: float = 1.0
     source: str = "the fully connected layers"
+    findings: list[str] = dataclasses.field(default_factory=list)
+    start: np.ndarray | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -82,6 +89,11 @@ class Reading:
         Of the searches' random streams.
     nonnegative : bool
         Whether the network's inputs are known not to be negative, like pixels.
+    value_range : tuple of float, optional
+        The lowest and the highest value of the network's inputs.
+    convolutions : list of ConvolutionLayer
+        The convolutions before those layers, first to last, where the two are
+        the whole network and all have gradients.
     """
 
     probe: Objective
@@ -89,9 +101,13 @@ class Reading:
     batch_size: int
     seed: int
     nonnegative: bool
+    value_range: tuple[float, float] | None = None
+    convolutions: list[ConvolutionLayer] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def of(cls, step: SharedStep, seed: int, *, nonnegative: bool) -> Reading:
+    def of(
+        cls, step: SharedStep, seed: int, *, nonnegative: bool, value_range: tuple[float, float] | None = None
+    ) -> Reading:
         """Read the layers off the network's graph.
 
         Raises
@@ -102,7 +118,8 @@ class Reading:
         any_labels = np.zeros(step.batch_size, np.int64)
         probe = build_precise_objective(step, fixed_label=any_labels, match_features=True)
         layers = [_as_numbers(layer, step, probe) for layer in probe.layers]
-        return cls(probe, layers, step.batch_size, seed, nonnegative)
+        convolutions = read_convolutions(probe, step.gradients)
+        return cls(probe, layers, step.batch_size, seed, nonnegative, value_range, convolutions)
 
     @functools.cached_property
     def softmax_regression(self) -> Layer | None:
@@ -155,6 +172,26 @@ class Reading:
         for layer, activation in zip(layers, activations):
             hidden = activation.function(hidden @ layer.weight + layer.bias)
         return layers if _agree(hidden, features) else None
+
+    @functools.cached_property
+    def convolutional_network(self) -> list[ConvolutionLayer] | None:
+        """All convolutions, if the network consists of them and of the fully connected layers.
+
+        The network's own features at a random batch decide.
+        """
+        probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
+        if probe.features is None or not self.convolutions or len(layers) < len(self.layers):
+            return None
+        if any(layer.activation is not None and layer.known_activation is None for layer in layers):
+            return None
+        data, features = self._at_random_batch([probe.dummies[0], probe.features])
+        hidden = np.stack([forward(self.convolutions, image) for image in data]).reshape(len(data), -1)
+        if hidden.shape[1] != len(layers[0].weight):
+            return None
+        for layer in layers[:-1]:
+            hidden = hidden @ layer.weight + layer.bias
+            hidden = hidden if layer.known_activation is None else layer.known_activation.function(hidden)
+        return self.convolutions if _agree(hidden, features) else None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -89,6 +89,8 @@ class BatchKnowledge:
     feature_errors : ndarray, shape (B,), float64, optional
         How far off each sample's features may be, relative to how much the
         samples differ.
+    start : ndarray, shape (B, ...), float64, optional
+        Samples that were recovered in part, from which the first start begins.
     scale_is_fitted : bool
         Whether the shared gradients were divided by a factor that was fitted to
         them. An optimiser may correct it by what rounding has left.
@@ -98,6 +100,7 @@ class BatchKnowledge:
     inputs: np.ndarray | None = None
     features: np.ndarray | None = None
     feature_errors: np.ndarray | None = None
+    start: np.ndarray | None = None
     scale_is_fitted: bool = False
 
 

@@ -151,7 +151,9 @@ class LevenbergMarquardt:
         return self._evaluations + self._step.evaluations
 
     def start(self, seed: int, restart: int) -> DummyBatch:
-        """`random_start` at first; later starts are N(0, 1), clipped to the pixels' range, to differ more."""
+        """What was recovered in part, or else `random_start`; later N(0, 1), clipped to the range, to differ more."""
+        if not restart and self._knowledge.start is not None:
+            return self._evaluate(self._knowledge.start)
         if not restart:
             return self._evaluate(random_start(self._objective, seed, restart)[0])
         noise = random_streams.attack_start(seed, restart).standard_normal(self._objective.dummies[0].shape)
