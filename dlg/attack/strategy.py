@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlg.attack.analytic.labels import labels_from_gradients
+from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
@@ -49,6 +50,8 @@ class Strategy:
         How many independent starts it has unless an option says otherwise.
     gradient_scale : float
         The factor on the shared gradients that was found and taken out of them.
+    open_part : OpenPart, optional
+        What of the batch the gradients leave open, where the recovery told.
     fallback : str
         Why ``auto`` did not take its strongest attack; empty where it did.
     """
@@ -59,6 +62,7 @@ class Strategy:
     notes: list[str]
     restarts: int
     gradient_scale: float = 1.0
+    open_part: OpenPart | None = None
     fallback: str = ""
 
 
@@ -213,7 +217,8 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
         notes.append(f"gradients: {scale:.6g} times those of the network's loss, as the last layers' samples show")
     # Nothing is random where every sample is known.
     restarts = 1 if found == step.batch_size else entry.default_restarts
-    return Strategy(name, objective, optimizer, notes, restarts, scale)
+    open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
+    return Strategy(name, objective, optimizer, notes, restarts, scale, open_part)
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:

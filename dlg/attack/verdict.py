@@ -109,12 +109,10 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
         nearly = thorough and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
         return polished or _failed(mismatch, options, ended)
-    objective = _precise_objective(step, strategy.objective, answer) if thorough else None
-    part = (
-        None
-        if objective is None
-        else open_part(objective, answer.values[0].astype(np.float64), mismatch, options.range)
-    )
+    part = strategy.open_part
+    objective = _precise_objective(step, strategy.objective, answer) if thorough and part is None else None
+    if objective is not None:
+        part = open_part(objective, answer.values[0].astype(np.float64), mismatch, options.range)
     return _matched(mismatch, part, answer, strategy.gradient_scale, options)
 
 

@@ -37,6 +37,7 @@ from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.window_search import search
+from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
 
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
@@ -71,10 +72,13 @@ class LayerRank:
     open : int
         How many dimensions are open, by an estimate; exact where these are
         numbers that no equation has.
+    unseen : int
+        How many numbers no equation has.
     """
 
     determined: np.ndarray
     open: int
+    unseen: int
 
     def __str__(self) -> str:
         return f"{self.determined.size - self.open} of {self.determined.size}"
@@ -118,7 +122,8 @@ def read_off(reading: Reading) -> Leakage | None:
     if found is None:
         return None
     candidates = [image.reshape(1, *reading.input_shape) for image in (found.image, _at_bounds(found.image, bounds))]
-    return _judged(label, candidates, [_finding(found.ranks)])
+    leakage = _judged(label, candidates, [_finding(found.ranks)])
+    return dataclasses.replace(leakage, open_part=_open_part(found.ranks[-1]))
 
 
 def features_of_one(layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
@@ -203,12 +208,18 @@ def estimated_rank(equations: Equations) -> LayerRank:
     probe = random_streams.probe().standard_normal(len(seen))
     options = {"atol": _RANK_TOLERANCE, "btol": _RANK_TOLERANCE, "maxiter": _RANK_ITERATIONS}
     left = np.abs(probe - lsmr(equations.matrix, equations.matrix @ probe, **options)[0])
-    return LayerRank(seen & (left < _DETERMINED), int(np.sum(~seen)) + round(float(np.sum(left[seen] ** 2))))
+    unseen = int(np.sum(~seen))
+    return LayerRank(seen & (left < _DETERMINED), unseen + round(float(np.sum(left[seen] ** 2))), unseen)
 
 
 def _finding(ranks: Sequence[LayerRank]) -> str:
     numbered = [f"{rank} before convolution {len(ranks) - place}" for place, rank in enumerate(ranks)]
     return f"convolutions: their equations determine about {', '.join(numbered)}"
+
+
+def _open_part(rank: LayerRank) -> OpenPart:
+    """What of the image the first layer's equations leave open, given the pattern of active units and maxima."""
+    return OpenPart(rank.determined.size, rank.open, rank.unseen)
 
 
 def _at_bounds(image: np.ndarray, bounds: Bounds) -> np.ndarray:

@@ -12,6 +12,7 @@ import scipy.special
 from dlg import random_streams
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, forward, read_convolutions
 from dlg.attack.analytic.layers import Layer
+from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
 from dlg.graph.linear_layers import AffineOps, reads
@@ -52,6 +53,8 @@ class Leakage:
         What was found out on the way, a line each.
     start : ndarray, shape (B, ...), float64, optional
         Inputs that do not explain the gradients, from which a search may start.
+    open_part : OpenPart, optional
+        What of the inputs the gradients leave open, where the recovery tells.
     """
 
     objective: Objective
@@ -64,6 +67,7 @@ class Leakage:
     source: str = "the fully connected layers"
     findings: list[str] = dataclasses.field(default_factory=list)
     start: np.ndarray | None = None
+    open_part: OpenPart | None = None
 
     @property
     def is_exact(self) -> bool:
