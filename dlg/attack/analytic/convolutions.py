@@ -53,8 +53,8 @@ _OUTPUT_RANGES = {
     "elu": Bounds(-1.0, np.inf),
 }
 _UNBOUNDED = Bounds(-np.inf, np.inf)
-# A pixel is at a bound where it is nearer than this share of the range.
-_AT_BOUND = 1e-5
+# A pixel may be at a bound where it is nearer than one of these shares of the range. What fits the gradients counts.
+_AT_BOUND = (1e-5, 1e-4, 1e-3)
 # A number is determined where this much or less is left of a random number there.
 _DETERMINED = 1e-4
 # The iterations and the tolerance of the estimate of a rank.
@@ -121,7 +121,9 @@ def read_off(reading: Reading) -> Leakage | None:
     found = recover_image(layers, *at_features, bounds, reading.random_stream())
     if found is None:
         return None
-    candidates = [image.reshape(1, *reading.input_shape) for image in (found.image, _at_bounds(found.image, bounds))]
+    candidates = [
+        _at_bounds(found.image, bounds, margin).reshape(1, *reading.input_shape) for margin in (0.0, *_AT_BOUND)
+    ]
     leakage = _judged(label, candidates, [_finding(found.ranks)])
     return dataclasses.replace(leakage, open_part=_open_part(found.ranks[-1]))
 
@@ -222,7 +224,7 @@ def _open_part(rank: LayerRank) -> OpenPart:
     return OpenPart(rank.determined.size, rank.open, rank.unseen)
 
 
-def _at_bounds(image: np.ndarray, bounds: Bounds) -> np.ndarray:
+def _at_bounds(image: np.ndarray, bounds: Bounds, margin: float) -> np.ndarray:
     """The image with pixels that are at a bound but for rounding moved there.
 
     A unit whose patch is black has the output 0 and no gradient where its bias
@@ -230,9 +232,9 @@ def _at_bounds(image: np.ndarray, bounds: Bounds) -> np.ndarray:
     """
     if not np.isfinite([bounds.low, bounds.high]).all():
         return image
-    margin = _AT_BOUND * (bounds.high - bounds.low)
-    image = np.where(image < bounds.low + margin, bounds.low, image)
-    return np.where(image > bounds.high - margin, bounds.high, image)
+    distance = margin * (bounds.high - bounds.low)
+    image = np.where(image < bounds.low + distance, bounds.low, image)
+    return np.where(image > bounds.high - distance, bounds.high, image)
 
 
 def _judged(label: Leakage, candidates: Sequence[np.ndarray], findings: list[str]) -> Leakage:

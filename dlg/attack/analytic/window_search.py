@@ -34,6 +34,8 @@ _NO_SLACK = 1e-4
 _ROUNDING = 2e-6
 # A first layer's outputs equal those of a black image where they differ by less than this share of the largest.
 _BLACK = 1e-5
+# The weight of a pixel's own value in the linear programs, beside the largest of its weight in the maxima.
+_TOWARDS_BLACK = 1e-4
 # The linear programs of one descent, at most: on the whole image, and around a window.
 _MOST_PROGRAMS, _MOST_LOCAL_PROGRAMS = 20, 8
 # The descents around a window, at most. MNIST digits in LeNet took 0 to 100.
@@ -194,6 +196,8 @@ class _Windows:
         chosen = np.take_along_axis(self._outputs, choice[..., None], axis=2)[..., 0]
         chosen = chosen[self._known.active & (chosen >= 0)]
         outputs = np.asarray(part[chosen].sum(axis=0)).ravel()
+        # Pixels that no maximum needs become black.
+        outputs -= _TOWARDS_BLACK * np.abs(outputs).max(initial=0.0)
         result = linprog(
             -outputs,
             part[rows],
