@@ -333,15 +333,31 @@ def exact_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds) -> 
     """
     free = (x > bounds.low) & (x < bounds.high)
     for _ in range(_MOST_BOUND_CHANGES):
-        columns = np.flatnonzero(free)
-        part = equations.matrix[:, columns]
-        missing = equations.right_side - equations.matrix @ x
-        change = lsmr(part, missing, atol=_SOLVER_TOLERANCE, btol=_SOLVER_TOLERANCE, maxiter=_SOLVER_ITERATIONS)[0]
-        moved = x[columns] + change
-        outside = (moved < bounds.low) | (moved > bounds.high)
-        x = x.copy()
-        x[columns] = bounds.clip(moved)
-        if not outside.any():
+        x, outside = _least_squares_of(equations, x, free, bounds)
+        free &= ~outside
+        released = ~free & _wants_inside(equations, x, bounds)
+        if not outside.any() and not released.any():
             break
-        free[columns[outside]] = False
+        free |= released
     return x
+
+
+def _least_squares_of(
+    equations: Equations, x: np.ndarray, free: np.ndarray, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares for the free numbers, clipped to the bounds, and which of them had to be clipped."""
+    columns = np.flatnonzero(free)
+    missing = equations.right_side - equations.matrix @ x
+    options = {"atol": _SOLVER_TOLERANCE, "btol": _SOLVER_TOLERANCE, "maxiter": _SOLVER_ITERATIONS}
+    moved = x.copy()
+    moved[columns] += lsmr(equations.matrix[:, columns], missing, **options)[0]
+    return bounds.clip(moved), (moved < bounds.low) | (moved > bounds.high)
+
+
+def _wants_inside(equations: Equations, x: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Which numbers at a bound would lower the residual by leaving it, shape (n,), bool."""
+    residual = equations.right_side - equations.matrix @ x
+    descent = equations.matrix.T @ residual
+    columns = np.sqrt(np.asarray(equations.matrix.power(2).sum(axis=0)).ravel())
+    least = EXPLAINED * np.linalg.norm(residual) * columns
+    return ((x <= bounds.low) & (descent > least)) | ((x >= bounds.high) & (descent < -least))
