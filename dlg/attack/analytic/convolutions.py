@@ -55,8 +55,6 @@ _OUTPUT_RANGES = {
 _UNBOUNDED = Bounds(-np.inf, np.inf)
 # A pixel may be at a bound where it is nearer than one of these shares of the range. What fits the gradients counts.
 _AT_BOUND = (1e-5, 1e-4, 1e-3)
-# A number is determined where this much or less is left of a random number there.
-_DETERMINED = 1e-4
 # The iterations and the tolerance of the estimate of a rank.
 _RANK_ITERATIONS, _RANK_TOLERANCE = 1500, 1e-10
 
@@ -67,8 +65,8 @@ class LayerRank:
 
     Attributes
     ----------
-    determined : ndarray, shape (n,), bool
-        Which numbers are determined, each by itself.
+    size : int
+        How many numbers the input has.
     open : int
         How many dimensions are open, by an estimate; exact where these are
         numbers that no equation has.
@@ -76,12 +74,12 @@ class LayerRank:
         How many numbers no equation has.
     """
 
-    determined: np.ndarray
+    size: int
     open: int
     unseen: int
 
     def __str__(self) -> str:
-        return f"{self.determined.size - self.open} of {self.determined.size}"
+        return f"{self.size - self.open} of {self.size}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +177,7 @@ def recover_image(
         if found is None:
             return None
         ranks.append(estimated_rank(found.equations))
-        output, upstream, seen = found.values, layer.input_gradient(found.upstream), ranks[-1].determined
+        output, upstream, seen = found.values, layer.input_gradient(found.upstream), found.equations.seen
     return ImageSearch(output, ranks)
 
 
@@ -202,16 +200,16 @@ def _recover_first(
 def estimated_rank(equations: Equations) -> LayerRank:
     """Estimate the rank of equations, by a random vector's projection on their row space.
 
-    What is left of the vector lies in the null space: its squared length is the
+    What is left of the vector lies in the null space. Its squared length is the
     number of open dimensions, with a standard deviation of the root of twice
-    that number, and it is zero at each number that is determined.
+    that number.
     """
     seen = equations.seen
     probe = random_streams.probe().standard_normal(len(seen))
     options = {"atol": _RANK_TOLERANCE, "btol": _RANK_TOLERANCE, "maxiter": _RANK_ITERATIONS}
-    left = np.abs(probe - lsmr(equations.matrix, equations.matrix @ probe, **options)[0])
+    left = probe - lsmr(equations.matrix, equations.matrix @ probe, **options)[0]
     unseen = int(np.sum(~seen))
-    return LayerRank(seen & (left < _DETERMINED), unseen + round(float(np.sum(left[seen] ** 2))), unseen)
+    return LayerRank(len(seen), unseen + round(float(np.sum(left[seen] ** 2))), unseen)
 
 
 def _finding(ranks: Sequence[LayerRank]) -> str:
@@ -221,7 +219,7 @@ def _finding(ranks: Sequence[LayerRank]) -> str:
 
 def _open_part(rank: LayerRank) -> OpenPart:
     """What of the image the first layer's equations leave open, given the pattern of active units and maxima."""
-    return OpenPart(rank.determined.size, rank.open, rank.unseen)
+    return OpenPart(rank.size, rank.open, rank.unseen)
 
 
 def _at_bounds(image: np.ndarray, bounds: Bounds, margin: float) -> np.ndarray:

@@ -20,6 +20,9 @@ from dlg.graph.values import Value
 
 # How closely layers that were read off the graph must give the network's own gradients and features, both in float64.
 _TOLERANCE = 1e-6
+# The labels that a random batch is given, in turn. A network without normalisation may be so sure of the first that its
+# gradient is zero there.
+_PROBE_LABELS = (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +150,16 @@ class Reading:
         if last is None:
             return None
         names = self.probe.layers[-1].weight, self.probe.layers[-1].bias
-        features, labels, weight_gradient, bias_gradient = self._at_random_batch(
-            [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[name] for name in names)]
-        )
-        logits = features @ last.weight + last.bias
-        delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
-        of_mean = features.T @ delta
+        fetched = [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[n] for n in names)]
+        for label in _PROBE_LABELS:
+            features, labels, weight_gradient, bias_gradient = self._at_random_batch(fetched, label)
+            logits = features @ last.weight + last.bias
+            delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
+            of_mean = features.T @ delta
+            if np.any(of_mean):
+                break
+        else:
+            return None
         multiple = float(np.sum(weight_gradient * of_mean) / np.sum(of_mean * of_mean))
         # Exactly 1 for the mean, so that no gradient is rounded again.
         multiple = 1.0 if abs(multiple - 1) < _TOLERANCE else multiple
@@ -206,9 +213,10 @@ class Reading:
         """The stream of a search, from its beginning."""
         return random_streams.analytic_search(self.seed)
 
-    def _at_random_batch(self, fetched: Sequence[Value]) -> list[np.ndarray]:
+    def _at_random_batch(self, fetched: Sequence[Value], label: int = 0) -> list[np.ndarray]:
         data = random_streams.probe().standard_normal(self.probe.dummies[0].shape)
-        return self.probe.evaluate([data], fetched)
+        probe = self.probe.with_labels(np.full(len(data), label))
+        return probe.evaluate([data], fetched)
 
 
 def _as_numbers(layer: AffineOps, step: SharedStep, probe: Objective) -> Layer | None:
