@@ -42,7 +42,7 @@ def pooling_before_the_activation(feature, label):
 
 def leaky_relu(feature, label):
     hidden = F.leaky_relu(nn.Conv2D(1, 6, 3, padding=1)(feature))
-    return with_head(F.leaky_relu(nn.Conv2D(6, 8, 3, dilation=2)(hidden)), label)
+    return with_head(F.leaky_relu(nn.Conv2D(6, 16, 3, dilation=2, padding=1)(hidden)), label)
 
 
 def tanh(feature, label):

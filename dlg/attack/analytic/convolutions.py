@@ -55,6 +55,8 @@ _OUTPUT_RANGES = {
 _UNBOUNDED = Bounds(-np.inf, np.inf)
 # A pixel may be at a bound where it is nearer than one of these shares of the range. What fits the gradients counts.
 _AT_BOUND = (1e-5, 1e-4, 1e-3)
+# A number is determined where this much or less of a random number is left in the null space.
+_DETERMINED = 1e-2
 # The iterations and the tolerance of the estimate of a rank.
 _RANK_ITERATIONS, _RANK_TOLERANCE = 1500, 1e-10
 
@@ -72,11 +74,14 @@ class LayerRank:
         numbers that no equation has.
     unseen : int
         How many numbers no equation has.
+    determined : ndarray, shape (size,), bool
+        Which numbers are determined, each by itself.
     """
 
     size: int
     open: int
     unseen: int
+    determined: np.ndarray
 
     def __str__(self) -> str:
         return f"{self.size - self.open} of {self.size}"
@@ -166,32 +171,39 @@ def recover_image(
         image.
     """
     output, upstream, ranks = features, gradient, []
-    seen: np.ndarray | None = None
+    seen = determined = np.ones(features.size, bool)
     for place in range(len(layers) - 1, -1, -1):
         layer = layers[place]
         known = KnownOutputs.of(layer, output, upstream, seen)
-        if place == 0:
-            found = _recover_first(layer, known, bounds, rng)
+        if place == 0 and layer.windows.shape[1] > 1 and np.isfinite([bounds.low, bounds.high]).all():
+            found = _recover_from_windows(layer, output, upstream, determined, bounds, rng)
+        elif place == 0:
+            found = recover_input(layer, known, bounds)
         else:
             found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
         if found is None:
             return None
         ranks.append(estimated_rank(found.equations))
-        output, upstream, seen = found.values, layer.input_gradient(found.upstream), found.equations.seen
+        output, upstream = found.values, layer.input_gradient(found.upstream)
+        seen, determined = found.equations.seen, ranks[-1].determined
     return ImageSearch(output, ranks)
 
 
-def _recover_first(
-    layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds, rng: np.random.Generator
+def _recover_from_windows(
+    layer: ConvolutionLayer,
+    output: np.ndarray,
+    upstream: np.ndarray,
+    determined: np.ndarray,
+    bounds: Bounds,
+    rng: np.random.Generator,
 ) -> LayerInput | None:
-    """The image behind the first layer."""
-    has_windows = layer.windows.shape[1] > 1
-    if not has_windows or not np.isfinite([bounds.low, bounds.high]).all():
-        return recover_input(layer, known, bounds)
-    found = search(layer, known, bounds, rng)
+    """The image behind a first layer with max pooling, by those of its outputs that are determined."""
+    found = search(layer, KnownOutputs.of(layer, output, upstream, determined), bounds, rng)
     if found is None:
         return None
-    problem = LayerEquations(layer, known)
+    # The image says what the other outputs are.
+    completed = np.where(determined, output.ravel(), layer.forward(found.values).ravel())
+    problem = LayerEquations(layer, KnownOutputs.of(layer, completed, upstream))
     fitted = fit_pattern(problem, problem.pattern(found.values), found.values, bounds)
     # Where windows are level, the gradient's equations may be those of another position.
     return fitted if fitted.residual < EXPLAINED else dataclasses.replace(fitted, values=found.values)
@@ -209,7 +221,8 @@ def estimated_rank(equations: Equations) -> LayerRank:
     options = {"atol": _RANK_TOLERANCE, "btol": _RANK_TOLERANCE, "maxiter": _RANK_ITERATIONS}
     left = probe - lsmr(equations.matrix, equations.matrix @ probe, **options)[0]
     unseen = int(np.sum(~seen))
-    return LayerRank(len(seen), unseen + round(float(np.sum(left[seen] ** 2))), unseen)
+    is_open = unseen + round(float(np.sum(left[seen] ** 2)))
+    return LayerRank(len(seen), is_open, unseen, seen & (np.abs(left) < _DETERMINED))
 
 
 def _finding(ranks: Sequence[LayerRank]) -> str:
