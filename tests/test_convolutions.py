@@ -41,8 +41,9 @@ def pooling_before_the_activation(feature, label):
 
 
 def leaky_relu(feature, label):
-    hidden = F.leaky_relu(nn.Conv2D(1, 6, 3, padding=1)(feature))
-    return with_head(F.leaky_relu(nn.Conv2D(6, 16, 3, dilation=2, padding=1)(hidden)), label)
+    bias = nn.initializer.Uniform(0.05, 0.1)  # black pixels at bias 0 are at the kink
+    hidden = F.leaky_relu(nn.Conv2D(1, 6, 3, padding=1, bias_attr=bias)(feature))
+    return with_head(F.leaky_relu(nn.Conv2D(6, 16, 3, dilation=2, padding=1, bias_attr=bias)(hidden)), label)
 
 
 def tanh(feature, label):

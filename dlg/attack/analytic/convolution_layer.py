@@ -80,11 +80,6 @@ class ConvolutionLayer:
         return self.activation in ("relu", "relu6")
 
     @property
-    def has_kink(self) -> bool:
-        """Whether the activation's derivative jumps at zero."""
-        return self.clips_below or self.activation == "leaky_relu"
-
-    @property
     def outputs(self) -> np.ndarray:
         """The index of each output in each window, shape (out, Q, k); −1 in the padding."""
         positions = self.taps.shape[1]
@@ -175,9 +170,6 @@ class KnownOutputs:
         seen = np.ones(output.size, bool) if seen is None else seen
         seen = seen.reshape(len(layer.weight), -1)
         output, gradient = (array.reshape(len(layer.weight), -1) for array in (output, gradient))
-        if layer.has_kink:
-            # At the kink itself the derivative is the one below; rounding would take that above for half of them.
-            output = np.where(np.abs(output) <= _ZERO * np.abs(output).max(), 0.0, output)
         known = layer.known_activation
         if known is None or known.inverse is None:
             largest, slope = output, np.ones_like(output)
@@ -187,7 +179,7 @@ class KnownOutputs:
         active = slope > _LEAST_DERIVATIVE
         bound = np.where(active, largest, np.inf)
         if layer.clips_below:
-            is_zero = output <= 0
+            is_zero = output <= _ZERO * np.abs(output).max()
             active, bound = active & ~is_zero, np.where(is_zero, 0.0, bound)
         active, bound = active & seen, np.where(seen, bound, np.inf)
         return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0))
