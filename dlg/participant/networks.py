@@ -48,9 +48,17 @@ def lenet(feature: Value, label: Value) -> tuple[Value, Value]:
 
 
 def cnn(feature: Value, label: Value) -> tuple[Value, Value]:
-    """PaddlePaddle's LeNet: two convolutions with ReLU and max pooling, three fully connected layers."""
-    prediction = paddle.vision.models.LeNet(num_classes=CLASSES)(feature)
-    return prediction, F.cross_entropy(prediction, label)
+    """The LeNet of ``paddle.vision.models``, layer for layer, for images of any size.
+
+    Two convolutions with ReLU and max pooling, and three fully connected layers
+    with nothing between them.
+    """
+    hidden = F.max_pool2d(F.relu(nn.Conv2D(feature.shape[1], 6, 3, padding=1)(feature)), 2)
+    hidden = F.max_pool2d(F.relu(nn.Conv2D(6, 16, 5)(hidden)), 2)
+    hidden = paddle.flatten(hidden, start_axis=1)
+    for width in (120, 84, CLASSES):
+        hidden = nn.Linear(hidden.shape[1], width)(hidden)
+    return hidden, F.cross_entropy(hidden, label)
 
 
 def resnet18(feature: Value, label: Value) -> tuple[Value, Value]:
