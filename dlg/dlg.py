@@ -175,7 +175,11 @@ def dlg_attack(
     started = time.monotonic()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    return _attack(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place), options, started)
+
+
+def _attack(step: SharedStep, options: AttackOptions, started: float) -> Reconstruction:
+    """Attack a step whose weights are in the current scope; see `dlg_attack`."""
     strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
@@ -198,7 +202,7 @@ def dlg_attack(
     except KeyboardInterrupt:
         ended = "interrupted"
         verdict = judge(step, strategy, attempts.best.last, options, ended)
-    reconstruction = _reconstruction(attempts, strategy, verdict, ended, numpy_dtype(feature), started)
+    reconstruction = _reconstruction(attempts, strategy, verdict, ended, numpy_dtype(step.feature), started)
     for finding in strategy.optimizer.findings:
         print(finding)
     print(f"{verdict.kind}: {verdict.reason}")
