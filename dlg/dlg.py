@@ -1,10 +1,15 @@
-"""dlg_attack, the front door: recover a training batch from the gradients it left."""
+"""The front doors: dlg_attack for static graphs, attack_layer for dynamic ones.
+
+Both recover a training batch from the gradients it left.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +17,18 @@ import paddle
 
 from dlg.attack.attempts import Attempts
 from dlg.attack.deadline import Deadline
+from dlg.attack.layer_step import step_of_layer
+from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
 from dlg.attack.verdict import Verdict, judge
-from dlg.errors import InputError
-from dlg.graph.programs import refuse_flags
+from dlg.errors import InputError, quoted
+from dlg.graph.programs import refuse_flags, static_mode
 from dlg.graph.values import Network, Value, numpy_dtype
+from dlg.interrupts import interrupts_ignored
 from dlg.options import AttackOptions
+from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
 from dlg.results.pictures import SNAPSHOTS
 from dlg.results.replacement import replaced_results
 
@@ -175,11 +184,102 @@ def dlg_attack(
     started = time.monotonic()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    return _attack(SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place), options, started)
+    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    return _run(step, options, *_prepare(step, options), started)
 
 
-def _attack(step: SharedStep, options: AttackOptions, started: float) -> Reconstruction:
-    """Attack a step whose weights are in the current scope; see `dlg_attack`."""
+def attack_layer(
+    layer: paddle.nn.Layer,
+    loss: Callable[[Any, Any], Any],
+    gradients: Mapping[str, Any] | Sequence[Any],
+    *,
+    feature: paddle.static.InputSpec,
+    label: paddle.static.InputSpec,
+    batch_size: int,
+    weights: Mapping[str, Any] | str | os.PathLike | None = None,
+    place: Any = None,
+    target: Any = None,
+    target_label: Any = None,
+    **options: Any,
+) -> Reconstruction:
+    """Recover the batch behind the gradients of a `paddle.nn.Layer`, as ``loss.backward()`` leaves them.
+
+    It does what `dlg_attack` does, and writes ``summary.json`` besides. It may be
+    called in dynamic and in static mode. The mode, the layer, its weights, its
+    gradients and the state of PaddlePaddle's random numbers are the same
+    afterwards.
+
+    The program that PaddlePaddle makes of the layer must have the layer's own
+    gradients. Both are computed at a random batch before the attack and compared,
+    unless the layer is random, as one with dropout is.
+
+    Parameters
+    ----------
+    layer : paddle.nn.Layer
+        The trained layer. It returns one variable, the prediction, (B, C). It is
+        attacked in the mode that it is in, ``train()`` or ``eval()``, which must be
+        the mode in which the gradients were computed.
+    loss : callable (prediction, label) -> scalar
+        The loss, such as `paddle.nn.functional.cross_entropy` or a
+        `paddle.nn.CrossEntropyLoss`.
+    gradients : mapping of str to array, or sequence of array
+        The shared gradients, as arrays or as PaddlePaddle's tensors: by the names
+        of ``layer.named_parameters()``, or in the order of ``layer.parameters()``,
+        all or the trainable ones. None is a gradient that was not shared.
+    feature, label : paddle.static.InputSpec
+        The shapes and dtypes of the layer's input and of the label. The first
+        size, the batch, may be None.
+    batch_size : int
+        B, the number of samples behind the gradients.
+    weights : mapping of str to array, or path, optional
+        The weights at which the gradients were computed: a ``state_dict()``, or
+        the path of a file that `paddle.save` made of one. By default the layer's own.
+    place : paddle.CPUPlace, paddle.CUDAPlace or str, optional
+        Where the attack runs. By default on the device that is set, see
+        `paddle.get_device`.
+    target : array, (B, ...), floating, in [0, 1], optional
+        The true batch. It is looked at after the attack alone, to compare what
+        was recovered with it: the comparison is printed and written into
+        ``summary.json``, with ``target.png`` and ``progress.png`` where samples are
+        pictures. It needs `target_label` too.
+    target_label : array, (B,) or (B, 1), integer, optional
+        The labels of `target`.
+    **options
+        The other fields of `dlg.options.AttackOptions`, such as ``optimizer`` and
+        ``result_dir``.
+
+    Returns
+    -------
+    Reconstruction
+
+    Raises
+    ------
+    InputError, SecondDerivativeError, OSError, AttackInterrupted
+        As `dlg_attack` does.
+    """
+    started = time.monotonic()
+    chosen = AttackOptions.from_keywords(batch_size=batch_size, **options)
+    refuse_flags()
+    truth = _checked_target(target, target_label, batch_size)
+    with static_mode():
+        known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        with paddle.static.scope_guard(known.scope):
+            strategy, first = _prepare(known.step, chosen)
+            with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
+                try:
+                    recovered = _run(known.step, chosen, strategy, first, started)
+                except AttackInterrupted as interruption:
+                    recovered = interruption.reconstruction
+                with interrupts_ignored():
+                    rows = write_results(folder, dataclasses.asdict(chosen), recovered, *truth)
+    print_outcome(recovered, rows, chosen.result_dir)
+    if recovered.ended == "interrupted":
+        raise AttackInterrupted(recovered)
+    return recovered
+
+
+def _prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
+    """The attack, its derivatives verified, and its first start."""
     strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
@@ -188,6 +288,13 @@ def _attack(step: SharedStep, options: AttackOptions, started: float) -> Reconst
             " their parameters' precision, or the network is not defined for all numbers, as a logarithm and a root are"
             " not; for such a network, let it take what is below its domain too, by paddle.clip for one"
         )
+    return strategy, first
+
+
+def _run(
+    step: SharedStep, options: AttackOptions, strategy: Strategy, first: DummyBatch, started: float
+) -> Reconstruction:
+    """Run an attack on a step whose weights are in the current scope; see `dlg_attack`."""
     with replaced_results(options.result_dir, SNAPSHOTS) as folder:
         if strategy.name != options.optimizer:
             why = f" ({strategy.fallback})" if strategy.fallback else ""
@@ -247,3 +354,39 @@ def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
         raise InputError(f"network is {network!r}, expected a callable (feature, label) -> (prediction, loss)")
     if not isinstance(exe, paddle.static.Executor):
         raise InputError(f"exe is a {type(exe).__name__}, expected the training's paddle.static.Executor")
+
+
+def _device(place: Any) -> Any:
+    """The place on which an attack runs; by default the device that is set."""
+    if place is not None and not isinstance(place, str):
+        return place
+    name = place or paddle.get_device()
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return paddle.CPUPlace()
+    if kind == "gpu" and paddle.is_compiled_with_cuda():
+        return paddle.CUDAPlace(int(number or 0))
+    raise InputError(f"place is {quoted(name)}, expected 'cpu', or 'gpu:0' with PaddlePaddle's build for GPUs")
+
+
+def _checked_target(target: Any, target_label: Any, batch_size: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The true batch and its labels as arrays, to be kept until the attack is over."""
+    if target is None and target_label is None:
+        return None, None
+    if target is None or target_label is None:
+        raise InputError("target and target_label belong together: give both, or neither")
+    samples, labels = (
+        np.asarray(given.numpy() if isinstance(given, paddle.Tensor) else given) for given in (target, target_label)
+    )
+    if len(samples) != batch_size or not np.issubdtype(samples.dtype, np.floating):
+        raise InputError(
+            f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples"
+        )
+    if labels.size != batch_size or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} classes")
+    if samples.min() < 0 or samples.max() > 1:
+        raise InputError(
+            f"target has numbers from {samples.min():g} to {samples.max():g}, expected 0 to 1, which the comparison"
+            " needs; leave target away, or scale in the layer and not before it"
+        )
+    return samples, labels.reshape(batch_size)

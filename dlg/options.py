@@ -218,6 +218,21 @@ class AttackOptions:
             options = dataclasses.replace(options, learning_rate=OPTIMIZERS[options.optimizer].default_step)
         return options
 
+    @classmethod
+    def from_keywords(cls, **given: Any) -> AttackOptions:
+        """The options, by their names; those that are not given have their defaults.
+
+        Raises
+        ------
+        InputError
+            Where there is no such option, or a value is not one that it takes.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InputError(f"{quoted(name)} is no option of the attack, expected one of {', '.join(known)}")
+        return cls.from_args(argparse.Namespace(**given))
+
     @property
     def range(self) -> tuple[float, float] | None:
         """`feature_range` as numbers."""

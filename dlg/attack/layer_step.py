@@ -1,0 +1,248 @@
+"""A trained ``paddle.nn.Layer`` and the gradients of its parameters as the shared step that the attack takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from dlg import random_streams
+from dlg.attack.parameters import copy_weights
+from dlg.attack.shared_step import NetworkCall, SharedStep
+from dlg.errors import InputError, one_line, quoted
+from dlg.graph.differentiation import unchanged_gradients
+from dlg.graph.failures import named_failures
+from dlg.graph.programs import in_program
+from dlg.graph.traced_layer import TracedLayer
+from dlg.graph.values import Value, is_real, numpy_dtype
+
+# What messages call the layer's two inputs.
+_FEATURE = "feature"
+_LABEL = "label"
+# What messages say of PaddlePaddle.
+_CANNOT_TRACE = "cannot make a program of this layer and its loss"
+# How far a gradient of the program may be from the layer's own, relative to its largest element, and besides, relative
+# to the largest element of all gradients. dlg/attack/verification.py has the same in float32.
+_TOLERANCE = 1e-2
+_SMALLEST_TOLERANCE = 1e-4
+# A range of the features beyond plus and minus this is no range that features have.
+_MOST_AT_POINT = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStep:
+    """The shared step of a layer.
+
+    Attributes
+    ----------
+    step : SharedStep
+        Its parameters have the names that the layer has for them.
+    scope : paddle.static.Scope
+        The weights.
+    program : paddle.static.Program
+        Where the step's variables are. PaddlePaddle ends the process where they
+        are read after their program is gone.
+    """
+
+    step: SharedStep
+    scope: paddle.static.Scope
+    program: paddle.static.Program
+
+
+def step_of_layer(
+    layer: paddle.nn.Layer,
+    loss: Callable[[Any, Any], Any],
+    gradients: Any,
+    feature: paddle.static.InputSpec,
+    label: paddle.static.InputSpec,
+    batch_size: int,
+    weights: Any,
+    place: object,
+    value_range: tuple[float, float] | None,
+) -> LayerStep:
+    """The shared step of a layer.
+
+    Parameters
+    ----------
+    layer, loss, gradients, feature, label, batch_size, weights, place
+        See `dlg.dlg.attack_layer`.
+    value_range : tuple of float or None
+        The lowest and the highest value of the features.
+
+    Raises
+    ------
+    InputError
+        Where one of these is not what is expected, or the program that
+        PaddlePaddle makes of the layer has other gradients than the layer.
+    SecondDerivativeError
+        Where the layer cannot be made a program, or has control flow.
+    """
+    _check_arguments(layer, loss, feature, label)
+    traced = TracedLayer(layer, loss, numpy_dtype(feature))
+    program = paddle.static.Program()
+    with in_program(program), named_failures(_CANNOT_TRACE, program):
+        batch = [paddle.static.InputSpec([batch_size, *spec.shape[1:]], spec.dtype) for spec in (feature, label)]
+        traced.trace(*batch)
+        variables = [
+            paddle.static.data(name, spec.shape, numpy_dtype(spec))
+            for name, spec in ((_FEATURE, feature), (_LABEL, label))
+        ]
+        for name in traced.tensors:
+            traced.make_parameter(name)
+    step = SharedStep(traced, *variables, batch_size, _by_name(gradients, traced.parameters), place)
+    scope = _scope_of({name: tensor.numpy() for name, tensor in traced.tensors.items()})
+    _refuse_other_gradients(step, traced, scope, value_range)
+    if weights is not None:
+        _set_weights(scope, _state(weights), traced)
+    return LayerStep(step, scope, program)
+
+
+def _check_arguments(layer: Any, loss: Any, feature: Any, label: Any) -> None:
+    if not isinstance(layer, paddle.nn.Layer):
+        raise InputError(f"layer is a {type(layer).__name__}, expected a paddle.nn.Layer")
+    tensors = [tensor for part in layer.sublayers(include_self=True) for tensor in part._parameters.values()]
+    if not all(tensor is None or isinstance(tensor, paddle.Tensor) for tensor in tensors):
+        raise InputError("the layer was made in static mode; attack it with dlg_attack, or make it in dynamic mode")
+    if not callable(loss):
+        raise InputError(f"loss is {quoted(loss)}, expected a callable (prediction, label) -> scalar")
+    for name, spec in ((_FEATURE, feature), (_LABEL, label)):
+        if not isinstance(spec, paddle.static.InputSpec):
+            raise InputError(
+                f"{name} is a {type(spec).__name__}, expected a paddle.static.InputSpec, such as"
+                " InputSpec([None, 1, 28, 28], 'float32')"
+            )
+        if any(size in (None, -1) for size in spec.shape[1:]):
+            raise InputError(f"{name} is shaped {spec.shape}; the attack needs every size but the first to be known")
+
+
+def _by_name(gradients: Any, named: Mapping[str, paddle.Tensor]) -> dict[str, np.ndarray | None]:
+    """The shared gradients as arrays, by the layer's names of their parameters."""
+    if isinstance(gradients, Mapping):
+        unknown = [name for name in gradients if name not in named]
+        if unknown:
+            raise InputError(
+                f"gradients has {quoted(unknown[0])}, which is none of the layer's parameters ({', '.join(named)})"
+            )
+        pairs = list(gradients.items())
+    elif isinstance(gradients, Sequence) and not isinstance(gradients, str):
+        pairs = list(zip(_names_in_order(named, len(gradients)), gradients))
+    else:
+        raise InputError(
+            f"gradients is a {type(gradients).__name__}, expected a dict by the names of named_parameters(), or a list"
+            " in the order of parameters()"
+        )
+    return {name: given.numpy() if isinstance(given, paddle.Tensor) else given for name, given in pairs}
+
+
+def _names_in_order(named: Mapping[str, paddle.Tensor], count: int) -> list[str]:
+    """The names of all of the layer's parameters, or of the trainable ones, whichever are this many."""
+    trainable = [name for name, parameter in named.items() if not parameter.stop_gradient]
+    for names in (list(named), trainable):
+        if len(names) == count:
+            return names
+    raise InputError(
+        f"gradients has {count} entries, the layer {len(named)} parameters, of which {len(trainable)} are trainable"
+        f" ({', '.join(trainable)}); give one for each, in this order, or a dict by name"
+    )
+
+
+def _scope_of(arrays: Mapping[str, np.ndarray]) -> paddle.static.Scope:
+    """A scope that holds these arrays under these names."""
+    scope = paddle.static.Scope()
+    for name, array in arrays.items():
+        scope.var(name).get_tensor().set(array, paddle.CPUPlace())
+    return scope
+
+
+def _state(weights: Any) -> Mapping[str, Any]:
+    """Weights by name, as they were given or from a file."""
+    if isinstance(weights, (str, os.PathLike)):
+        try:
+            weights = paddle.load(os.fspath(weights), return_numpy=True)
+        except Exception as error:
+            raise InputError(f"weights: {quoted(str(weights))} cannot be loaded: {one_line(error)}") from error
+    if not isinstance(weights, Mapping):
+        raise InputError(
+            f"weights is a {type(weights).__name__}, expected a state_dict, or the path of a file with one"
+        )
+    return weights
+
+
+def _set_weights(scope: paddle.static.Scope, state: Mapping[str, Any], traced: TracedLayer) -> None:
+    """Put the weights of a state_dict into the scope."""
+    names = {id(tensor): name for name, tensor in traced.tensors.items()}
+    unknown = [name for name in state if name not in traced.state]
+    if unknown:
+        raise InputError(
+            f"weights has {quoted(unknown[0])}, which the layer's state_dict() has not ({', '.join(traced.state)})"
+        )
+    # A tensor that is in several places of the layer has several names.
+    given = {id(traced.state[name]) for name in state}
+    missing = [name for name, tensor in traced.state.items() if id(tensor) not in given]
+    if missing:
+        raise InputError(f"weights has no {missing[0]!r}, which the layer's state_dict() has; give all of them")
+    for name, value in state.items():
+        array = np.asarray(value.numpy() if isinstance(value, paddle.Tensor) else value)
+        expected = traced.state[name]
+        if list(array.shape) != list(expected.shape):
+            raise InputError(f"weights: {name!r} is shaped {array.shape}, expected {tuple(expected.shape)}")
+        tensor = scope.find_var(names[id(expected)]).get_tensor()
+        tensor.set(array.astype(numpy_dtype(expected)), paddle.CPUPlace())
+
+
+def _refuse_other_gradients(
+    step: SharedStep, traced: TracedLayer, scope: paddle.static.Scope, value_range: tuple[float, float] | None
+) -> None:
+    """Raise InputError where the program of a layer has other gradients than the layer, at a random batch.
+
+    A static graph does not know ops that work in place, for one. Nothing is
+    compared where the layer itself gives other numbers the second time, as
+    dropout does.
+    """
+    program = paddle.static.Program()
+    with in_program(program), named_failures(_CANNOT_TRACE, program):
+        call = step.call()
+        gradients = dict(zip((p.name for p in call.trainable), unchanged_gradients(call.loss, call.trainable)))
+    feature, label = _random_batch(call, value_range)
+    expected, again = (_arrays(traced.gradients(feature, label)) for _ in range(2))
+    if any(not np.array_equal(expected[name], again[name]) for name in expected):
+        return
+    fetched = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    own_scope = copy_weights({p.name: p.name for p in call.parameters}, scope, step.place)
+    feed = {call.data.name: feature, call.label.name: label}
+    with named_failures(_CANNOT_TRACE, program):
+        arrays = paddle.static.Executor(step.place).run(program, feed, list(fetched.values()), scope=own_scope)
+    found = dict(zip(fetched, arrays))
+    largest = max(float(np.abs(array).max(initial=0)) for array in expected.values())
+    for name, array in expected.items():
+        difference = float(np.abs(found.get(name, 0.0) - array).max(initial=0))
+        size = float(np.abs(array).max(initial=0))
+        if difference > _TOLERANCE * size + _SMALLEST_TOLERANCE * largest:
+            raise InputError(
+                f"the program that PaddlePaddle makes of the layer has another gradient of {name!r} than the layer:"
+                f" they differ by {difference:.3e}, and the layer's is up to {size:.3e}; look for ops that work in"
+                " place, such as relu_, and for Python code that sees other values in a program"
+            )
+
+
+def _random_batch(call: NetworkCall, value_range: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Features from their range, and labels."""
+    random = random_streams.probe()
+    low, high = np.clip(value_range or (-1.0, 1.0), -_MOST_AT_POINT, _MOST_AT_POINT)
+    classes = call.prediction.shape[-1]
+    return _random_array(random, call.data, low, high), _random_array(random, call.label, 0, 1, classes)
+
+
+def _random_array(random: np.random.Generator, like: Value, low: float, high: float, classes: int = 1) -> np.ndarray:
+    """Numbers from the range; for integers, from those below `classes`."""
+    numbers = random.uniform(low, high, like.shape) if is_real(like) else random.integers(0, classes, like.shape)
+    return numbers.astype(numpy_dtype(like))
+
+
+def _arrays(gradients: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+    """Gradients as arrays, where None is zero."""
+    return {name: np.zeros(1) if gradient is None else gradient for name, gradient in gradients.items()}
