@@ -132,20 +132,37 @@ class TracedLayer:
         """Make one of the layer's tensors a parameter of the current program, in a dtype of its own if one is given."""
         tensor = self.tensors[name]
         attributes = paddle.ParamAttr(name=name, trainable=self._is_trainable(name))
-        return paddle.create_parameter(tensor.shape, dtype or tensor.dtype, attr=attributes)
+        # The weights come from the layer. Without an initializer, PaddlePaddle makes no integers.
+        initializer = paddle.nn.initializer.Constant(0.0)
+        return paddle.create_parameter(
+            tensor.shape, dtype or tensor.dtype, attr=attributes, default_initializer=initializer
+        )
 
     def _is_trainable(self, name: str) -> bool:
         """Whether a tensor may have a shared gradient: one that is in no layer is no parameter of the layer's."""
         return name in self.parameters and not self.tensors[name].stop_gradient
 
-    def gradients(self, feature: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray | None]:
-        """The layer's own gradients at a batch, as dynamic mode computes them, by the names of its parameters."""
-        trainable = {name: tensor for name, tensor in self.tensors.items() if self._is_trainable(name)}
+    def gradients(self, feature: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray] | None:
+        """The layer's own gradients at a batch, as dynamic mode computes them.
+
+        Returns
+        -------
+        dict of str to ndarray, or None
+            By the names of the parameters that have one. None where the layer gives
+            other gradients the second time, as one with dropout does.
+        """
         with dynamic_mode(), self._as_it_was():
-            self._exchange(lambda tensor: tensor.clone() if tensor.stop_gradient else tensor)
+            first, second = (self._gradients(feature, label) for _ in range(2))
+        return first if all(np.array_equal(first[name], second[name]) for name in first) else None
+
+    def _gradients(self, feature: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+        trainable = {name: tensor for name, tensor in self.tensors.items() if self._is_trainable(name)}
+        with self._as_it_was(random_state=False):
+            # Batch norm in training mode changes its statistics in place.
+            self._exchange(lambda tensor: tensor.clone() if tensor.stop_gradient and _has_value(tensor) else tensor)
             _, loss = _Step(self._layer, self._loss)(paddle.to_tensor(feature), paddle.to_tensor(label))
             gradients = paddle.grad(loss, list(trainable.values()), allow_unused=True)
-            return {name: None if g is None else g.numpy() for name, g in zip(trainable, gradients)}
+        return {name: gradient.numpy() for name, gradient in zip(trainable, gradients) if gradient is not None}
 
     def trace(self, feature: Any, label: Any) -> None:
         """Turn the layer into a program for a feature and a label like these, which have a shape and a dtype.
@@ -161,11 +178,12 @@ class TracedLayer:
         """
         dtype = numpy_dtype(feature)
         names = {id(tensor): name for name, tensor in self.tensors.items()}
-        with self._as_it_was():
+        with self._as_it_was(), _buffers_assigned():
             if dtype != self._dtype:
                 self._exchange(lambda tensor: _typed(tensor, dtype, names))
             made = self._to_static(feature, label)
-            read = {self._name(tensor, names): value for tensor, value in zip(*made.parameters)}
+            used = [(tensor, value) for tensor, value in zip(*made.parameters) if value.all_used_ops()]
+            read = {self._name(tensor, names): value for tensor, value in used}
         refuse_control_flow(made.main_program.global_block())
         given = [value for value in made.inputs if isinstance(value, pir.Value)]
         prediction, loss = made.outputs
@@ -212,15 +230,16 @@ class TracedLayer:
                         tensors[name] = others[id(tensor)]
 
     @contextlib.contextmanager
-    def _as_it_was(self) -> Iterator[None]:
+    def _as_it_was(self, *, random_state: bool = True) -> Iterator[None]:
         """Put back, at the end of the block, what the layers' attributes were, and the state of random numbers."""
         attributes = [layer.__dict__ for layer in self._layers()]
         before = [{name: _Kept(value) for name, value in current.items()} for current in attributes]
-        random_state = paddle.get_rng_state()
+        random_before = paddle.get_rng_state()
         try:
             yield
         finally:
-            paddle.set_rng_state(random_state)
+            if random_state:
+                paddle.set_rng_state(random_before)
             for current, kept in zip(attributes, before):
                 current.clear()
                 current.update({name: value.restored() for name, value in kept.items()})
@@ -241,6 +260,34 @@ class _Kept:
             self._value.clear()
             self._value.update(self._content)
         return self._value
+
+
+@contextlib.contextmanager
+def _buffers_assigned() -> Iterator[None]:
+    """Let an assignment to a layer's buffer be one in the block.
+
+    `paddle.jit.to_static` makes it an op that writes into the buffer in place, and
+    what is read of the buffer afterwards has no gradient. Weight norm assigns
+    the weight in this way, and layers that keep their last input assign that.
+    """
+    before = paddle.nn.Layer.__setattr__
+
+    def assign(layer: paddle.nn.Layer, name: str, value: Any) -> None:
+        if isinstance(value, pir.Value) and name in layer.__dict__.get("_buffers", {}):
+            layer._buffers[name] = value
+        else:
+            before(layer, name, value)
+
+    paddle.nn.Layer.__setattr__ = assign
+    try:
+        yield
+    finally:
+        paddle.nn.Layer.__setattr__ = before
+
+
+def _has_value(tensor: paddle.Tensor) -> bool:
+    """Whether a tensor has memory; a recurrent layer has a buffer without."""
+    return tensor._is_initialized() and tensor._numel() > 0
 
 
 def _typed(tensor: paddle.Tensor, dtype: str, names: dict[int, str]) -> paddle.Tensor:
