@@ -12,6 +12,9 @@ from paddle.base.libpaddle import pir
 from dlg.attack.shared_step import NetworkCall
 from dlg.graph.values import Value, is_real, numpy_dtype
 
+# The name of the dummy label in the attack's programs.
+DUMMY_LABEL = "dummy_label"
+
 
 @dataclasses.dataclass(frozen=True)
 class Dummies:
@@ -60,7 +63,7 @@ def _optimised_label(call: NetworkCall) -> tuple[Value, Value]:
     """The dummy label's logits, (B, C), and their softmax, the probability vectors."""
     # C is known only after the call, and the network's ops must come after what they read.
     pir.reset_insertion_point_to_start()
-    dummy_label = paddle.static.data("dummy_label", call.prediction.shape, call.prediction.dtype)
+    dummy_label = paddle.static.data(DUMMY_LABEL, call.prediction.shape, call.prediction.dtype)
     probability = F.softmax(dummy_label)
     pir.reset_insertion_point_to_end()
     if is_real(call.label):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import paddle
 
 from dlg import random_streams
+from dlg.attack.dummies import DUMMY_LABEL
+from dlg.attack.objective import FEATURES, SHARED
 from dlg.attack.parameters import copy_weights
-from dlg.attack.shared_step import NetworkCall, SharedStep
+from dlg.attack.shared_step import DUMMY_DATA, LABEL, NetworkCall, SharedStep
 from dlg.errors import InputError, one_line, quoted
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
@@ -87,6 +90,7 @@ def step_of_layer(
     with in_program(program), named_failures(_CANNOT_TRACE, program):
         batch = [paddle.static.InputSpec([batch_size, *spec.shape[1:]], spec.dtype) for spec in (feature, label)]
         traced.trace(*batch)
+        _refuse_reserved_names(traced)
         variables = [
             paddle.static.data(name, spec.shape, numpy_dtype(spec))
             for name, spec in ((_FEATURE, feature), (_LABEL, label))
@@ -109,6 +113,7 @@ def _check_arguments(layer: Any, loss: Any, feature: Any, label: Any) -> None:
         raise InputError("the layer was made in static mode; attack it with dlg_attack, or make it in dynamic mode")
     if not callable(loss):
         raise InputError(f"loss is {quoted(loss)}, expected a callable (prediction, label) -> scalar")
+    _refuse_tensors_in_lambda(loss)
     for name, spec in ((_FEATURE, feature), (_LABEL, label)):
         if not isinstance(spec, paddle.static.InputSpec):
             raise InputError(
@@ -117,6 +122,36 @@ def _check_arguments(layer: Any, loss: Any, feature: Any, label: Any) -> None:
             )
         if any(size in (None, -1) for size in spec.shape[1:]):
             raise InputError(f"{name} is shaped {spec.shape}; the attack needs every size but the first to be known")
+
+
+def _refuse_reserved_names(traced: TracedLayer) -> None:
+    """Raise InputError where a tensor of the layer is called like an input of the attack's program."""
+    for name in traced.tensors:
+        if name in (DUMMY_DATA, DUMMY_LABEL, LABEL, FEATURES) or name.startswith(SHARED):
+            raise InputError(
+                f"the layer has a parameter or buffer {name!r}, which is the name of an input of the attack; rename it"
+            )
+
+
+def _refuse_tensors_in_lambda(loss: Any) -> None:
+    """Raise InputError where a loss reads tensors and PaddlePaddle cannot read its code: that ends the process."""
+    if not inspect.isfunction(loss) or (loss.__name__ != "<lambda>" and _has_source(loss)):
+        return
+    read = inspect.getclosurevars(loss)
+    for name, value in {**read.globals, **read.nonlocals}.items():
+        if isinstance(value, paddle.Tensor):
+            raise InputError(
+                f"loss reads the tensor {name!r}, which PaddlePaddle cannot follow in a lambda or in code without a"
+                " file; write loss as a function (def) in a file, or as a layer with this tensor as a buffer"
+            )
+
+
+def _has_source(function: Any) -> bool:
+    try:
+        inspect.getsource(function)
+    except OSError:
+        return False
+    return True
 
 
 def _by_name(gradients: Any, named: Mapping[str, paddle.Tensor]) -> dict[str, np.ndarray | None]:

@@ -46,10 +46,10 @@ def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iter
 
 @contextlib.contextmanager
 def static_mode() -> Iterator[None]:
-    """Let PaddlePaddle build programs in the block, in whichever mode it was before."""
+    """Let PaddlePaddle build programs in the block, with gradients, in whichever mode it was before."""
     # paddle.enable_static() does not leave a mode that was entered by a context manager, and paddle.disable_static()
     # forgets settings such as no_grad's.
-    with framework._dygraph_guard(None):
+    with paddle.enable_grad(), framework._dygraph_guard(None):
         yield
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ class TracedLayer:
 
     def _gradients(self, feature: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
         trainable = {name: tensor for name, tensor in self.tensors.items() if self._is_trainable(name)}
-        with self._as_it_was(random_state=False):
+        with self._as_it_was(random_state=False), _gradients_kept(trainable.values()):
             # Batch norm in training mode changes its statistics in place.
             self._exchange(lambda tensor: tensor.clone() if tensor.stop_gradient and _has_value(tensor) else tensor)
             _, loss = _Step(self._layer, self._loss)(paddle.to_tensor(feature), paddle.to_tensor(label))
@@ -283,6 +283,18 @@ def _buffers_assigned() -> Iterator[None]:
         yield
     finally:
         paddle.nn.Layer.__setattr__ = before
+
+
+@contextlib.contextmanager
+def _gradients_kept(tensors: Iterable[paddle.Tensor]) -> Iterator[None]:
+    """Put back, at the end of the block, the gradients of tensors: a layer under `paddle.jit.to_static` clears them."""
+    before = [(tensor, tensor.grad) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, gradient in before:
+            if gradient is not None:
+                tensor.grad = gradient
 
 
 def _has_value(tensor: paddle.Tensor) -> bool:
