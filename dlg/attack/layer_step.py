@@ -91,13 +91,13 @@ def step_of_layer(
         batch = [paddle.static.InputSpec([batch_size, *spec.shape[1:]], spec.dtype) for spec in (feature, label)]
         traced.trace(*batch)
         _refuse_reserved_names(traced)
-        variables = [
+        inputs = [
             paddle.static.data(name, spec.shape, numpy_dtype(spec))
             for name, spec in ((_FEATURE, feature), (_LABEL, label))
         ]
         for name in traced.tensors:
             traced.make_parameter(name)
-    step = SharedStep(traced, *variables, batch_size, _by_name(gradients, traced.parameters), place)
+    step = SharedStep(traced, inputs[0], inputs[1], batch_size, _by_name(gradients, traced.parameters), place)
     scope = _scope_of({name: tensor.numpy() for name, tensor in traced.tensors.items()})
     _refuse_other_gradients(step, traced, scope, value_range)
     if weights is not None:

@@ -185,12 +185,13 @@ class TracedLayer:
             used = [(tensor, value) for tensor, value in zip(*made.parameters) if value.all_used_ops()]
             read = {self._name(tensor, names): value for tensor, value in used}
         refuse_control_flow(made.main_program.global_block())
-        given = [value for value in made.inputs if isinstance(value, pir.Value)]
+        # The first of the inputs is the layer itself.
+        given_feature, given_label = (value for value in made.inputs if isinstance(value, pir.Value))
         prediction, loss = made.outputs
         if not isinstance(loss, pir.Value):
             raise InputError(f"the loss returned {quoted(loss)}, expected a scalar variable")
         in_order = {name: read[name] for name in self.tensors if name in read}
-        self._traced[dtype] = _Traced(made.main_program, *given, prediction, loss, in_order)
+        self._traced[dtype] = _Traced(made.main_program, given_feature, given_label, prediction, loss, in_order)
 
     def _to_static(self, feature: Any, label: Any) -> Any:
         """The layer and its loss as `paddle.jit.to_static` gives them."""
@@ -250,7 +251,7 @@ class _Kept:
 
     def __init__(self, value: Any) -> None:
         self._value = value
-        self._content = copy.copy(value) if isinstance(value, (dict, list, set)) else None
+        self._content: Any = copy.copy(value) if isinstance(value, (dict, list, set)) else None
 
     def restored(self) -> Any:
         """The same object, with what it held."""
