@@ -373,7 +373,7 @@ BAD_ARGUMENTS = {
         "feature is a ndarray, expected a paddle.static.InputSpec",
     ),
     "an open size": (lambda: {"feature": InputSpec([None, None])}, "every size but the first"),
-    "another size": (lambda: {"feature": InputSpec([None, FEATURES + 1])}, "cannot make a program"),
+    "another size": (lambda: {"feature": InputSpec([None, FEATURES + 1])}, "this layer and its loss"),
     "another batch": (lambda: {"feature": InputSpec([3, FEATURES])}, "declared for batches of 3"),
     "an option": (lambda: {"optimiser": "auto"}, "'optimiser' is no option of the attack"),
     "a place": (lambda: {"place": "tpu"}, "place is 'tpu'"),

@@ -28,6 +28,7 @@ _FEATURE = "feature"
 _LABEL = "label"
 # What messages say of PaddlePaddle.
 _CANNOT_TRACE = "cannot make a program of this layer and its loss"
+_CANNOT_COMPUTE = "cannot compute this layer and its loss for such a feature and label"
 # How far a gradient of the program may be from the layer's own, relative to its largest element, and besides, relative
 # to the largest element of all gradients. dlg/attack/verification.py has the same in float32.
 _TOLERANCE = 1e-2
@@ -244,13 +245,14 @@ def _refuse_other_gradients(
         call = step.call()
         gradients = dict(zip((p.name for p in call.trainable), unchanged_gradients(call.loss, call.trainable)))
     feature, label = _random_batch(call, value_range)
-    expected = traced.gradients(feature, label)
+    with named_failures(_CANNOT_COMPUTE, program):
+        expected = traced.gradients(feature, label)
     if expected is None:
         return
     fetched = {name: gradient for name, gradient in gradients.items() if gradient is not None}
     own_scope = copy_weights({p.name: p.name for p in call.parameters}, scope, step.place)
     feed = {call.data.name: feature, call.label.name: label}
-    with named_failures(_CANNOT_TRACE, program):
+    with named_failures(_CANNOT_COMPUTE, program):
         arrays = paddle.static.Executor(step.place).run(program, feed, list(fetched.values()), scope=own_scope)
     found = dict(zip(fetched, arrays))
     largest = max((_largest(array) for array in expected.values()), default=0.0)
