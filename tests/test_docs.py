@@ -123,7 +123,7 @@ def example_in_the_readme(name: str) -> str:
     return re.search(rf"^<!-- {name} -->\n```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
-@pytest.mark.parametrize(("name", "lines"), [("example", 12), ("static example", 15)])
+@pytest.mark.parametrize(("name", "lines"), [("example", 10), ("static example", 15)])
 def test_the_examples_for_ones_own_network_run(name, lines, tmp_path):
     example = example_in_the_readme(name)
     assert len([line for line in example.splitlines() if line]) == lines

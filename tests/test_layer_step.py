@@ -290,6 +290,15 @@ def test_the_attack_is_the_same_with_and_without_a_target(tmp_path):
     assert alone.history == beside.history
 
 
+def test_the_attack_has_no_buffer_that_the_layer_does_not_read():
+    """A layer may keep its last batch, which is the target."""
+    batch, layer = vectors(), Branching()
+    known = step_of(layer, backward(layer, batch), batch)
+    assert "kept" in dict(layer.named_buffers())
+    assert {"scale", "norm._mean", "kept"} & set(known.scope.local_var_names()) == {"scale", "norm._mean"}
+    assert "kept" not in {parameter.name for parameter in known.step.trained}
+
+
 class InPlace(nn.Layer):
     """An op in place whose result nobody takes; a static graph knows none."""
 

@@ -96,10 +96,10 @@ def step_of_layer(
             paddle.static.data(name, spec.shape, numpy_dtype(spec))
             for name, spec in ((_FEATURE, feature), (_LABEL, label))
         ]
-        for name in traced.tensors:
+        for name in traced.needed:
             traced.make_parameter(name)
     step = SharedStep(traced, inputs[0], inputs[1], batch_size, _by_name(gradients, traced.parameters), place)
-    scope = _scope_of({name: tensor.numpy() for name, tensor in traced.tensors.items()})
+    scope = _scope_of({name: traced.tensors[name].numpy() for name in traced.needed})
     _refuse_other_gradients(step, traced, scope, value_range)
     if weights is not None:
         _set_weights(scope, _state(weights), traced)
@@ -127,7 +127,7 @@ def _check_arguments(layer: Any, loss: Any, feature: Any, label: Any) -> None:
 
 def _refuse_reserved_names(traced: TracedLayer) -> None:
     """Raise InputError where a tensor of the layer is called like an input of the attack's program."""
-    for name in traced.tensors:
+    for name in traced.needed:
         if name in (DUMMY_DATA, DUMMY_LABEL, LABEL, FEATURES) or name.startswith(SHARED):
             raise InputError(
                 f"the layer has a parameter or buffer {name!r}, which is the name of an input of the attack; rename it"
@@ -227,8 +227,9 @@ def _set_weights(scope: paddle.static.Scope, state: Mapping[str, Any], traced: T
         expected = traced.state[name]
         if list(array.shape) != list(expected.shape):
             raise InputError(f"weights: {name!r} is shaped {array.shape}, expected {tuple(expected.shape)}")
-        tensor = scope.find_var(names[id(expected)]).get_tensor()
-        tensor.set(array.astype(numpy_dtype(expected)), paddle.CPUPlace())
+        if names[id(expected)] in traced.needed:
+            tensor = scope.var(names[id(expected)]).get_tensor()
+            tensor.set(array.astype(numpy_dtype(expected)), paddle.CPUPlace())
 
 
 def _refuse_other_gradients(

@@ -128,6 +128,15 @@ class TracedLayer:
         copies = copy_ops(traced.ops, known)
         return copies[traced.prediction], copies[traced.loss]
 
+    @property
+    def needed(self) -> list[str]:
+        """The names of the layer's parameters, and of the other tensors that its program reads.
+
+        A buffer that it does not read may hold anything, such as the last batch.
+        """
+        read = {name for traced in self._traced.values() for name in traced.parameters}
+        return [name for name in self.tensors if name in self.parameters or name in read]
+
     def make_parameter(self, name: str, dtype: Any = None) -> Value:
         """Make one of the layer's tensors a parameter of the current program, in a dtype of its own if one is given."""
         tensor = self.tensors[name]
