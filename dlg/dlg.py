@@ -17,6 +17,7 @@ import paddle
 
 from dlg.attack.attempts import Attempts
 from dlg.attack.deadline import Deadline
+from dlg.attack.dummies import recovered_label
 from dlg.attack.layer_step import step_of_layer
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
@@ -24,6 +25,7 @@ from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
 from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError, quoted
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.programs import refuse_flags, static_mode
 from dlg.graph.values import Network, Value, numpy_dtype
 from dlg.interrupts import interrupts_ignored
@@ -56,10 +58,20 @@ class Reconstruction:
         The recovered samples, in the feature's dtype, as the attack left them
         (not clipped). Their order in the batch is not in a gradient, and so
         not here either.
-    label : ndarray, shape (B,), int64
-        The most probable label of each sample.
-    label_probability : ndarray, shape (B, C), in the feature's dtype
-        The recovered label distributions.
+    label : ndarray, shape (B,) or (B, ...)
+        Where `label_kind` is ``"class"`` or ``"probability"``, the most probable
+        class of each sample, (B,), int64, or of each of its positions; where it
+        is ``"several"``, 1 for yes and 0 for no, shaped as the label, int64;
+        where it is ``"value"``, the recovered numbers, shaped as the label, in
+        the feature's dtype.
+    label_probability : ndarray or None, in the feature's dtype
+        The probability of each class, (B, C), or (B, ..., C) for one class for
+        each position; the probability of each yes, shaped as the label; None for
+        values.
+    label_kind : str
+        What a label says of a sample, as the network's loss reads it:
+        ``"class"``, one of C; ``"probability"``, one for each class;
+        ``"several"``, numbers that are each 0 or 1; ``"value"``, real numbers.
     loss : float
         The gradient-matching loss reached.
     history : list of (int, float)
@@ -103,7 +115,8 @@ class Reconstruction:
 
     feature: np.ndarray
     label: np.ndarray
-    label_probability: np.ndarray
+    label_probability: np.ndarray | None
+    label_kind: str
     loss: float
     history: list[tuple[int, float]]
     iterations: int
@@ -148,8 +161,9 @@ def dlg_attack(
     feature : paddle.pir.Value, (B or None, ...), floating
         The training program's feature variable, from ``paddle.static.data``.
         Samples shaped (1, H, W), (3, H, W), (H, W) or (H·H,) give pictures.
-    label : paddle.pir.Value, (B or None, ...), integer; or (B or None, C), floating
-        The training program's label variable: classes, or their probabilities.
+    label : paddle.pir.Value, (B or None, ...), integer or floating
+        The training program's label variable. What its numbers are, the attack
+        tells from the loss; see `Reconstruction`.
     network : callable (feature, label) -> (prediction, loss)
         The callable that built the training program, unmodified.
     exe : paddle.static.Executor
@@ -322,11 +336,13 @@ def _reconstruction(
     attempts: Attempts, strategy: Strategy, verdict: Verdict, ended: str, dtype: str, started: float
 ) -> Reconstruction:
     """What the best start recovered, in the feature's dtype."""
-    best = attempts.best
+    best, kind = attempts.best, strategy.objective.label_kind
+    label = recovered_label(kind, best.last.label_probability)
     return Reconstruction(
         feature=best.last.values[0].astype(dtype),
-        label=best.last.label_probability.argmax(axis=1).astype(np.int64),
-        label_probability=best.last.label_probability.astype(dtype),
+        label=label.astype(dtype) if kind is LabelKind.VALUE else label,
+        label_probability=None if kind is LabelKind.VALUE else best.last.label_probability.astype(dtype),
+        label_kind=kind.value,
         loss=best.last.loss,
         history=best.history,
         iterations=best.iteration,

@@ -40,9 +40,9 @@ def test_an_optimised_label_is_the_softmax_of_its_logits(trained):
     program = paddle.static.Program()
     with paddle.static.program_guard(program, paddle.static.Program()):
         dummies = make_dummies(trained.shared_step().call(), None)
-        remove_dead_ops([dummies.label_probability])
+        remove_dead_ops([dummies.label])
         logits = np.random.default_rng(0).standard_normal((2, 10)).astype("float32")
-        (probability,) = executor().run(program, {"dummy_label": logits}, [dummies.label_probability])
+        (probability,) = executor().run(program, {"dummy_label": logits}, [dummies.label])
     assert list(dummies.optimised) == ["features", "label"]
     assert dummies.constants == {}
     np.testing.assert_allclose(probability, scipy.special.softmax(logits, axis=1), rtol=1e-5)
@@ -53,7 +53,7 @@ def test_a_fixed_label_is_fed_and_has_certain_probabilities(trained):
     with paddle.static.program_guard(program, paddle.static.Program()):
         dummies = make_dummies(trained.shared_step().call(), np.array([3, 7]))
         assert list(dummies.optimised) == ["features"]
-        remove_dead_ops([dummies.label_probability])
-        (probability,) = executor().run(program, dummies.constants, [dummies.label_probability])
+        remove_dead_ops([dummies.label])
+        (probability,) = executor().run(program, dummies.constants, [dummies.label])
     assert list(dummies.constants) == ["label"]
     assert (probability == np.eye(10)[[3, 7]]).all()

@@ -61,56 +61,73 @@ class OpenPart:
         return self.size - self.dimensions
 
 
+    def with_unseen(self, count: int) -> OpenPart:
+        """The same for a batch that has so many more numbers, on which no gradient depends."""
+        return OpenPart(self.size + count, self.dimensions + count, self.unseen + count)
+
+
 def open_part(
-    objective: Objective, data: np.ndarray, mismatch: float, value_range: tuple[float, float] | None
+    objective: Objective, values: Sequence[np.ndarray], mismatch: float, value_range: tuple[float, float] | None
 ) -> OpenPart:
     """Estimate what of a batch its gradients leave open.
 
     Parameters
     ----------
     objective : Objective
-        In float64, by the l2 distance, with fixed labels.
-    data : ndarray, (B, ...), float64
-        The answer, whose gradients match the shared ones.
+        In float64, by the l2 distance.
+    values : sequence of ndarray, float64
+        The answer, whose gradients match the shared ones: the data, (B, ...),
+        and, unless the objective's labels are fixed, labels that are real
+        numbers. They are then part of what may be open.
     mismatch : float
         How far its gradients are from the shared ones, relative to their size.
         What moves them by less than a few times this is not seen.
     value_range : tuple of float, optional
         The range of the data, from 0 to 1 where it is not known.
     """
-    jacobian = _Jacobian(objective, data)
-    change = random_streams.probe().standard_normal(data.shape)
-    left = change - _projection(jacobian, change)
     low, high = value_range or (0.0, 1.0)
+    jacobian = _Jacobian(objective, values, high - low)
+    change = random_streams.probe().standard_normal(jacobian.size)
+    left = change - _projection(jacobian, change)
     length = float(np.sqrt(np.mean(left**2)))
     moved = jacobian.relative_size(left) * _VISIBLE * (high - low) / max(length, _TINY)
     unseen = int(np.sum(left == change))
     if moved > _UNSEEN * max(mismatch, float(np.finfo(np.float32).eps)):
-        return OpenPart(data.size, unseen, unseen)
-    return OpenPart(data.size, max(round(float(np.sum(left**2))), unseen), unseen)
+        return OpenPart(jacobian.size, unseen, unseen)
+    # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
+    return OpenPart(jacobian.size, max(round(float(np.sum(left**2))), unseen, 1), unseen)
 
 
 class _Jacobian:
-    """J at a point, each gradient relative to its size."""
+    """J at a point, each gradient relative to its size, and labels by their size where the data are by their range."""
 
-    def __init__(self, objective: Objective, data: np.ndarray) -> None:
-        self._objective, self._data = objective, data
+    def __init__(self, objective: Objective, values: Sequence[np.ndarray], width: float) -> None:
+        self._objective, self._values = objective, values
+        sizes = [float(np.sqrt(np.mean(label**2))) or 1.0 for label in values[1:]]
+        self._units = [1.0, *(size / width for size in sizes)]
+        self.size = sum(value.size for value in values)
         self._fetched = list(objective.dummy_gradients.values())
         if objective.features is not None:
             self._fetched.append(objective.features)
-        self._outputs = self._outputs_at(data)
+        self._outputs = self._outputs_at(values)
         gradients = self._outputs[: len(objective.dummy_gradients)]
         self._weights = [np.sqrt(g.size) / max(float(np.linalg.norm(g)), _TINY) for g in gradients]
-        self._divisors = [gradient_matching_divisor(g.size, len(data)) for g in gradients]
+        self._divisors = [gradient_matching_divisor(g.size, len(values[0])) for g in gradients]
         self._count = sum(gradient.size for gradient in gradients)
 
-    def _outputs_at(self, data: np.ndarray) -> list[np.ndarray]:
-        return [np.asarray(output) for output in self._objective.evaluate([data], self._fetched)]
+    def _outputs_at(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.asarray(output) for output in self._objective.evaluate(values, self._fetched)]
+
+    def _moved(self, change: np.ndarray) -> list[np.ndarray]:
+        """The values plus a change, all of them in one vector."""
+        ends = np.cumsum([value.size for value in self._values])[:-1]
+        changes = zip(self._values, self._units, np.split(change, ends))
+        return [value + unit * part.reshape(value.shape) for value, unit, part in changes]
 
     def product(self, direction: np.ndarray) -> list[np.ndarray]:
         """J times a direction, by a forward difference."""
         size = _DIFFERENCE / max(float(np.abs(direction).max()), _TINY)
-        moved = self._outputs_at(self._data + size * direction)
+        moved = self._outputs_at(self._moved(size * direction))
         return [w * (after - before) / size for w, after, before in zip(self._weights, moved, self._outputs)]
 
     def transposed_product(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
@@ -124,8 +141,8 @@ class _Jacobian:
         }
         if self._objective.features is not None:
             targets[FEATURES] = self._outputs[-1]
-        (gradient,) = self._objective.evaluate([self._data], self._objective.gradients, targets)
-        return np.asarray(gradient) * norm
+        gradients = self._objective.evaluate(self._values, self._objective.gradients, targets)
+        return np.concatenate([unit * np.ravel(g) for unit, g in zip(self._units, gradients)]) * norm
 
     def relative_size(self, direction: np.ndarray) -> float:
         """The root mean square of J times a direction: by what part of its size a gradient moves."""

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import paddle
 
-from dlg.attack.dummies import make_dummies
+from dlg.attack.dummies import fed_label, make_dummies
 from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_rounding, total_variation
 from dlg.attack.parameters import Ties, copy_weights, tie_all
-from dlg.attack.shared_step import LABEL, SharedStep
+from dlg.attack.shared_step import NetworkCall, SharedStep
 from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
 from dlg.graph.failures import named_failures
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, linear_layers
 from dlg.graph.programs import in_program, traced_execution
 from dlg.graph.values import Value, numpy_dtype
@@ -54,14 +55,16 @@ class Objective:
         It is fed `dummies` and `constants`, and computes the other values below.
     dummies : list of Value
         What the attack may change: the dummy data, (B, ...), and, unless the
-        labels are fixed, the logits of the dummy label, (B, C).
+        labels are fixed, the dummy label, (B, ...).
     gradients : list of Value
         The loss's gradients with respect to `dummies`.
     loss : Value, ()
         What is minimised: the distance of the gradients, and what the options of
         `build_objective` add to it.
-    label_probability : Value, (B, C)
-        The probability vectors that stand for the label.
+    label_probability : Value, (B, ...)
+        What stands for the label, see `dlg.attack.dummies.Dummies`.
+    label_kind : LabelKind
+        What the label says of a sample.
     dummy_gradients : dict of str to Value
         The dummy batch's gradients ∇W', by the attack's names of the parameters.
     layers : list of AffineOps
@@ -73,6 +76,8 @@ class Objective:
         The attack's names of all parameters, in the order of their program.
     trained : dict of str to str
         From the attack's name of each parameter with a gradient to the trained one's.
+    fixed_label : str or None
+        The name under which fixed labels are fed.
     constants : dict of str to ndarray
         What else is fed: the shared gradients ∇W, the labels if they are fixed,
         and zeros for the known features.
@@ -96,11 +101,13 @@ class Objective:
     gradients: list[Value]
     loss: Value
     label_probability: Value
+    label_kind: LabelKind
     dummy_gradients: dict[str, Value]
     layers: list[AffineOps]
     features: Value | None
     parameters: list[str]
     trained: dict[str, str]
+    fixed_label: str | None
     constants: dict[str, np.ndarray]
     floor: float
     explained: float
@@ -167,13 +174,12 @@ class Objective:
         )
 
     def with_labels(self, labels: np.ndarray) -> Objective:
-        """The same objective with other labels, (B,), int64. It must have been built with fixed labels."""
-        before = self.constants[LABEL]
-        if np.issubdtype(before.dtype, np.floating):
-            fed = np.eye(before.shape[1], dtype=before.dtype)[labels]
-        else:
-            fed = labels.reshape(before.shape).astype(before.dtype)
-        return dataclasses.replace(self, constants=self.constants | {LABEL: fed})
+        """The same objective with other labels, see `make_dummies`. It must have been built with fixed labels."""
+        if self.fixed_label is None:
+            raise ValueError("this objective optimises its labels, expected one with fixed labels")
+        before = self.constants[self.fixed_label]
+        fed = fed_label(labels, before.shape, before.dtype.name, self.label_kind)
+        return dataclasses.replace(self, constants=self.constants | {self.fixed_label: fed})
 
 
 def build_objective(
@@ -195,9 +201,9 @@ def build_objective(
     ----------
     step : SharedStep
         The network and its gradients.
-    fixed_label : ndarray, shape (B,), int64, optional
-        Labels to take for granted. By default the label is optimised along with
-        the data.
+    fixed_label : ndarray, shape (B, ...), optional
+        Labels to take for granted, see `dlg.attack.dummies.make_dummies`. By
+        default the label is optimised along with the data.
     dtype : str, optional
         The floating-point type to build the program in; by default the
         network's own.
@@ -236,10 +242,11 @@ def build_objective(
             call.trainable,
             list(dummies.optimised.values()),
             label=call.label,
-            label_probability=dummies.label_probability,
-            label_is_fed=fixed_label is not None,
+            label_probability=dummies.label,
+            label_is_fed=call.label.name in dummies.constants,
         )
         ties = tie_all(call.parameters, first.parameters, step.trained, step.gradients, same_dtype=dtype is None)
+        first = first.of(ties.gradients)
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         loss, constants = _compare(first, ties, step, distance)
         if tv:
@@ -249,7 +256,7 @@ def build_objective(
             mismatch, known_features = _feature_mismatch(features[0])
             loss, constants = loss + mismatch, constants | known_features
         second = second_gradients(
-            loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label_probability]
+            loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label]
         )
 
     count = len(first.gradients)
@@ -260,18 +267,20 @@ def build_objective(
         dummies=list(dummies.optimised.values()),
         gradients=second.gradients,
         loss=second.loss,
-        label_probability=dummies.label_probability,
+        label_probability=dummies.label,
+        label_kind=call.label_kind,
         dummy_gradients=dict(zip(ties.gradients, dummy_gradients)),
         layers=layers,
         features=features[0] if features else None,
         parameters=[parameter.name for parameter in call.parameters],
         trained=ties.gradients,
+        fixed_label=next(iter(dummies.constants), None),
         constants=dummies.constants | constants,
         floor=floor,
         explained=explained,
         scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype),
         executor=paddle.static.Executor(step.place),
-        notes=first.notes,
+        notes=[*first.notes, *_notes_on_sharing(ties, call)],
         is_least_squares=distance == "l2" and not tv,
     )
 
@@ -295,6 +304,14 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     except ProgramError as error:
         raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
     return objective
+
+
+def _notes_on_sharing(ties: Ties, call: NetworkCall) -> list[str]:
+    """Says where the gradients of some trainable parameters were not shared."""
+    shared, trainable = len(ties.gradients), len(call.trainable)
+    if shared == trainable:
+        return []
+    return [f"gradients: those of {shared} of {trainable} trainable parameters were shared, and these are matched"]
 
 
 def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:

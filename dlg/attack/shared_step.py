@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -12,9 +13,9 @@ from paddle.base.libpaddle import pir
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
 from dlg.graph.failures import named_failures
-from dlg.graph.label_readers import refuse_labels_that_are_no_class
+from dlg.graph.label_readers import LabelKind, label_kind
 from dlg.graph.precision import typed_as
-from dlg.graph.programs import removed_on_error
+from dlg.graph.programs import in_program, removed_on_error
 from dlg.graph.unusable import refuse_control_flow
 from dlg.graph.values import Network, Value, is_real, numpy_dtype
 
@@ -36,10 +37,16 @@ class NetworkCall:
         What it was given in the place of the feature.
     label : Value, (B, ...)
         What it was given in the place of the label.
-    prediction : Value, (B, C)
-        The prediction it returned.
+    prediction : Value, (B, ...)
+        The prediction it returned; (B, C), or with one class for each position,
+        where the label is a class.
     loss : Value, ()
         The loss it returned.
+    label_kind : LabelKind
+        What the label says of a sample, as the loss reads it.
+    label_shape : list of int
+        The shape of what stands for the label: (B, ..., C) for classes, the
+        label's own for other kinds.
     parameters : list of Value
         The parameters it made, in the order of the program.
     """
@@ -48,6 +55,8 @@ class NetworkCall:
     label: Value
     prediction: Value
     loss: Value
+    label_kind: LabelKind
+    label_shape: list[int]
     parameters: list[Value]
 
     @property
@@ -146,8 +155,17 @@ class SharedStep:
                 f"network(feature, label) returned {returned!r}, expected (prediction, loss), two variables"
             )
         prediction, loss = returned
-        self._check_results(label, prediction, loss)
-        return NetworkCall(data, label, prediction, loss, data.block.all_parameters())
+        if math.prod(loss.shape) != 1:
+            raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
+        kind = label_kind(label, loss, self.label.name)
+        shape = self._label_shape(kind, label, list(prediction.shape))
+        return NetworkCall(data, label, prediction, loss, kind, shape, data.block.all_parameters())
+
+    @functools.cached_property
+    def label_kind(self) -> LabelKind:
+        """What the label says of a sample, as the network's loss reads it."""
+        with in_program(paddle.static.Program()):
+            return self.call().label_kind
 
     def _like(self, variable: Value, name: str, dtype: str | None) -> Value:
         """A variable of the current program like one of the training program, for a batch of B."""
@@ -163,32 +181,40 @@ class SharedStep:
         wanted = dtype if dtype and is_real(variable) else variable.dtype
         return paddle.static.data(name, [self.batch_size, *rest], wanted)
 
-    def _check_results(self, label: Value, prediction: Value, loss: Value) -> None:
-        """Raise InputError where the attack cannot take what the network returned."""
-        if math.prod(loss.shape) != 1:
-            raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
-        if not is_real(label) and math.prod(label.shape[1:]) != 1:
+    def _label_shape(self, kind: LabelKind, label: Value, prediction: list[int]) -> list[int]:
+        """The shape of what stands for the label. Raises InputError where label and prediction do not fit."""
+        if kind is LabelKind.CLASS:
+            return self._class_shape(list(label.shape), prediction)
+        known = [self.batch_size if size < 0 else size for size in prediction]
+        if kind is LabelKind.PROBABILITY and (list(label.shape) != known or known[-1] < 2):
             raise InputError(
-                f"{self.label.name!r} is shaped {label.shape}, {math.prod(label.shape[1:])} integers for each sample;"
-                " the attack expects one, the sample's class"
+                f"{self.label.name!r} is {self.label.dtype} and shaped {label.shape}, the prediction {prediction};"
+                " a label that a cross entropy reads must be a probability for each class, the classes on the last axis"
             )
-        refuse_labels_that_are_no_class(label, loss, self.label.name)
-        shape = list(prediction.shape)
-        if shape in ([self.batch_size, 1], [-1, 1]):
+        return list(label.shape)
+
+    def _class_shape(self, label: list[int], prediction: list[int]) -> list[int]:
+        """The shape of the classes' probabilities, (B, ..., C), for an integer label and a prediction."""
+        first, *rest = label
+        positions = [first, *(size for size in rest if size != 1)]
+        known = [self.batch_size if size < 0 else size for size in prediction]
+        # The classes are on the last axis, or behind the batch as a convolution has them.
+        for axis in (len(known) - 1, 1):
+            others = known[:axis] + known[axis + 1 :]
+            fits = others == positions or others == [math.prod(positions)]
+            if 0 < axis < len(known) and fits and known[axis] > 1:
+                return [*positions, known[axis]]
+        if len(positions) > 1 and known[:1] == [first]:
             raise InputError(
-                f"the prediction is shaped {shape}: one output unit, as for a regression or a yes-or-no answer; the"
-                f" attack expects [{self.batch_size}, classes] with two classes or more: give the network a second"
-                " unit and cross_entropy, whose class 1 is the yes"
+                f"{self.label.name!r} is shaped {label}, {math.prod(positions[1:])} integers for each sample, and the"
+                f" prediction {prediction}; the attack expects one class for each sample, or one for each position of"
+                " the prediction"
             )
-        if len(shape) != 2 or shape[0] not in (-1, self.batch_size) or shape[1] < 2:
-            raise InputError(
-                f"the prediction is shaped {shape}, expected [{self.batch_size}, classes] with two classes or more"
-            )
-        if is_real(label) and label.shape != shape:
-            raise InputError(
-                f"{self.label.name!r} is {self.label.dtype} and shaped {label.shape}, the prediction {shape};"
-                " a label that is no integer must be a probability for each class"
-            )
+        raise InputError(
+            f"the prediction is shaped {prediction}, expected [{self.batch_size}, classes] with two classes or more,"
+            f" for {self.label.name!r} is read as a class; a network with one output unit takes"
+            " binary_cross_entropy_with_logits"
+        )
 
 
 def _check_variables(feature: Value, label: Value) -> None:

@@ -16,6 +16,7 @@ from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
 from dlg.errors import LabelError, PrecisionError
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import is_real
 from dlg.options import AUTO, AttackOptions
 from dlg.results.pictures import picture_shape
@@ -68,7 +69,7 @@ class _InferredLabels:
 
     Attributes
     ----------
-    labels : ndarray, (B,), int64
+    labels : ndarray, (B,), int64, or (B, ...)
     note : str
         How sure they are.
     """
@@ -117,9 +118,10 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     size = sum(gradient.size for gradient in step.gradients.values())
     is_small = size <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
-    labels_are_classes = (leakage is not None and leakage.certain) or not is_real(step.label)
+    labels_are_known = leakage is not None and leakage.certain
+    labels_are_classes = labels_are_known or (not is_real(step.label) and step.label_kind is LabelKind.CLASS)
     if is_small:
-        reason = "a label may be any mixture of classes"
+        reason = "the labels are not known, and may be any numbers or mixtures of classes"
     else:
         reason = f"the network has {size} trained numbers, and least squares takes too long from {_SMALL_NETWORK} on"
     if (leakage is not None and leakage.is_exact) or (is_small and labels_are_classes):
@@ -166,6 +168,8 @@ def _from_random_start(
         try:
             objective = _objective(entry, step, options, None)
         except LabelError as error:
+            if step.label_kind is not LabelKind.CLASS:
+                raise LabelError(f"{error}; by a label that is read so there is no derivative") from error
             labels = labels_from_gradients(step)
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
             objective = _objective(entry, step, options, labels)

@@ -16,17 +16,17 @@ import numpy as np
 import paddle
 
 from dlg import random_streams
+from dlg.attack.dummies import certain_label, fed_label
 from dlg.attack.objective import SHARED, Objective, build_objective
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import NetworkCall, SharedStep
 from dlg.errors import PrecisionError, ProgramError, SecondDerivativeError
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.programs import in_program
 from dlg.graph.values import Value, is_real, numpy_dtype, ops_behind, short_name
 
-# The logit of a certain label; the softmax of all other classes is then zero to rounding.
-_CERTAIN_LOGIT = 1000
 # What messages say of PaddlePaddle where the network itself fails.
 _CANNOT_DIFFERENTIATE = "cannot differentiate this network"
 
@@ -96,7 +96,7 @@ def verify(
     objective : Objective, optional
         What to check, in float64. By default an objective is built for the
         purpose.
-    fixed_label : ndarray, shape (B,), int64, optional
+    fixed_label : ndarray, shape (B, ...), optional
         The labels of the objective that is built, see
         `dlg.attack.objective.build_objective`.
     value_range : tuple of float, optional
@@ -150,7 +150,7 @@ class _UnchangedNetwork:
 
     def gradients(self, data: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         """The gradients at a batch, by the objective's names of the parameters."""
-        feed = {self._call.data.name: data, self._call.label.name: labels.astype(numpy_dtype(self._call.label))}
+        feed = {self._call.data.name: data, self._call.label.name: labels}
         with named_failures(_CANNOT_DIFFERENTIATE, self._program):
             values = self._executor.run(self._program, feed, list(self._gradients.values()), scope=self._scope)
         return dict(zip(self._gradients, values))
@@ -175,8 +175,9 @@ class _Check:
         if value_range is not None:
             low, high = np.clip(value_range, -_MOST_AT_POINT, _MOST_AT_POINT)
             self._point[0] = self._random.uniform(low, high, self._point[0].shape).astype(dtype)
-        batch_size, classes = objective.label_probability.shape
-        self._labels = self._random.integers(0, classes, batch_size)
+        if len(self._point) > 1 and objective.label_kind is LabelKind.VALUE:
+            # A label may be one of which a root or a logarithm is taken.
+            self._point[1] = self._random.random(self._point[1].shape).astype(dtype)
         # Compared with zeros instead of the shared gradients, the loss has an ordinary size.
         self._constants = {name: value * 0 for name, value in objective.constants.items() if name.startswith(SHARED)}
 
@@ -230,11 +231,17 @@ class _Check:
 
     def _certain(self, call: NetworkCall) -> tuple[list[np.ndarray], np.ndarray]:
         """The point with certain labels, and those labels as the network takes them."""
-        if len(self._objective.dummies) == 1:
-            return self._point, self._objective.constants[call.label.name]
-        certain = np.eye(self._objective.label_probability.shape[1], dtype=self._dtype)[self._labels]
-        labels = certain if is_real(call.label) else self._labels.reshape(call.label.shape)
-        return [self._point[0], _CERTAIN_LOGIT * certain], labels
+        objective, dtype = self._objective, numpy_dtype(call.label)
+        if objective.fixed_label is not None:
+            return self._point, fed_label(
+                objective.constants[objective.fixed_label], call.label.shape, dtype, LabelKind.VALUE
+            )
+        labels, dummy = certain_label(
+            objective.label_kind, objective.dummies[1].shape, self._random, whole=not is_real(call.label)
+        )
+        return [self._point[0], dummy.astype(self._dtype)], fed_label(
+            labels, call.label.shape, dtype, objective.label_kind
+        )
 
     def _evaluate(self, values: list[np.ndarray]) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
         """The loss, its gradients, and the dummy batch's gradients.

@@ -8,9 +8,13 @@ import paddle
 from dlg.attack.parameters import tie
 from dlg.attack.shared_step import SharedStep
 from dlg.errors import LabelError
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import PROBABILITIES, is_parameter, maker
 from dlg.graph.programs import in_program
 from dlg.graph.values import Operation
+
+# What stands for one class for each sample has two axes: the samples and the classes.
+_CLASSES_OF_SAMPLES = 2
 
 
 def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | None = None) -> np.ndarray:
@@ -70,11 +74,11 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
     """
     with in_program(paddle.static.Program()):
         call = step.call()
+        _refuse_other_labels(call.label_kind, call.label_shape)
         op = maker(call.prediction, PROBABILITIES)
         names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
         gradients = [step.gradients[names[name]] for name in _parameters_of(op) if names.get(name) in step.gradients]
-        has_bias = op is not None and op.name() == "pd_op.add"
-    if gradients and has_bias:
+    if gradients and gradients[0].ndim == 1:
         return infer_labels(gradients[0], step.batch_size)
     if gradients and gradients[0].ndim == 2:
         by_class = gradients[0].sum(axis=0, dtype=np.float64)
@@ -96,7 +100,20 @@ def _weight_impact(class_gradient: np.ndarray, batch_size: int) -> float:
 
 
 def _parameters_of(op: Operation | None) -> list[str]:
-    """The names of the parameters among the operands of a sum or a matrix product."""
+    """The names of the bias and the weight of a fully connected layer, of which `op` is the sum or the product."""
     if op is None or op.name() not in ("pd_op.add", "pd_op.matmul"):
         return []
-    return [operand.name for operand in op.operands_source() if is_parameter(operand.get_defining_op())]
+    own = [operand.name for operand in op.operands_source() if is_parameter(operand.get_defining_op())]
+    if op.name() == "pd_op.matmul":
+        return own
+    return [*own, *_parameters_of(op.operand_source(0).get_defining_op())]
+
+
+def _refuse_other_labels(kind: LabelKind, shape: list[int]) -> None:
+    """Raise LabelError for labels that are not one class for each sample."""
+    if kind not in (LabelKind.CLASS, LabelKind.PROBABILITY) or len(shape) != _CLASSES_OF_SAMPLES:
+        what = "one class for each position" if kind is LabelKind.CLASS else f"of the kind {kind.value!r}"
+        raise LabelError(
+            f"the labels are {what}, and only one class for each sample can be read off the gradients; optimise them"
+            " with the data: take auto, lbfgs, adam or sgd, and leave labels at optimize"
+        )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import perceptron, softmax_regression
+from dlg.attack.analytic import perceptron, single_sample, softmax_regression
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
     perceptron.read_off,
+    single_sample.read_off,
     softmax_regression.read_off,
 )
 
@@ -35,8 +36,8 @@ def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage |
     -------
     Leakage or None
         None where no analytic attack applies. All of them need a network that
-        ends in a fully connected layer with a bias, under softmax cross
-        entropy, averaged over the batch.
+        ends in a fully connected layer with a bias, and, but for batches of one,
+        softmax cross entropy, averaged over the batch.
 
     Raises
     ------

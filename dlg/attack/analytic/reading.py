@@ -13,6 +13,7 @@ from dlg import random_streams
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, reads
 from dlg.graph.values import Value
 
@@ -28,7 +29,7 @@ class Leakage:
     ----------
     objective : Objective
         In float64, with these labels fixed; it matches gradients and features.
-    labels : ndarray, shape (B,), int64
+    labels : ndarray, shape (B,), int64, or (B, ...) where each label is several numbers
         The labels; where they are not certain, the likeliest.
     certain : bool
         Whether labels and inputs, or labels and features, explain the gradients
@@ -99,6 +100,7 @@ class Reading:
         PrecisionError
             Where the network cannot be built in float64.
         """
+        # One number a sample, whatever shape its label has.
         any_labels = np.zeros(step.batch_size, np.int64)
         probe = build_precise_objective(step, fixed_label=any_labels, match_features=True)
         layers = [_as_numbers(layer, step, probe) for layer in probe.layers]
@@ -110,8 +112,8 @@ class Reading:
 
         The network's own gradients at a random batch decide. A network whose
         loss is a multiple of the mean cross entropy, the sum for one, has its
-        layer's gradients divided by that multiple. Label smoothing or another
-        loss fails.
+        layer's gradients divided by that multiple. Label smoothing, class weights
+        or another loss fails.
         """
         multiple = self.loss_multiple
         if multiple is None:
@@ -121,15 +123,33 @@ class Reading:
 
     @functools.cached_property
     def loss_multiple(self) -> float | None:
-        """By what the network's loss exceeds the mean cross entropy; B for the sum. None for another loss."""
+        """By what the network's loss exceeds the mean cross entropy; B for the sum. None for another loss.
+
+        Two batches with different labels decide: one alone says nothing of a loss
+        that weighs its samples, by their classes or by how well they are
+        classified.
+        """
         last = self.layers[-1] if self.layers else None
-        if last is None:
+        if last is None or self.probe.label_kind not in (LabelKind.CLASS, LabelKind.PROBABILITY):
             return None
-        names = self.probe.layers[-1].weight, self.probe.layers[-1].bias
-        features, labels, weight_gradient, bias_gradient = self._at_random_batch(
-            [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[name] for name in names)]
+        classes = len(last.bias)
+        first = self._multiple_at(self.probe, last)
+        different = np.arange(1, self.batch_size + 1) % classes
+        again = self._multiple_at(self.probe.with_labels(different), last)
+        if first is None or again is None or abs(first / again - 1) > _TOLERANCE:
+            return None
+        return first
+
+    def _multiple_at(self, probe: Objective, last: Layer) -> float | None:
+        """The multiple of the mean cross entropy at a random batch with the labels of a probe."""
+        names = probe.layers[-1].weight, probe.layers[-1].bias
+        features, labels, weight_gradient, bias_gradient = _at_random_batch(
+            probe, [probe.features, probe.label_probability, *(probe.dummy_gradients[name] for name in names)]
         )
         logits = features @ last.weight + last.bias
+        if labels.shape != logits.shape:
+            # A sequence has one label for each position.
+            return None
         delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
         of_mean = features.T @ delta
         multiple = float(np.sum(weight_gradient * of_mean) / np.sum(of_mean * of_mean))
@@ -150,7 +170,7 @@ class Reading:
         activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
         if len(activations) < len(layers) - 1:
             return None
-        data, features = self._at_random_batch([probe.dummies[0], probe.features])
+        data, features = _at_random_batch(probe, [probe.dummies[0], probe.features])
         hidden = data.reshape(len(data), -1)
         for layer, activation in zip(layers, activations):
             hidden = activation.function(hidden @ layer.weight + layer.bias)
@@ -165,9 +185,10 @@ class Reading:
         """The stream of a search, from its beginning."""
         return random_streams.analytic_search(self.seed)
 
-    def _at_random_batch(self, fetched: Sequence[Value]) -> list[np.ndarray]:
-        data = random_streams.probe().standard_normal(self.probe.dummies[0].shape)
-        return self.probe.evaluate([data], fetched)
+
+def _at_random_batch(probe: Objective, fetched: Sequence[Value]) -> list[np.ndarray]:
+    data = random_streams.probe().standard_normal(probe.dummies[0].shape)
+    return probe.evaluate([data], fetched)
 
 
 def _as_numbers(layer: AffineOps, step: SharedStep, probe: Objective) -> Layer | None:

@@ -30,6 +30,11 @@ def log_softmax_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [gradient - paddle.exp(out) * paddle.sum(gradient, axis=op.attrs()["axis"], keepdim=True)]
 
 
+@rule("logsigmoid_grad")
+def log_sigmoid_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    return [F.sigmoid(-inputs_of(op)["x"]) * inputs_of(op)["out_grad"]]
+
+
 @rule("exp_grad")
 def exp_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [inputs_of(op)["out"] * inputs_of(op)["out_grad"]]
