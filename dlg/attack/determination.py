@@ -60,7 +60,6 @@ class OpenPart:
         """How many numbers of the batch the gradients determine."""
         return self.size - self.dimensions
 
-
     def with_unseen(self, count: int) -> OpenPart:
         """The same for a batch that has so many more numbers, on which no gradient depends."""
         return OpenPart(self.size + count, self.dimensions + count, self.unseen + count)

@@ -171,9 +171,7 @@ def _fixed_label(call: NetworkCall, labels: np.ndarray) -> tuple[Value, dict[str
         numbers = paddle.static.data(_LABEL_NUMBERS, call.label_shape, call.prediction.dtype)
         pir.reset_insertion_point_to_end()
         _put_in_place(numbers, call)
-        return numbers, {
-            _LABEL_NUMBERS: fed_label(labels, call.label_shape, numpy_dtype(numbers), call.label_kind)
-        }
+        return numbers, {_LABEL_NUMBERS: fed_label(labels, call.label_shape, numpy_dtype(numbers), call.label_kind)}
     pir.set_insertion_point_after(call.label.get_defining_op())
     classes = paddle.arange(call.label_shape[-1], dtype=call.label.dtype)
     by_position = paddle.reshape(call.label, [*call.label_shape[:-1], 1])

@@ -255,9 +255,7 @@ def build_objective(
         if features:
             mismatch, known_features = _feature_mismatch(features[0])
             loss, constants = loss + mismatch, constants | known_features
-        second = second_gradients(
-            loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label]
-        )
+        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label])
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]

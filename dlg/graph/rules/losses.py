@@ -195,9 +195,7 @@ def _weighted(value: Value, inputs: dict[str, Value]) -> Value:
     return value * weight if weight is not None and weight.initialized() else value
 
 
-def _target(
-    loss: Operation, prediction: Value, label: Value, axis: int, probability_of: ProbabilityOf
-) -> Value:
+def _target(loss: Operation, prediction: Value, label: Value, axis: int, probability_of: ProbabilityOf) -> Value:
     """The probabilities that a loss compares its prediction with, shaped as the prediction, ignored labels left out."""
     if loss.attrs().get("soft_label"):
         return label
