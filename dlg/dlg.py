@@ -398,11 +398,11 @@ def _checked_target(target: Any, target_label: Any, batch_size: int) -> tuple[np
         raise InputError(
             f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples"
         )
-    if labels.size != batch_size or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} classes")
+    if labels.ndim == 0 or len(labels) != batch_size:
+        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels")
     if samples.min() < 0 or samples.max() > 1:
         raise InputError(
             f"target has numbers from {samples.min():g} to {samples.max():g}, expected 0 to 1, which the comparison"
             " needs; leave target away, or scale in the layer and not before it"
         )
-    return samples, labels.reshape(batch_size)
+    return samples, labels.reshape(batch_size) if labels.size == batch_size else labels

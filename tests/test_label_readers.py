@@ -37,7 +37,7 @@ KINDS = {
     "a class under squares": (
         lambda p, y: F.mse_loss(p, paddle.cast(F.one_hot(y, CLASSES), p.dtype)[:, 0]), LABELS, "class",
     ),
-    "cross entropy of probabilities": (lambda p, y: F.cross_entropy(p, y, soft_label=True), PROBABILITIES, "probability"),
+    "cross entropy of each": (lambda p, y: F.cross_entropy(p, y, soft_label=True), PROBABILITIES, "probability"),
     "smoothed": (lambda p, y: F.cross_entropy(p, F.label_smooth(y), soft_label=True), PROBABILITIES, "probability"),
     "cross entropy by hand": (by_hand, PROBABILITIES, "probability"),
     "a divergence": (lambda p, y: F.kl_div(F.log_softmax(p), y), PROBABILITIES, "probability"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -278,7 +279,7 @@ def build_objective(
         explained=explained,
         scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype),
         executor=paddle.static.Executor(step.place),
-        notes=[*first.notes, *_notes_on_sharing(ties, call)],
+        notes=[*first.notes, *_notes(ties, call)],
         is_least_squares=distance == "l2" and not tv,
     )
 
@@ -304,12 +305,19 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     return objective
 
 
-def _notes_on_sharing(ties: Ties, call: NetworkCall) -> list[str]:
-    """Says where the gradients of some trainable parameters were not shared."""
+def _notes(ties: Ties, call: NetworkCall) -> list[str]:
+    """Says where some gradients were not shared, and where labels belong to positions."""
+    notes = []
     shared, trainable = len(ties.gradients), len(call.trainable)
-    if shared == trainable:
-        return []
-    return [f"gradients: those of {shared} of {trainable} trainable parameters were shared, and these are matched"]
+    if shared < trainable:
+        notes.append(f"gradients: those of {shared} of {trainable} trainable parameters were shared, and are matched")
+    positions = call.label_shape[1:-1]
+    if call.label_kind is LabelKind.CLASS and positions:
+        notes.append(
+            f"labels: one class for each of {math.prod(positions)} positions; where the network treats positions alike,"
+            " the gradients do not tell their order"
+        )
+    return notes
 
 
 def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlg.results import metrics, pictures, progress_figure
 from dlg.results.folder import ResultFolder
+from dlg.results.label_rows import label_row, label_text
 from dlg.results.versions import threads, versions
 
 # The files beside the attack's snapshots.
@@ -44,8 +45,8 @@ def write_results(
         What the attack recovered.
     target : ndarray, shape (B, ...), float in [0, 1], optional
         The true batch. Without it, or its labels, nothing is compared.
-    target_label : ndarray, shape (B,), int64, optional
-        Its labels.
+    target_label : ndarray, shape (B, ...), optional
+        Its labels: (B,) where they are classes.
 
     Returns
     -------
@@ -55,20 +56,19 @@ def write_results(
     rows = []
     if target is not None and target_label is not None:
         scores = metrics.compare(target, recovered.feature)
-        rows = [_comparison_row(score, target_label, recovered.label) for score in scores]
+        rows = [_comparison_row(score, target_label, recovered) for score in scores]
         pictures.save_batch(folder, "target.png", target)
         progress_figure.save_progress(folder, target, recovered.feature, scores, target_label, recovered.label)
     _save_summary(folder, options, recovered, rows)
     return rows
 
 
-def _comparison_row(score: metrics.ImageScore, true_label: np.ndarray, recovered_label: np.ndarray) -> dict:
+def _comparison_row(score: metrics.ImageScore, true_label: np.ndarray, recovered: Any) -> dict:
     """What summary.json says of an image."""
     return {
         "image": score.image,
         "recovered_image": score.recovered,
-        "true_label": int(true_label[score.image]),
-        "recovered_label": int(recovered_label[score.recovered]),
+        **label_row(recovered.label_kind, true_label[score.image], recovered.label[score.recovered]),
         "psnr": _finite_or_none(score.psnr),
         "ssim": _finite_or_none(score.ssim),
         "mse": score.mse,
@@ -100,6 +100,7 @@ def _save_summary(folder: ResultFolder, options: Mapping[str, Any], recovered: A
         "starts": [dataclasses.asdict(start) for start in recovered.starts],
         "loss": recovered.loss,
         "history": recovered.history,
+        "label_kind": recovered.label_kind,
         "recovered_labels": recovered.label.tolist(),
         "images": rows,
     }
@@ -127,10 +128,11 @@ def print_outcome(recovered: Any, rows: Sequence[dict], result_dir: Path) -> Non
     if rows:
         print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
     else:
-        print(f"recovered labels: {', '.join(map(str, recovered.label))}")
+        print(f"recovered labels: {', '.join(map(label_text, recovered.label))}")
     for row in rows:
         psnr, ssim = metrics.decibels(row["psnr"]), "-" if row["ssim"] is None else f"{row['ssim']:.3f}"
-        print(f"{row['image']:>5}  {row['true_label']:>10}  {row['recovered_label']:>15}  {psnr:>8}  {ssim:>6}")
+        true, found = label_text(row["true_label"]), label_text(row["recovered_label"])
+        print(f"{row['image']:>5}  {true:>10}  {found:>15}  {psnr:>8}  {ssim:>6}")
     if pictures.picture_shape(recovered.feature.shape[1:]) is None:
         print(f"summary.json is in {result_dir}")
     else:

@@ -27,6 +27,11 @@ from dlg.graph.linear_layers import reads
 _MOST_NUMBERS = 100
 # The most classes that are tried, an evaluation each.
 _MOST_CLASSES = 10_000
+# The search for the numbers ends where a step changes the sum of squares, or the numbers, by less than this share: a
+# little above float64's rounding. Under squares and binary cross entropy two steps arrive.
+_TOLERANCE = 1e-15
+# It ends after this many steps in any case.
+_MOST_STEPS = 50
 # The start of a label's numbers, from the prediction against the gradient: on the right side of a kink, as that of
 # absolute differences, and where the gradient of a square is linear.
 _FIRST_STEP = 0.5
@@ -89,7 +94,10 @@ def _fitted_numbers(reading: Reading, inputs: np.ndarray, shape: list[int]) -> n
         ours = probe.with_labels(numbers.reshape(shape)).evaluate([inputs], fetched)
         return np.concatenate([(a - b) / np.linalg.norm(b) for a, b in zip(ours, shared) if b.any()])
 
-    solved = least_squares(residual, _start(reading, inputs, shape).ravel(), method="trf", xtol=None, gtol=None)
+    # Under a loss with kinks the Jacobian may be zero.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        start = _start(reading, inputs, shape).ravel()
+        solved = least_squares(residual, start, ftol=_TOLERANCE, xtol=_TOLERANCE, gtol=_TOLERANCE, max_nfev=_MOST_STEPS)
     return solved.x.reshape(shape)
 
 
