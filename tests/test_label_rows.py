@@ -31,7 +31,7 @@ def test_a_row_has_both_labels_and_how_far_numbers_differ(which):
 
 @pytest.mark.parametrize(
     ("label", "text"),
-    [(np.int64(7), "7"), (7, "7"), (np.array([1, 0, 1]), "1 0 1"), ([1.5, -2.0], "1.5 -2"), (np.array([1 / 3]), "0.3333")],
-)  # fmt: skip
+    [(np.int64(7), "7"), (7, "7"), (np.array([1, 0, 1]), "1 0 1"), ([1.5, -2.0], "1.5 -2"), (np.ones(1) / 3, "0.3333")],
+)
 def test_a_label_is_shown_as_its_numbers(label, text):
     assert label_text(label) == text

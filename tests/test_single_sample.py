@@ -64,6 +64,33 @@ def test_under_absolute_differences_the_sample_is_exact_and_the_label_on_its_sid
     np.testing.assert_allclose(leakage.inputs, SAMPLES[:1], atol=1e-5)
 
 
+def convolution(loss):
+    def network(feature, label):
+        hidden = F.sigmoid(nn.Conv2D(1, 4, 3, padding=1)(paddle.reshape(feature, [-1, 1, 4, 5])))
+        prediction = nn.Linear(80, CLASSES)(paddle.flatten(hidden, 1))
+        return prediction, loss(prediction, label)
+
+    return network
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [(F.mse_loss, NUMBERS), (F.binary_cross_entropy_with_logits, ANSWERS)],
+    ids=["squares", "binary"],
+)
+def test_behind_a_convolution_the_features_and_the_label_are_exact(loss, labels):
+    leakage, _ = read_off(convolution(loss), SAMPLES[:1], labels)
+    assert leakage.inputs is None
+    assert leakage.features.shape == (1, 80)
+    np.testing.assert_allclose(leakage.labels, labels, atol=1e-4)
+    (features,) = leakage.objective.evaluate([SAMPLES[:1].astype("float64")], [leakage.objective.features])
+    np.testing.assert_allclose(leakage.features, features, atol=1e-5)
+
+
+def test_behind_a_convolution_another_loss_claims_nothing():
+    assert read_off(convolution(F.smooth_l1_loss), SAMPLES[:1], NUMBERS)[0] is None
+
+
 def noisy(gradients):
     rng = np.random.default_rng(1)
     return {name: g + 1e-3 * rng.standard_normal(g.shape).astype(g.dtype) for name, g in gradients.items()}

@@ -143,7 +143,7 @@ class Reading:
     def _multiple_at(self, probe: Objective, last: Layer) -> float | None:
         """The multiple of the mean cross entropy at a random batch with the labels of a probe."""
         names = probe.layers[-1].weight, probe.layers[-1].bias
-        features, labels, weight_gradient, bias_gradient = _at_random_batch(
+        features, labels, weight_gradient, bias_gradient = at_random_batch(
             probe, [probe.features, probe.label_probability, *(probe.dummy_gradients[name] for name in names)]
         )
         logits = features @ last.weight + last.bias
@@ -170,7 +170,7 @@ class Reading:
         activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
         if len(activations) < len(layers) - 1:
             return None
-        data, features = _at_random_batch(probe, [probe.dummies[0], probe.features])
+        data, features = at_random_batch(probe, [probe.dummies[0], probe.features])
         hidden = data.reshape(len(data), -1)
         for layer, activation in zip(layers, activations):
             hidden = activation.function(hidden @ layer.weight + layer.bias)
@@ -186,7 +186,8 @@ class Reading:
         return random_streams.analytic_search(self.seed)
 
 
-def _at_random_batch(probe: Objective, fetched: Sequence[Value]) -> list[np.ndarray]:
+def at_random_batch(probe: Objective, fetched: Sequence[Value]) -> list[np.ndarray]:
+    """Values of a probe's program at a batch from N(0, 1), always the same."""
     data = random_streams.probe().standard_normal(probe.dummies[0].shape)
     return probe.evaluate([data], fetched)
 

@@ -7,16 +7,23 @@ is then the only unknown. A class is the one under which the network gives the
 shared gradients. Numbers are solved for by least squares, from the bias's
 gradients alone. Either way the whole network's gradients at the answer decide
 whether it is claimed.
+
+Where the first layers are others, convolutions for one, the last layer's input
+is known in the same way, and with it the prediction z. Under squared errors
+δ = m (z − y), and under a binary cross entropy of logits δ = m (σ(z) − y), which
+gives the label y at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.special import expit
 
-from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.reading import Leakage, Reading, at_random_batch
 from dlg.attack.dummies import recovered_label
 from dlg.attack.losses import gradient_matching_loss
 from dlg.attack.objective import SHARED, Objective
@@ -32,35 +39,104 @@ _MOST_CLASSES = 10_000
 _TOLERANCE = 1e-15
 # It ends after this many steps in any case.
 _MOST_STEPS = 50
+# What is left of a weight's gradient beside that of one sample, relative to it: float32's rounding, with a margin.
+_MOST_LEFT = 1e-5
+# How far an answer may be from 0 and 1, which rounding explains; further off it is taken for a soft one, or for none.
+_MOST_OFF = 1e-2
+# What makes a prediction of the last layer's outputs, by the kind of label, where the error is prediction − label.
+_ERRORS: dict[LabelKind, Callable[[np.ndarray], np.ndarray]] = {LabelKind.SEVERAL: expit, LabelKind.VALUE: np.asarray}
+# The labels under which it is tested that a loss has such errors.
+_PROBED_LABELS = (0.0, 1.0)
+# How closely the network's gradients must be a multiple of such errors, both in float64.
+_SAME = 1e-6
 # The start of a label's numbers, from the prediction against the gradient: on the right side of a kink, as that of
 # absolute differences, and where the gradient of a square is linear.
 _FIRST_STEP = 0.5
 
 
 def read_off(reading: Reading) -> Leakage | None:
-    """Recover the sample, and its label, of a batch of one.
+    """Recover the sample, or its features, and its label, of a batch of one.
 
     Returns
     -------
     Leakage or None
-        None for larger batches, where the first layer is not fully connected or
-        its gradients were not shared, and where no label explains the
-        gradients. Labels that are probabilities are left to softmax regression.
+        With `inputs` where the first layer is fully connected, and else with
+        `features`. None for larger batches, where no gradients of that layer
+        were shared, and where no label explains the gradients. Features of
+        classes and probabilities are left to softmax regression.
     """
-    first = reading.layers[0] if reading.layers else None
-    if reading.batch_size > 1 or first is None or not reads(reading.probe.layers[0], reading.probe.dummies[0]):
+    if reading.batch_size > 1 or not reading.layers:
         return None
-    gradient = np.asarray(first.bias_gradient, np.float64)
-    square = float(gradient @ gradient)
-    if not square:
+    is_whole = reads(reading.probe.layers[0], reading.probe.dummies[0])
+    return _whole_sample(reading) if is_whole else _features(reading)
+
+
+def _whole_sample(reading: Reading) -> Leakage | None:
+    """The network's input, and the label that explains all gradients at it."""
+    sample = None if reading.layers[0] is None else _layer_input(reading.layers[0])
+    if sample is None:
         return None
-    sample = np.asarray(first.weight_gradient, np.float64) @ gradient / square
     inputs = sample.reshape(1, *reading.input_shape)
     for labels in _candidates(reading, inputs):
         objective = reading.probe.with_labels(labels)
         if objective.explains(_loss(objective, inputs)):
             return Leakage(objective=objective, labels=labels, certain=True, inputs=inputs)
     return None
+
+
+def _layer_input(layer: Layer) -> np.ndarray | None:
+    """The input x = dW δ / (δᵀ δ), (in,). None where the gradients are not those of one sample."""
+    gradient = np.asarray(layer.bias_gradient, np.float64)
+    square = float(gradient @ gradient)
+    if not square:
+        return None
+    weight_gradient = np.asarray(layer.weight_gradient, np.float64)
+    sample = weight_gradient @ gradient / square
+    left = np.linalg.norm(weight_gradient - np.outer(sample, gradient))
+    return sample if left <= _MOST_LEFT * np.linalg.norm(weight_gradient) else None
+
+
+def _features(reading: Reading) -> Leakage | None:
+    """The last layer's input, and the label that its gradient gives."""
+    last, probe = reading.layers[-1], reading.probe
+    activation = _ERRORS.get(probe.label_kind)
+    if last is None or activation is None:
+        return None
+    features, multiple = _layer_input(last), _error_multiple(probe, last, activation)
+    if features is None or multiple is None:
+        return None
+    prediction = activation(features @ last.weight + last.bias)
+    labels = (prediction - np.asarray(last.bias_gradient, np.float64) / multiple).reshape(probe.label_probability.shape)
+    if probe.label_kind is LabelKind.SEVERAL:
+        if np.abs(labels - np.clip(labels, 0, 1)).max() > _MOST_OFF:
+            return None
+        whole = recovered_label(probe.label_kind, labels)
+        labels = whole if np.abs(labels - whole).max() <= _MOST_OFF else labels
+    return Leakage(
+        objective=probe.with_labels(labels),
+        labels=labels,
+        certain=True,
+        features=features[None],
+        feature_errors=np.array([_MOST_LEFT]),
+    )
+
+
+def _error_multiple(probe: Objective, last: Layer, activation: Callable[[np.ndarray], np.ndarray]) -> float | None:
+    """The m of δ = m (f(z) − y), by the network's own gradients under two labels. None where the loss is another."""
+    multiples = []
+    for number in _PROBED_LABELS:
+        labels = np.full(probe.label_probability.shape, number)
+        features, delta = at_random_batch(
+            probe.with_labels(labels), [probe.features, probe.dummy_gradients[probe.layers[-1].bias]]
+        )
+        error = np.ravel(activation(features @ last.weight + last.bias))
+        if error.size != labels.size:
+            return None
+        error = error - labels.ravel()
+        multiples.append(float(delta @ error) / float(error @ error))
+        if np.linalg.norm(delta - multiples[-1] * error) > _SAME * np.linalg.norm(delta):
+            return None
+    return multiples[0] if abs(multiples[0] / multiples[1] - 1) < _SAME else None
 
 
 def _loss(objective: Objective, inputs: np.ndarray) -> float:
