@@ -236,6 +236,8 @@ def build_objective(
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
         layers = linear_layers(call.prediction)
+        # Their names are read here, for a parameter that nothing uses is removed with all that is not needed.
+        parameters = [parameter.name for parameter in call.parameters]
         dummies = make_dummies(call, fixed_label)
         # Step 3: the dummy batch's gradients, ∇W'.
         first = first_gradients(
@@ -271,7 +273,7 @@ def build_objective(
         dummy_gradients=dict(zip(ties.gradients, dummy_gradients)),
         layers=layers,
         features=features[0] if features else None,
-        parameters=[parameter.name for parameter in call.parameters],
+        parameters=parameters,
         trained=ties.gradients,
         fixed_label=next(iter(dummies.constants), None),
         constants=dummies.constants | constants,

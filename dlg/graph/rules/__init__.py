@@ -4,8 +4,8 @@ A rule is a function under the name of its op. It is given the op and returns th
 values that take the place of the op's results. There is one file for each family
 of ops:
 
-- `activations`, `losses`, `layers`, `shapes`, `arithmetic`: ops that PaddlePaddle
-  cannot differentiate twice;
+- `activations`, `losses`, `layers`, `recurrent`, `interpolation`, `shapes`,
+  `arithmetic`: ops that PaddlePaddle cannot differentiate twice;
 - `corrections`: ops for which PaddlePaddle claims a second derivative that is
   wrong, or fails when it runs;
 - `simplifications`: ops that have a form with the same values at less cost.
@@ -21,7 +21,17 @@ differentiate through those. `dlg.attack.verification` refuses a network for whi
 a rule is wrong.
 """
 
-from dlg.graph.rules import activations, arithmetic, corrections, layers, losses, shapes, simplifications
+from dlg.graph.rules import (
+    activations,
+    arithmetic,
+    corrections,
+    interpolation,
+    layers,
+    losses,
+    recurrent,
+    shapes,
+    simplifications,
+)
 from dlg.graph.rules.registry import (
     DROPOUT_RULES,
     FORWARD_CORRECTIONS,
@@ -51,8 +61,10 @@ __all__ = [
     "activations",
     "arithmetic",
     "corrections",
+    "interpolation",
     "layers",
     "losses",
+    "recurrent",
     "shapes",
     "simplifications",
 ]

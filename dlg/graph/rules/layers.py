@@ -6,6 +6,7 @@ import math
 
 import paddle
 
+from dlg.graph.rules.recurrent import has_recurrent_dropout
 from dlg.graph.rules.registry import (
     DROPOUT_RULES,
     ProbabilityOf,
@@ -43,6 +44,8 @@ def is_dropout(op: Operation) -> bool:
     """Whether an op drops units at random."""
     if op.name() == "pd_op.dropout":
         return not op.attrs()["is_test"]
+    if has_recurrent_dropout(op):
+        return True
     return keep_probability(op) is not None
 
 
