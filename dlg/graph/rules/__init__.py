@@ -4,8 +4,9 @@ A rule is a function under the name of its op. It is given the op and returns th
 values that take the place of the op's results. There is one file for each family
 of ops:
 
-- `activations`, `losses`, `layers`, `recurrent`, `interpolation`, `shapes`,
-  `arithmetic`: ops that PaddlePaddle cannot differentiate twice;
+- `activations`, `arithmetic`, `convolutions`, `interpolation`, `layers`, `losses`,
+  `normalisation`, `pooling`, `recurrent`, `shapes`: ops that PaddlePaddle cannot
+  differentiate twice;
 - `corrections`: ops for which PaddlePaddle claims a second derivative that is
   wrong, or fails when it runs;
 - `simplifications`: ops that have a form with the same values at less cost.
@@ -24,10 +25,13 @@ a rule is wrong.
 from dlg.graph.rules import (
     activations,
     arithmetic,
+    convolutions,
     corrections,
     interpolation,
     layers,
     losses,
+    normalisation,
+    pooling,
     recurrent,
     shapes,
     simplifications,
@@ -60,10 +64,13 @@ __all__ = [
     "Table",
     "activations",
     "arithmetic",
+    "convolutions",
     "corrections",
     "interpolation",
     "layers",
     "losses",
+    "normalisation",
+    "pooling",
     "recurrent",
     "shapes",
     "simplifications",

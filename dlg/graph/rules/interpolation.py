@@ -19,9 +19,7 @@ from dlg.graph.values import Operation
 CUBIC = -0.75
 
 
-@rule(
-    "nearest_interp", "linear_interp", "bilinear_interp", "trilinear_interp", "bicubic_interp", table=FORWARD_RULES
-)
+@rule("nearest_interp", "linear_interp", "bilinear_interp", "trilinear_interp", "bicubic_interp", table=FORWARD_RULES)
 def interpolation(op: Operation, _: ProbabilityOf) -> Replacement:
     """A product with one constant matrix for each axis of the image."""
     x, out, attributes = op.operand_source(0), op.result(0), op.attrs()

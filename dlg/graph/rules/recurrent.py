@@ -37,9 +37,7 @@ def recurrent_dropout(op: Operation, _: ProbabilityOf) -> Replacement | None:
     lists = [_list_of(inputs[1]), _list_of(inputs[2])]
     length = inputs[3] if inputs[3].initialized() else None
     names = ("is_bidirec", "input_size", "hidden_size", "num_layers", "mode", "seed", "is_test")
-    out, _, state = paddle._C_ops.rnn(
-        inputs[0], *lists, length, inputs[4], 0.0, *(attributes[name] for name in names)
-    )
+    out, _, state = paddle._C_ops.rnn(inputs[0], *lists, length, inputs[4], 0.0, *(attributes[name] for name in names))
     _replace_list(op.result(2), state)
     return [out, None, None, None]
 
@@ -95,7 +93,9 @@ class _Weights:
 def _layer_weights(parameters: Sequence[Value], count: int) -> list[_Weights]:
     """PaddlePaddle lists the two matrices of each layer and direction first, and then the two biases of each."""
     matrices, biases = parameters[: 2 * count], parameters[2 * count :]
-    return [_Weights(*matrices[2 * place : 2 * place + 2], *biases[2 * place : 2 * place + 2]) for place in range(count)]
+    return [
+        _Weights(*matrices[2 * place : 2 * place + 2], *biases[2 * place : 2 * place + 2]) for place in range(count)
+    ]
 
 
 def _list_of(value: Value) -> list[Value]:

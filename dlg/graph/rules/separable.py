@@ -60,7 +60,7 @@ def channels_restored(x: Value, data_format: str) -> Value:
 
 def has_channels_last(data_format: str) -> bool:
     """Whether a format such as "NHWC" has the channels on its last axis."""
-    return data_format.endswith("C")
+    return data_format.startswith("N") and data_format.endswith("C")
 
 
 def require_fixed_shape(op: Operation, *values: Value) -> None:
