@@ -4,9 +4,9 @@ A rule is a function under the name of its op. It is given the op and returns th
 values that take the place of the op's results. There is one file for each family
 of ops:
 
-- `activations`, `arithmetic`, `convolutions`, `interpolation`, `layers`, `losses`,
-  `normalisation`, `pooling`, `recurrent`, `shapes`: ops that PaddlePaddle cannot
-  differentiate twice;
+- `activations`, `arithmetic`, `convolutions`, `embedding`, `interpolation`,
+  `layers`, `losses`, `normalisation`, `pooling`, `products`, `recurrent`,
+  `sampling`, `shapes`: ops that PaddlePaddle cannot differentiate twice;
 - `corrections`: ops for which PaddlePaddle claims a second derivative that is
   wrong, or fails when it runs;
 - `simplifications`: ops that have a form with the same values at less cost.
@@ -27,12 +27,15 @@ from dlg.graph.rules import (
     arithmetic,
     convolutions,
     corrections,
+    embedding,
     interpolation,
     layers,
     losses,
     normalisation,
     pooling,
+    products,
     recurrent,
+    sampling,
     shapes,
     simplifications,
 )
@@ -66,12 +69,15 @@ __all__ = [
     "arithmetic",
     "convolutions",
     "corrections",
+    "embedding",
     "interpolation",
     "layers",
     "losses",
     "normalisation",
     "pooling",
+    "products",
     "recurrent",
+    "sampling",
     "shapes",
     "simplifications",
 ]

@@ -1,4 +1,4 @@
-"""Rules for normalisation: of layers, groups and weights."""
+"""Rules for layer norm and group norm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 
 from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
 from dlg.graph.rules.separable import channels_first, channels_restored, require_fixed_shape
-from dlg.graph.values import Operation, Value
+from dlg.graph.values import Operation
 
 
 @rule("layer_norm_grad")
@@ -47,28 +47,3 @@ def group_norm(op: Operation, _: ProbabilityOf) -> Replacement:
     if inputs["bias"].initialized():
         normed = normed + paddle.reshape(inputs["bias"], for_channels)
     return [channels_restored(normed, attributes["data_format"]), None, None]
-
-
-@rule("spectral_norm_grad")
-def spectral_norm_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
-    """The gradient of W / σ with σ = uᵀ W v, where u and v count as constants (Miyato et al. 2018, equation 12)."""
-    inputs, attributes = inputs_of(op), op.attrs()
-    weight, gradient, axis = inputs["weight"], inputs["out_grad"], attributes["dim"]
-    order = [axis, *(other for other in range(len(weight.shape)) if other != axis)]
-    matrix, slope = (
-        paddle.reshape(paddle.transpose(value, order), [weight.shape[axis], -1]) for value in (weight, gradient)
-    )
-    left, right = (paddle.reshape(inputs[name], [-1, 1]) for name in ("u", "v"))
-    epsilon = constant_like(weight, attributes["eps"])
-    for _step in range(attributes["power_iters"]):
-        right = _unit(paddle.matmul(matrix, left, transpose_x=True), epsilon)
-        left = _unit(paddle.matmul(matrix, right), epsilon)
-    sigma = paddle.sum(left * paddle.matmul(matrix, right))
-    outer = paddle.matmul(left, right, transpose_y=True)
-    through_sigma = paddle.sum(slope * matrix) / (sigma * sigma)
-    result = paddle.reshape(slope / sigma - outer * through_sigma, [weight.shape[other] for other in order])
-    return [paddle.transpose(result, [order.index(other) for other in range(len(order))])]
-
-
-def _unit(vector: Value, epsilon: Value) -> Value:
-    return vector / (paddle.sqrt(paddle.sum(paddle.square(vector))) + epsilon)

@@ -91,16 +91,6 @@ def unpool_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [paddle.reshape(taken, x.shape)]
 
 
-@rule("maxout", table=FORWARD_RULES)
-def maxout(op: Operation, _: ProbabilityOf) -> Replacement:
-    """The maximum over each run of channels, as max pooling of a sequence: it is the first where several are equal."""
-    x, out, groups = op.operand_source(0), op.result(0), op.attrs()["groups"]
-    require_fixed_shape(op, x)
-    axis = op.attrs()["axis"] % len(x.shape)
-    rows = [math.prod(x.shape[:axis]), 1, x.shape[axis], math.prod(x.shape[axis + 1 :])]
-    return [paddle.reshape(F.max_pool2d(paddle.reshape(x, rows), (groups, 1), return_mask=True)[0], out.shape)]
-
-
 def scatter_to_maxima(x: Value, places: Value, gradient: Value) -> Value:
     """Give each window's gradient to the pixel that was its maximum; where windows overlap, add them up.
 
