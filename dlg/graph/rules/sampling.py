@@ -25,15 +25,19 @@ def affine_grid(op: Operation, _: ProbabilityOf) -> Replacement:
     rows = paddle.reshape(matrix, [-1, len(sizes) + 1])
     positions = paddle.matmul(paddle.assign(pixels.astype(numpy_dtype(matrix))), rows, transpose_y=True)
     positions = paddle.reshape(positions, [len(pixels), -1, len(sizes)])
-    return [paddle.reshape(paddle.transpose(positions, [1, 0, 2]), [-1, *sizes, len(sizes)])]
+    return [paddle.reshape(paddle.transpose(positions, [1, 0, 2]), [matrix.shape[0], *sizes, len(sizes)])]
 
 
 @rule("grid_sample", table=FORWARD_RULES)
-def grid_sample(op: Operation, _: ProbabilityOf) -> Replacement:
+def grid_sample(op: Operation, probability_of: ProbabilityOf) -> Replacement:
     """A product of each sample's picture with the weights of its pixels at each position."""
     (x, grid), attributes = op.operands_source(), op.attrs()
-    require_fixed_shape(op, x)
-    sizes, dimensions = _sizes_of_grid(op, grid), len(x.shape) - 2
+    source = grid.get_defining_op()
+    if source is not None and source.name() == "pd_op.affine_grid":
+        # PaddlePaddle does not know its shape before it runs.
+        (grid,) = affine_grid(source, probability_of)
+    require_fixed_shape(op, x, grid)
+    sizes, dimensions = grid.shape[1:-1], len(x.shape) - 2
     weights = None
     for place in range(dimensions):
         position = paddle.reshape(grid[..., dimensions - 1 - place], [x.shape[0], -1])
@@ -57,15 +61,6 @@ def _grid_sizes(op: Operation) -> list[int]:
     return constant_integers(op.operand_source(1))[2:]
 
 
-def _sizes_of_grid(op: Operation, grid: Value) -> list[int]:
-    """The sizes of a sampled picture. PaddlePaddle does not tell those of an affine grid before it runs."""
-    source = grid.get_defining_op()
-    if source is not None and source.name() == "pd_op.affine_grid":
-        return _grid_sizes(source)
-    require_fixed_shape(op, grid)
-    return grid.shape[1:-1]
-
-
 def _positions(size: int, align_corners: bool) -> np.ndarray:
     """Where an axis's pixels lie between -1 and 1: at the ends, or half a pixel from them."""
     if align_corners:
@@ -79,7 +74,8 @@ def _weights_along_axis(position: Value, size: int, attributes: dict) -> Value:
     position = _brought_inside(position, size, attributes["padding_mode"], attributes["align_corners"])
     pixels = paddle.assign(np.arange(size).astype(numpy_dtype(position)))
     if attributes["mode"] == "nearest":
-        return _is_pixel(paddle.round(position), pixels)
+        # The second term is 0. PaddlePaddle shares zeros for the gradient of what gives the positions, not None.
+        return _is_pixel(paddle.round(position), pixels) + paddle.unsqueeze(position * constant_like(position, 0), 2)
     lower = paddle.floor(position)
     # The pixel to the left of a position has no derivative.
     lower.stop_gradient = True
