@@ -56,7 +56,7 @@ def transposed_convolution_of_volumes(op: Operation, _: ProbabilityOf) -> Replac
     sizes = channels_first(out, attributes["data_format"]).shape[2:]
     x = channels_first(x, attributes["data_format"])
     matrices = {}
-    for place, (before, _) in enumerate(_paddings(attributes, x.shape[2:], weight.shape[2:])):
+    for place, (before, _after) in enumerate(_paddings(attributes, x.shape[2:], weight.shape[2:])):
         reach = dilations[place] * (weight.shape[2 + place] - 1)
         rows = reach - before + strides[place] * np.arange(x.shape[2 + place])
         spread = np.arange(sizes[place] + reach)[:, None] == rows

@@ -70,10 +70,10 @@ def recurrent_layers(op: Operation, _: ProbabilityOf) -> Replacement:
         outputs = []
         for direction in range(directions):
             place = layer * directions + direction
-            state = [component[place] for component in initial]
-            output, state = _run(_CELLS[attributes["mode"]], weights[place], x, state, masks, direction == 1)
+            first = [component[place] for component in initial]
+            output, last = _run(_CELLS[attributes["mode"]], weights[place], x, first, masks, direction == 1)
             outputs.append(output)
-            final.append(state)
+            final.append(last)
         x = outputs[0] if directions == 1 else paddle.concat(outputs, 2)
     states = [paddle.stack(component, 0) for component in zip(*final)]
     _replace_list(op.result(2), states)

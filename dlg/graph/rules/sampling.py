@@ -16,6 +16,29 @@ from dlg.graph.values import Operation, Value, numpy_dtype, where
 
 @rule("affine_grid", table=FORWARD_RULES)
 def affine_grid(op: Operation, _: ProbabilityOf) -> Replacement:
+    return [_affine_grid(op)]
+
+
+@rule("grid_sample", table=FORWARD_RULES)
+def grid_sample(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The sum of a picture's pixels, each times its weight at a position: axis after axis, the last one first."""
+    (x, grid), attributes = op.operands_source(), op.attrs()
+    source = grid.get_defining_op()
+    if source is not None and source.name() == "pd_op.affine_grid":
+        # PaddlePaddle does not know its shape before it runs.
+        grid = _affine_grid(source)
+    require_fixed_shape(op, x, grid)
+    batch, positions = x.shape[0], paddle.unbind(paddle.reshape(grid, [x.shape[0], -1, grid.shape[-1]]), 2)
+    # A position's first number is along the picture's last axis.
+    weights = [_weights_along_axis(*pair, attributes) for pair in zip(positions, reversed(x.shape[2:]))]
+    sampled = paddle.matmul(paddle.reshape(x, [batch, -1, x.shape[-1]]), weights[0], transpose_y=True)
+    for along_axis in weights[1:]:
+        by_pixel = paddle.unsqueeze(paddle.transpose(along_axis, [0, 2, 1]), 1)
+        sampled = paddle.sum(paddle.reshape(sampled, [batch, -1, *by_pixel.shape[2:]]) * by_pixel, 2)
+    return [paddle.reshape(sampled, [*x.shape[:2], *grid.shape[1:-1]])]
+
+
+def _affine_grid(op: Operation) -> Value:
     """Each pixel's position, (x, y, 1) or (x, y, z, 1), times the sample's matrix."""
     matrix, sizes = op.operand_source(0), _grid_sizes(op)
     axes = [_positions(size, op.attrs()["align_corners"]) for size in sizes]
@@ -25,30 +48,7 @@ def affine_grid(op: Operation, _: ProbabilityOf) -> Replacement:
     rows = paddle.reshape(matrix, [-1, len(sizes) + 1])
     positions = paddle.matmul(paddle.assign(pixels.astype(numpy_dtype(matrix))), rows, transpose_y=True)
     positions = paddle.reshape(positions, [len(pixels), -1, len(sizes)])
-    return [paddle.reshape(paddle.transpose(positions, [1, 0, 2]), [matrix.shape[0], *sizes, len(sizes)])]
-
-
-@rule("grid_sample", table=FORWARD_RULES)
-def grid_sample(op: Operation, probability_of: ProbabilityOf) -> Replacement:
-    """A product of each sample's picture with the weights of its pixels at each position."""
-    (x, grid), attributes = op.operands_source(), op.attrs()
-    source = grid.get_defining_op()
-    if source is not None and source.name() == "pd_op.affine_grid":
-        # PaddlePaddle does not know its shape before it runs.
-        (grid,) = affine_grid(source, probability_of)
-    require_fixed_shape(op, x, grid)
-    sizes, dimensions = grid.shape[1:-1], len(x.shape) - 2
-    weights = None
-    for place in range(dimensions):
-        position = paddle.reshape(grid[..., dimensions - 1 - place], [x.shape[0], -1])
-        along_axis = _weights_along_axis(position, x.shape[2 + place], attributes)
-        if weights is None:
-            weights = along_axis
-        else:
-            pairs = paddle.unsqueeze(weights, 3) * paddle.unsqueeze(along_axis, 2)
-            weights = paddle.reshape(pairs, [x.shape[0], pairs.shape[1], -1])
-    pixels = paddle.reshape(x, [*x.shape[:2], -1])
-    return [paddle.reshape(paddle.matmul(pixels, weights, transpose_y=True), [*x.shape[:2], *sizes])]
+    return paddle.reshape(paddle.transpose(positions, [1, 0, 2]), [matrix.shape[0], *sizes, len(sizes)])
 
 
 def _grid_sizes(op: Operation) -> list[int]:
