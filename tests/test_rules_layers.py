@@ -28,6 +28,7 @@ OTHERS = {
     ),
     "global max pooling": lambda x: F.adaptive_max_pool2d(nn.Conv2D(2, 3, 3)(x), 1),
     "global average pooling": lambda x: F.adaptive_avg_pool2d(paddle.tanh(nn.Conv2D(2, 3, 3)(x)), 1),
+    "cosine similarity": lambda x: F.cosine_similarity(x.flatten(1), nn.Linear(50, 50)(x.flatten(1))).unsqueeze(1),
     "attention": lambda x: nn.MultiHeadAttention(10, 2)(x.reshape([-1, 5, 10])),
     "transformer": lambda x: nn.TransformerEncoderLayer(10, 2, 8, dropout=0.0, activation="gelu")(
         x.reshape([-1, 5, 10])

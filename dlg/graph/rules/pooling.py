@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import paddle
@@ -34,7 +35,8 @@ def average_pool(op: Operation, _: ProbabilityOf) -> Replacement | None:
     if attributes["pooling_type"] != "avg":
         return None
     require_fixed_shape(op, x, out)
-    return [apply_along_axes(x, _window_matrices(op, "mean" if _is_exclusive(attributes) else "mean with padding"))]
+    exclusive = attributes["exclusive"] or attributes["adaptive"]
+    return [apply_along_axes(x, _window_matrices(op, _pixels if exclusive else _pixels_and_padding))]
 
 
 @rule("lp_pool2d", table=FORWARD_RULES)
@@ -51,7 +53,7 @@ def power_pool(op: Operation, _: ProbabilityOf) -> Replacement:
                 x, kernel, strides, padding, ceil_mode=attributes["ceil_mode"], data_format=attributes["data_format"]
             )
         ]
-    matrices = _window_matrices(op, "sum")
+    matrices = _window_matrices(op, _one)
     if power == 1:
         return [apply_along_axes(x, matrices)]
     return [paddle.pow(apply_along_axes(paddle.pow(x, power), matrices), 1 / power)]
@@ -184,13 +186,12 @@ def _kernel(op: Operation, sizes: Sequence[int]) -> Sequence[int]:
     )
 
 
-def _is_exclusive(attributes: dict) -> bool:
-    """Whether an average leaves out the padding in its windows."""
-    return attributes["exclusive"] or attributes["adaptive"]
+# Gives what a window's sum is divided by, from the window's start and end and the number of pixels.
+Divisor: TypeAlias = Callable[[int, int, int], int]
 
 
-def _window_matrices(op: Operation, kind: str) -> dict[int, np.ndarray]:
-    """For each axis that is pooled, the matrix that gives each window's sum or mean, (windows, pixels)."""
+def _window_matrices(op: Operation, divisor: Divisor) -> dict[int, np.ndarray]:
+    """For each axis that is pooled, the matrix that gives each window's sum over its divisor, (windows, pixels)."""
     x, out, attributes = op.operand_source(0), op.result(0), op.attrs()
     first = 1 if has_channels_last(attributes["data_format"]) else 2
     axes = range(first, first + len(x.shape) - 2)
@@ -199,27 +200,40 @@ def _window_matrices(op: Operation, kind: str) -> dict[int, np.ndarray]:
     paddings = padding_pairs(op, sizes, windows, kernel)
     matrices = {}
     for place, axis in enumerate(axes):
-        ends = _window_ends(attributes, place, sizes[place], windows[place], kernel[place], paddings[place][0])
-        matrix = np.zeros((windows[place], sizes[place]))
-        for row, (start, end) in enumerate(ends):
-            inside = slice(max(start, 0), min(end, sizes[place]))
-            matrix[row, inside] = 1 / _count(kind, start, end, inside)
-        matrices[axis] = matrix
+        size, count = sizes[place], windows[place]
+        if attributes["adaptive"]:
+            ends = _adaptive_ends(size, count)
+        else:
+            ends = _ends(size, count, kernel[place], paddings[place][0], attributes["strides"][place])
+        matrices[axis] = _matrix(ends, size, divisor)
     return matrices
 
 
-def _window_ends(
-    attributes: dict, place: int, size: int, windows: int, kernel: int, padding: int
-) -> list[tuple[int, int]]:
+def _matrix(ends: Sequence[tuple[int, int]], size: int, divisor: Divisor) -> np.ndarray:
+    matrix = np.zeros((len(ends), size))
+    for row, (start, end) in zip(matrix, ends):
+        row[max(start, 0) : min(end, size)] = 1 / divisor(start, end, size)
+    return matrix
+
+
+def _ends(size: int, windows: int, kernel: int, padding: int, stride: int) -> list[tuple[int, int]]:
     """Where each window begins and ends along one axis; both may lie in the padding."""
-    if attributes["adaptive"]:
-        return [(row * size // windows, -(-(row + 1) * size // windows)) for row in range(windows)]
-    starts = [row * attributes["strides"][place] - padding for row in range(windows)]
+    starts = [row * stride - padding for row in range(windows)]
     return [(start, min(start + kernel, size + padding)) for start in starts]
 
 
-def _count(kind: str, start: int, end: int, inside: slice) -> int:
-    """What a window's sum is divided by."""
-    if kind == "sum":
-        return 1
-    return max(inside.stop - inside.start, 1) if kind == "mean" else end - start
+def _adaptive_ends(size: int, windows: int) -> list[tuple[int, int]]:
+    """Where each window begins and ends where the windows are to cover an axis evenly."""
+    return [(row * size // windows, -(-(row + 1) * size // windows)) for row in range(windows)]
+
+
+def _one(_start: int, _end: int, _size: int) -> int:
+    return 1
+
+
+def _pixels(start: int, end: int, size: int) -> int:
+    return max(min(end, size) - max(start, 0), 1)
+
+
+def _pixels_and_padding(start: int, end: int, _size: int) -> int:
+    return end - start
