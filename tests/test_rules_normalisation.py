@@ -26,6 +26,8 @@ OTHERS = {
     "layer norm without parameters": lambda x: F.layer_norm(picture(x), [3]),
     "layer norm without a scale": lambda x: nn.LayerNorm(3, weight_attr=False)(picture(x)),
     "group norm, channels last": lambda x: nn.GroupNorm(2, 4, data_format="NHWC")(picture(x).transpose([0, 2, 3, 1])),
+    "group norm without a scale": lambda x: nn.GroupNorm(2, 4, weight_attr=False)(picture(x)),
+    "group norm without parameters": lambda x: nn.GroupNorm(2, 4, weight_attr=False, bias_attr=False)(picture(x)),
     "group norm of vectors": lambda x: nn.GroupNorm(2, 8)(nn.Linear(50, 8)(paddle.flatten(x, 1))),
     "group norm of sequences": lambda x: nn.GroupNorm(2, 4)(nn.Conv1D(2, 4, 3)(x.reshape([-1, 2, 25]))),
     "instance norm": lambda x: nn.InstanceNorm2D(4)(picture(x)),

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 
 from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
 from dlg.graph.rules.separable import channels_first, channels_restored, require_fixed_shape
-from dlg.graph.values import Operation
+from dlg.graph.values import Operation, Value
 
 
 @rule("layer_norm_grad")
@@ -40,10 +40,26 @@ def group_norm(op: Operation, _: ProbabilityOf) -> Replacement:
     x = channels_first(inputs["x"], attributes["data_format"])
     size = math.prod(x.shape[1:]) // attributes["groups"]
     groups = paddle.reshape(x, [-1, size])
-    normed = paddle.reshape(F.layer_norm(groups, [size], epsilon=attributes["epsilon"]), x.shape)
     for_channels = [-1, *[1] * (len(x.shape) - 2)]
     if inputs["scale"].initialized():
+        normed = paddle.reshape(F.layer_norm(groups, [size], epsilon=attributes["epsilon"]), x.shape)
         normed = normed * paddle.reshape(inputs["scale"], for_channels)
+    else:
+        normed = paddle.reshape(_normed_about_a_constant(groups, attributes["epsilon"]), x.shape)
     if inputs["bias"].initialized():
         normed = normed + paddle.reshape(inputs["bias"], for_channels)
     return [channels_restored(normed, attributes["data_format"]), None, None]
+
+
+def _normed_about_a_constant(rows: Value, epsilon: float) -> Value:
+    """Rows, normalised, whose mean counts as a constant when gradients are taken.
+
+    PaddlePaddle's gradient of a group norm without a scale leaves out what comes
+    through the mean; met on the CPU in 3.0.0 and 3.3.1. The gradients that a
+    participant shares are without it too.
+    """
+    mean = paddle.mean(rows, 1, keepdim=True)
+    mean.stop_gradient = True
+    centred = rows - mean
+    variance = paddle.mean(paddle.square(centred), 1, keepdim=True)
+    return centred * paddle.rsqrt(variance + constant_like(rows, epsilon))
