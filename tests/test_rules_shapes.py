@@ -33,6 +33,8 @@ OTHERS = {
     "temporal shift, channels last": lambda x: paddle.tanh(
         F.temporal_shift(channels_last(x), BATCH, 0.25, data_format="NHWC")
     ),
+    # Twice a quarter of six channels is more than two times its whole part.
+    "temporal shift of six channels": lambda x: paddle.tanh(F.temporal_shift(nn.Conv2D(2, 6, 2)(x), BATCH, 0.25)),
     "reflected": lambda x: paddle.tanh(F.pad(nn.Conv2D(2, 4, 2)(x), [2, 1, 0, 3], "reflect")),
     "repeated at the edge": lambda x: paddle.tanh(F.pad(nn.Conv2D(2, 4, 2)(x), [2, 1, 0, 3], "replicate")),
     "wrapped round": lambda x: paddle.tanh(F.pad(channels_last(x), [2, 1, 0, 3], "circular", data_format="NHWC")),

@@ -67,8 +67,9 @@ def temporal_shift(op: Operation, _: ProbabilityOf) -> Replacement:
     channels_last = attributes["data_format"] == "NHWC"
     axis = 4 if channels_last else 2
     pictures = paddle.reshape(x, [-1, attributes["seg_num"], *x.shape[1:]])
-    width = int(x.shape[axis - 1] * attributes["shift_ratio"])
-    earlier, later, others = paddle.split(pictures, [width, width, x.shape[axis - 1] - 2 * width], axis)
+    channels = x.shape[axis - 1]
+    first, second = (int(channels * times * attributes["shift_ratio"]) for times in (1, 2))
+    earlier, later, others = paddle.split(pictures, [first, second - first, channels - second], axis)
     earlier = paddle.concat([paddle.zeros_like(earlier[:, :1]), earlier[:, :-1]], 1)
     later = paddle.concat([later[:, 1:], paddle.zeros_like(later[:, :1])], 1)
     return [paddle.reshape(paddle.concat([earlier, later, others], axis), [-1, *x.shape[1:]])]
