@@ -69,6 +69,8 @@ def temporal_shift(op: Operation, _: ProbabilityOf) -> Replacement:
     pictures = paddle.reshape(x, [-1, attributes["seg_num"], *x.shape[1:]])
     channels = x.shape[axis - 1]
     first, second = (int(channels * times * attributes["shift_ratio"]) for times in (1, 2))
+    if second == 0:
+        return [x]
     earlier, later, others = paddle.split(pictures, [first, second - first, channels - second], axis)
     earlier = paddle.concat([paddle.zeros_like(earlier[:, :1]), earlier[:, :-1]], 1)
     later = paddle.concat([later[:, 1:], paddle.zeros_like(later[:, :1])], 1)
