@@ -430,7 +430,7 @@ PARTLY_SHARED = {
 def test_gradients_that_were_not_shared_are_not_matched(which, names_differ, tmp_path):
     if names_differ:
         # Another network made before takes the names that the attack's layers would get.
-        with paddle.static.program_guard(paddle.static.Program()):
+        with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
             paddle.nn.Linear(36, 24)
     images, labels = small_pictures(1), np.array([[2]])
     *arguments, gradients = participant(small(F.cross_entropy, 4), images, labels).attack_arguments
