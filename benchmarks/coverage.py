@@ -217,6 +217,9 @@ def _in_one(results: Any) -> Value:
     if not rows:
         raise NothingToAttackError(NO_GRADIENT)
     row = paddle.concat(rows, 1)
+    if row.shape[1] < 0:
+        # A fully connected layer needs to know how many numbers it is given.
+        row = paddle.sum(row, 1, keepdim=True)
     if row.shape[1] % BATCH:
         return paddle.expand(row, [BATCH, row.shape[1]])
     return paddle.reshape(row, [BATCH, -1])
@@ -259,7 +262,8 @@ def take_step(network: Network, labels: np.ndarray) -> tuple[SharedStep, paddle.
         feature = paddle.static.data("feature", [BATCH, FEATURES], "float32")
         label = paddle.static.data("label", list(labels.shape), str(labels.dtype))
         _, loss = network(feature, label)
-        pairs = paddle.static.append_backward(loss)
+        # A buffer, such as a batch norm's mean, has no gradient.
+        pairs = [pair for pair in paddle.static.append_backward(loss) if pair[1] is not None]
     executor = paddle.static.Executor(paddle.CPUPlace())
     executor.run(startup)
     features = np.random.default_rng(0).random((BATCH, FEATURES)).astype(np.float32)

@@ -797,7 +797,11 @@ STRUCTURED = {
     "F.zeropad2d": [Case(lambda x: F.zeropad2d(x, [1, 2, 2, 1]), PICTURE)],
     **{
         f"nn.{kind}Pad{axes}D": [Case(_made(f"{kind}Pad{axes}D", 1), shape)]
-        for kind in ("", "Zero", "Constant", "Reflection", "Replication", "Circular")
+        for kind in ("", "Zero", "Reflection", "Replication", "Circular")
+        for axes, shape in ((1, SEQUENCE), (2, PICTURE), (3, VOLUME))
+    },
+    **{
+        f"nn.ConstantPad{axes}D": [Case(_made(f"ConstantPad{axes}D", 1, 0.5), shape)]
         for axes, shape in ((1, SEQUENCE), (2, PICTURE), (3, VOLUME))
     },
     "F.pixel_shuffle": [
