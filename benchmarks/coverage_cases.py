@@ -375,7 +375,7 @@ ARITHMETIC = {
     **pairs("paddle.polar", domain="positive"),
     **with_constant(
         *(f"paddle.{name}" for name in ("divide", "div", "true_divide", "floor_divide", "remainder", "mod", "pow")),
-        *(f"paddle.{name}" for name in ("floor_mod", "gammainc", "gammaincc")),
+        *(f"paddle.{name}" for name in ("floor_mod")),
         domain="positive",
     ),
     "paddle.divide": [
@@ -428,6 +428,8 @@ ARITHMETIC = {
     "paddle.nan_to_num": [Case(paddle.nan_to_num)],
     "paddle.renorm": [Case(lambda x: paddle.renorm(x, 2.0, 0, 0.5), ROWS)],
     "paddle.vander": [Case(lambda x: paddle.vander(paddle.flatten(x), 3))],
+    "paddle.gammainc": [Case(lambda x: paddle.gammainc(paddle.full_like(x, 1.5), x), domain="positive")],
+    "paddle.gammaincc": [Case(lambda x: paddle.gammaincc(paddle.full_like(x, 1.5), x), domain="positive")],
     "paddle.as_complex": [Case(paddle.as_complex, (3, 2))],
     "paddle.view_as_complex": [Case(_named("paddle.view_as_complex"), (3, 2))],
     "paddle.frexp": [Case(paddle.frexp)],

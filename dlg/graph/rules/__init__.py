@@ -4,9 +4,10 @@ A rule is a function under the name of its op. It is given the op and returns th
 values that take the place of the op's results. There is one file for each family
 of ops:
 
-- `activations`, `arithmetic`, `convolutions`, `embedding`, `interpolation`,
-  `layers`, `losses`, `normalisation`, `pooling`, `products`, `recurrent`,
-  `sampling`, `shapes`: ops that PaddlePaddle cannot differentiate twice;
+- `activations`, `arithmetic`, `convolutions`, `elementwise`, `embedding`,
+  `indexing`, `interpolation`, `layers`, `linear_algebra`, `losses`,
+  `normalisation`, `pooling`, `products`, `recurrent`, `reductions`, `sampling`,
+  `shapes`: ops that PaddlePaddle cannot differentiate twice;
 - `corrections`: ops for which PaddlePaddle claims a second derivative that is
   wrong, or fails when it runs;
 - `simplifications`: ops that have a form with the same values at less cost.
@@ -28,13 +29,16 @@ from dlg.graph.rules import (
     convolutions,
     corrections,
     embedding,
+    indexing,
     interpolation,
     layers,
+    linear_algebra,
     losses,
     normalisation,
     pooling,
     products,
     recurrent,
+    reductions,
     sampling,
     shapes,
     simplifications,
@@ -70,13 +74,16 @@ __all__ = [
     "convolutions",
     "corrections",
     "embedding",
+    "indexing",
     "interpolation",
     "layers",
+    "linear_algebra",
     "losses",
     "normalisation",
     "pooling",
     "products",
     "recurrent",
+    "reductions",
     "sampling",
     "shapes",
     "simplifications",

@@ -11,7 +11,7 @@ import math
 import paddle
 
 from dlg.graph.rules import convolutions, pooling
-from dlg.graph.rules.arithmetic import sum_to_shape
+from dlg.graph.rules.elementwise import sum_to_shape
 from dlg.graph.rules.registry import (
     FORWARD_CORRECTIONS,
     GRADIENT_CORRECTIONS,

@@ -7,6 +7,7 @@ import paddle
 from dlg.graph.rules.recurrent import has_recurrent_dropout
 from dlg.graph.rules.registry import (
     DROPOUT_RULES,
+    FORWARD_RULES,
     ProbabilityOf,
     Replacement,
     constant_like,
@@ -24,6 +25,15 @@ def dropout(op: Operation, _: ProbabilityOf) -> Replacement | None:
     if attributes["is_test"]:
         return None
     if attributes["mode"] == "upscale_in_train":
+        return [x, None]
+    return [x * constant_like(x, 1 - constant_number(inputs_of(op)["p"])), None]
+
+
+@rule("dropout", table=FORWARD_RULES)
+def dropout_in_evaluation(op: Operation, _: ProbabilityOf) -> Replacement:
+    """What dropout computes outside training, when nothing is dropped; what training drops is gone by then."""
+    x = inputs_of(op)["x"]
+    if op.attrs()["mode"] == "upscale_in_train":
         return [x, None]
     return [x * constant_like(x, 1 - constant_number(inputs_of(op)["p"])), None]
 

@@ -1,0 +1,236 @@
+"""Rules for ops that pick, place or arrange elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import paddle
+from paddle.base.libpaddle import pir
+
+from dlg.errors import SecondDerivativeError
+from dlg.graph.rules.elementwise import sum_to_shape
+from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
+from dlg.graph.values import Operation, Value, is_real, numpy_dtype, short_name, where
+
+# The integers up to these are exact in a floating-point type.
+EXACT_INTEGERS = {"float32": 2**24, "float64": 2**53}
+
+
+@rule(
+    "crop",
+    "diag",
+    "diagonal",
+    "fill_diagonal_tensor",
+    "roll",
+    "set_value_with_tensor",
+    "strided_slice",
+    "tril",
+    "triu",
+    table=FORWARD_RULES,
+)
+def arrangement(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """An op each of whose elements is an element of an input, or a constant: written out as picking these elements.
+
+    Which element is where, the op itself says: it is given the numbers 1, 2, …
+    in place of an input and zeros in place of the others.
+    """
+    sources = [value for value in op.operands_source() if _is_array(value)]
+    if not sources:
+        return None
+    zeros = [paddle.zeros(source.shape, source.dtype) for source in sources]
+    constant = _applied(op, sources, zeros)
+    result = constant
+    for index, source in enumerate(sources):
+        numbers = [*zeros[:index], _numbers_like(source, op), *zeros[index + 1 :]]
+        places = paddle.cast(_applied(op, sources, numbers) - constant, "int64")
+        # Place 0 stands for what is no element of this input.
+        elements = paddle.concat([paddle.zeros([1], source.dtype), paddle.reshape(source, [-1])])
+        result = result + paddle.reshape(paddle.gather(elements, paddle.reshape(places, [-1])), result.shape)
+    return [result]
+
+
+def _is_array(value: Value) -> bool:
+    """Whether an op's input is an array of real numbers, not a list of arrays and not left out."""
+    return value.initialized() and value.is_dense_tensor_type() and is_real(value)
+
+
+def _numbers_like(value: Value, op: Operation) -> Value:
+    """The numbers 1, 2, … in a value's shape and dtype."""
+    count, most = math.prod(value.shape), EXACT_INTEGERS[numpy_dtype(value).lower()]
+    if count > most:
+        raise SecondDerivativeError(
+            f"{short_name(op)}{where(op)} of {count} elements: the attack counts them in {numpy_dtype(value)}, which"
+            f" holds each integer up to {most}; use float64, or apply it to parts"
+        )
+    return paddle.reshape(paddle.arange(1, count + 1, dtype=value.dtype), value.shape)
+
+
+def _applied(op: Operation, before: Sequence[Value], after: Sequence[Value]) -> Value:
+    """The result of an op with some of its inputs exchanged."""
+    mapping = pir.IrMapping()
+    for value in op.operands_source():
+        if value.initialized():
+            mapping.add(value, value)
+    for old, new in zip(before, after):
+        mapping.add(old, new)
+    op.clone(mapping, pir.CloneOptions(False, True, True))
+    return mapping.look_up(op.result(0))
+
+
+@rule(
+    "argsort_grad",
+    "cummax_grad",
+    "cummin_grad",
+    "index_sample_grad",
+    "kthvalue_grad",
+    "mode_grad",
+    "take_along_axis_grad",
+    "topk_grad",
+)
+def selection_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The gradient goes to the elements that were selected along an axis; where one was several times, it adds up."""
+    inputs, attributes = inputs_of(op), op.attrs()
+    x, gradient = inputs.get("x", inputs.get("arr")), inputs["out_grad"]
+    indices = inputs["index"] if "index" in inputs else inputs["indices"]
+    axis = attributes.get("axis", 1) % len(x.shape)
+    if len(gradient.shape) < len(x.shape):
+        gradient, indices = paddle.unsqueeze(gradient, axis), paddle.unsqueeze(indices, axis)
+    zeros = paddle.zeros(x.shape, x.dtype)
+    return [paddle.put_along_axis(zeros, indices, gradient, axis, reduce="add", broadcast=False)]
+
+
+@rule("gather_nd_grad")
+def gather_nd_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    inputs = inputs_of(op)
+    return [
+        paddle.scatter_nd_add(paddle.zeros(inputs["x"].shape, inputs["x"].dtype), inputs["index"], inputs["out_grad"])
+    ]
+
+
+@rule("scatter_nd_add_grad")
+def scatter_nd_add_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    inputs = inputs_of(op)
+    return [inputs["out_grad"], paddle.gather_nd(inputs["out_grad"], inputs["index"])]
+
+
+@rule("scatter_grad")
+def scatter_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The rows that were written give nothing to the value beneath them, whether updates replace or add up."""
+    inputs = inputs_of(op)
+    index, updates, gradient = inputs["index"], inputs["updates"], inputs["out_grad"]
+    erased = paddle.scatter(gradient, index, paddle.zeros(updates.shape, updates.dtype))
+    return [erased, paddle.gather(gradient, index)]
+
+
+@rule("index_add_grad")
+def index_add_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    inputs = inputs_of(op)
+    gradient = inputs["out_grad"]
+    return [gradient, paddle.index_select(gradient, inputs["index"], op.attrs()["axis"])]
+
+
+@rule("index_put", table=FORWARD_RULES)
+def index_put(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """Values that are written at places, (..., axes), of x's first axes: what was there is kept only if they add up."""
+    inputs = inputs_of(op)
+    x = inputs["x"]
+    indices = inputs["indices"].get_defining_op().operands_source()
+    if any(is_real(index) or "bool" in str(index.dtype).lower() for index in indices):
+        return None
+    places = paddle.stack(paddle.broadcast_tensors(list(indices)), -1)
+    shape = [*places.shape[:-1], *x.shape[len(indices) :]]
+    values = paddle.expand(inputs["value"], shape)
+    if not op.attrs()["accumulate"]:
+        # Where a place is written several times, the op itself decides whose value stays.
+        order = paddle.reshape(paddle.arange(1, math.prod(shape) + 1, dtype=x.dtype), shape)
+        written = paddle.index_put(paddle.zeros(x.shape, x.dtype), tuple(indices), order)
+        values = values * paddle.cast(paddle.gather_nd(written, places) == order, x.dtype)
+        x = x * paddle.cast(written == constant_like(x, 0), x.dtype)
+    return [paddle.scatter_nd_add(x, places, values)]
+
+
+@rule("put_along_axis_grad")
+def put_along_axis_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """Values that take the place of elements along an axis, are added to them, or are factors of them."""
+    inputs, attributes = inputs_of(op), op.attrs()
+    x, indices, values, gradient = (inputs[name] for name in ("arr", "indices", "values", "out_grad"))
+    axis, reduction = attributes["axis"], attributes["reduce"]
+    if reduction == "assign":
+        zeros = paddle.zeros(indices.shape, gradient.dtype)
+        erased = paddle.put_along_axis(gradient, indices, zeros, axis, broadcast=False)
+        return [erased, _along_axis(gradient, indices, axis)]
+    if not attributes["include_self"]:
+        return None
+    if reduction == "add":
+        return [gradient, _along_axis(gradient, indices, axis)]
+    if reduction in ("mul", "multiply"):
+        weighted = gradient * inputs["out"]
+        return [weighted / x, _along_axis(weighted, indices, axis) / values]
+    if reduction == "mean":
+        ones = paddle.ones(indices.shape, x.dtype)
+        terms = paddle.put_along_axis(paddle.ones(x.shape, x.dtype), indices, ones, axis, "add", broadcast=False)
+        return [gradient / terms, _along_axis(gradient / terms, indices, axis)]
+    return None
+
+
+def _along_axis(x: Value, indices: Value, axis: int) -> Value:
+    return paddle.take_along_axis(x, indices, axis, broadcast=False)
+
+
+@rule("masked_fill", table=FORWARD_RULES)
+def masked_fill(op: Operation, _: ProbabilityOf) -> Replacement:
+    inputs = inputs_of(op)
+    return [paddle.where(inputs["mask"], inputs["value"], inputs["x"])]
+
+
+@rule("masked_select_grad")
+def masked_select_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The gradient of the n-th selected element goes to the n-th element under the mask."""
+    inputs = inputs_of(op)
+    x, gradient = inputs["x"], inputs["out_grad"]
+    mask = paddle.cast(paddle.reshape(paddle.expand(inputs["mask"], x.shape), [-1]), "int64")
+    with_nothing = paddle.concat([paddle.zeros([1], x.dtype), gradient])
+    return [paddle.reshape(paddle.gather(with_nothing, paddle.cumsum(mask, 0) * mask), x.shape)]
+
+
+@rule("multiplex", table=FORWARD_RULES)
+def multiplex(op: Operation, _: ProbabilityOf) -> Replacement:
+    """Of several arrays, each row from the one that the index names."""
+    inputs = inputs_of(op)
+    arrays = inputs["inputs"].get_defining_op().operands_source()
+    index = paddle.reshape(inputs["index"], [-1, *[1] * (len(arrays[0].shape) - 1)])
+    chosen = [paddle.cast(index == number, array.dtype) * array for number, array in enumerate(arrays)]
+    return [sum(chosen[1:], chosen[0])]
+
+
+@rule("unstack_grad")
+def unstack_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    return [paddle.stack(list(inputs_of(op)["out_grad"].get_defining_op().operands_source()), op.attrs()["axis"])]
+
+
+@rule("expand_as_grad")
+def expand_as_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    return [sum_to_shape(inputs_of(op)["out_grad"], inputs_of(op)["x"].shape)]
+
+
+@rule("broadcast_tensors", table=FORWARD_RULES)
+def broadcast_tensors(op: Operation, _: ProbabilityOf) -> Replacement:
+    arrays = op.operand_source(0).get_defining_op().operands_source()
+    (split,) = op.result(0).all_used_ops()
+    return [_as_list([paddle.expand(array, split.result(0).shape) for array in arrays])]
+
+
+@rule("meshgrid", table=FORWARD_RULES)
+def meshgrid(op: Operation, _: ProbabilityOf) -> Replacement:
+    """Each vector, repeated along the axes of the others."""
+    vectors = op.operand_source(0).get_defining_op().operands_source()
+    (split,) = op.result(0).all_used_ops()
+    shape = split.result(0).shape
+    own_axis = [[-1 if axis == index else 1 for axis in range(len(shape))] for index in range(len(vectors))]
+    return [_as_list([paddle.expand(paddle.reshape(vector, axes), shape) for vector, axes in zip(vectors, own_axis)])]
+
+
+def _as_list(values: Sequence[Value]) -> Value:
+    """Several values as the one that PaddlePaddle has for a list."""
+    return paddle._C_ops.builtin_combine(list(values))
