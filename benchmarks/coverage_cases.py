@@ -441,7 +441,9 @@ REDUCTIONS = {
         *(f"paddle.{name}" for name in ("nanmean", "nanmedian", "logsumexp")),
     ),
     "paddle.prod": [
-        *configurations(paddle.prod, ROWS, {"": {}, "axis": {"axis": 1}, "axis kept": {"axis": -1, "keepdim": True}}),
+        *configurations(
+            paddle.prod, ROWS, {"": {}, "axis": {"axis": 1}, "axis kept": {"axis": -1, "keepdim": True}}, "positive"
+        ),
     ],
     "paddle.norm": configurations(
         paddle.norm,

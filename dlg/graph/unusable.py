@@ -61,11 +61,16 @@ def refuse_control_flow(block: pir.Block) -> None:
 def refuse_random_ops(results: Sequence[Value]) -> None:
     """Raise SecondDerivativeError, with name and line, where one of these results needs an op that draws numbers."""
     for op in ops_behind(results):
-        if short_name(op) in RANDOM or _draws_its_windows(op):
+        if short_name(op) in RANDOM or _draws_its_windows(op) or _draws_its_slopes(op):
             raise SecondDerivativeError(
                 f"the network is random: {short_name(op)}{where(op)} draws numbers that nobody tells the attacker;"
                 " take it out of the network, or fix what it draws"
             )
+
+
+def _draws_its_slopes(op: Operation) -> bool:
+    """Whether an op is RReLU in training, whose slopes are random."""
+    return short_name(op) == "rrelu" and not op.attrs()["is_test"]
 
 
 def _draws_its_windows(op: Operation) -> bool:

@@ -8,7 +8,15 @@ from typing import Any, TypeAlias
 import paddle
 
 from dlg.graph.rules.elementwise import elementwise, elementwise_pair, is_between, sum_to_shape
-from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
+from dlg.graph.rules.registry import (
+    FORWARD_RULES,
+    ProbabilityOf,
+    Replacement,
+    constant_like,
+    inputs_of,
+    rule,
+    without_first_gradient,
+)
 from dlg.graph.values import Operation, Value, is_real
 
 # What PaddlePaddle keeps of an op besides its inputs.
@@ -53,8 +61,9 @@ def sum_with_product(op: Operation, _: ProbabilityOf) -> Replacement:
 
 @rule("lerp", table=FORWARD_RULES)
 def interpolation_between_two(op: Operation, _: ProbabilityOf) -> Replacement:
+    """X + weight (y − x); PaddlePaddle gives the weight no gradient."""
     x, y, weight = op.operands_source()
-    return [x + weight * (y - x)]
+    return [x + without_first_gradient(weight) * (y - x)]
 
 
 @rule("angle_grad")
@@ -233,9 +242,10 @@ def _over_argument(bessel: Value, x: Value) -> Value:
     return bessel / (x + is_zero) + constant_like(x, 0.5) * is_zero
 
 
-@elementwise("ceil", "floor", "round", "trunc", "sign")
-def slope_of_steps(x: Value, _: Attributes) -> Value:
-    return paddle.zeros(x.shape, x.dtype)
+@rule("ceil_grad", "floor_grad", "round_grad", "trunc_grad")
+def gradient_of_steps(op: Operation, _: ProbabilityOf) -> Replacement:
+    gradient = inputs_of(op)["out_grad"]
+    return [paddle.zeros(gradient.shape, gradient.dtype)]
 
 
 @elementwise_pair("maximum")

@@ -6,6 +6,7 @@ ones. A rule can go when its example in the tests passes without it.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import paddle
@@ -23,6 +24,7 @@ from dlg.graph.rules.registry import (
     constant_number,
     has_fixed_shape,
     inputs_of,
+    list_of,
     rule,
 )
 from dlg.graph.values import Operation, Value
@@ -84,6 +86,20 @@ def sum_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     if needs_y:
         y_gradient = sum_to_shape(second, inputs["y"].shape)
     return [x_gradient, y_gradient]
+
+
+@rule("builtin.split", table=GRADIENT_CORRECTIONS)
+def parts_of_a_concatenation(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """The parts' gradients as slices: the second derivative of concat ends the process where a part has no gradient."""
+    concatenation = op.operand_source(0).get_defining_op()
+    if concatenation.name() != "pd_op.concat_grad":
+        return None
+    inputs = inputs_of(concatenation)
+    gradient, parts = inputs["out_grad"], list_of(inputs["x"])
+    axis = int(constant_number(inputs["axis"])) % len(gradient.shape)
+    ends = list(itertools.accumulate(part.shape[axis] for part in parts))
+    starts = [0, *ends[:-1]]
+    return [paddle.slice(gradient, [axis], [start], [end]) for start, end in zip(starts, ends)]
 
 
 @rule("batch_norm_grad", table=GRADIENT_CORRECTIONS)

@@ -10,7 +10,16 @@ from paddle.base.libpaddle import pir
 
 from dlg.errors import SecondDerivativeError
 from dlg.graph.rules.elementwise import sum_to_shape
-from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
+from dlg.graph.rules.registry import (
+    FORWARD_RULES,
+    ProbabilityOf,
+    Replacement,
+    constant_like,
+    inputs_of,
+    list_of,
+    rule,
+    without_first_gradient,
+)
 from dlg.graph.values import Operation, Value, is_real, numpy_dtype, short_name, where
 
 # The integers up to these are exact in a floating-point type.
@@ -23,7 +32,10 @@ EXACT_INTEGERS = {"float32": 2**24, "float64": 2**53}
     "diagonal",
     "fill_diagonal_tensor",
     "roll",
+    "set_value",
+    "set_value_",
     "set_value_with_tensor",
+    "set_value_with_tensor_",
     "strided_slice",
     "tril",
     "triu",
@@ -33,19 +45,22 @@ def arrangement(op: Operation, _: ProbabilityOf) -> Replacement | None:
     """An op each of whose elements is an element of an input, or a constant: written out as picking these elements.
 
     Which element is where, the op itself says: it is given the numbers 1, 2, …
-    in place of an input and zeros in place of the others.
+    in place of an input and zeros in place of the others. PaddlePaddle gives the
+    diagonal that is written by fill_diagonal_tensor no gradient.
     """
     sources = [value for value in op.operands_source() if _is_array(value)]
     if not sources:
         return None
-    zeros = [paddle.zeros(source.shape, source.dtype) for source in sources]
-    constant = _applied(op, sources, zeros)
+    constant = _applied(op, sources, [_zeros_like(source) for source in sources])
     result = constant
-    for index, source in enumerate(sources):
-        numbers = [*zeros[:index], _numbers_like(source, op), *zeros[index + 1 :]]
+    for source in sources:
+        # Not the same zeros twice: an op may work in place.
+        numbers = [_numbers_like(other, op) if other is source else _zeros_like(other) for other in sources]
         places = paddle.cast(_applied(op, sources, numbers) - constant, "int64")
+        has_gradient = op.name() != "pd_op.fill_diagonal_tensor" or source is sources[0]
+        array = source if has_gradient else without_first_gradient(source)
         # Place 0 stands for what is no element of this input.
-        elements = paddle.concat([paddle.zeros([1], source.dtype), paddle.reshape(source, [-1])])
+        elements = paddle.concat([paddle.zeros([1], array.dtype), paddle.reshape(array, [-1])])
         result = result + paddle.reshape(paddle.gather(elements, paddle.reshape(places, [-1])), result.shape)
     return [result]
 
@@ -53,6 +68,10 @@ def arrangement(op: Operation, _: ProbabilityOf) -> Replacement | None:
 def _is_array(value: Value) -> bool:
     """Whether an op's input is an array of real numbers, not a list of arrays and not left out."""
     return value.initialized() and value.is_dense_tensor_type() and is_real(value)
+
+
+def _zeros_like(value: Value) -> Value:
+    return paddle.zeros(value.shape, value.dtype)
 
 
 def _numbers_like(value: Value, op: Operation) -> Value:
@@ -135,10 +154,10 @@ def index_put(op: Operation, _: ProbabilityOf) -> Replacement | None:
     """Values that are written at places, (..., axes), of x's first axes: what was there is kept only if they add up."""
     inputs = inputs_of(op)
     x = inputs["x"]
-    indices = inputs["indices"].get_defining_op().operands_source()
+    indices = list_of(inputs["indices"])
     if any(is_real(index) or "bool" in str(index.dtype).lower() for index in indices):
         return None
-    places = paddle.stack(paddle.broadcast_tensors(list(indices)), -1)
+    places = paddle.stack(paddle.broadcast_tensors(indices), -1)
     shape = [*places.shape[:-1], *x.shape[len(indices) :]]
     values = paddle.expand(inputs["value"], shape)
     if not op.attrs()["accumulate"]:
@@ -171,6 +190,10 @@ def put_along_axis_gradient(op: Operation, _: ProbabilityOf) -> Replacement | No
         ones = paddle.ones(indices.shape, x.dtype)
         terms = paddle.put_along_axis(paddle.ones(x.shape, x.dtype), indices, ones, axis, "add", broadcast=False)
         return [gradient / terms, _along_axis(gradient / terms, indices, axis)]
+    if reduction in ("amax", "amin"):
+        kept = paddle.cast(x == inputs["out"], x.dtype)
+        chosen = paddle.cast(values == _along_axis(inputs["out"], indices, axis), x.dtype)
+        return [gradient * kept, _along_axis(gradient, indices, axis) * chosen]
     return None
 
 
@@ -180,8 +203,11 @@ def _along_axis(x: Value, indices: Value, axis: int) -> Value:
 
 @rule("masked_fill", table=FORWARD_RULES)
 def masked_fill(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The value has a gradient of zeros, for PaddlePaddle computes none."""
     inputs = inputs_of(op)
-    return [paddle.where(inputs["mask"], inputs["value"], inputs["x"])]
+    value = inputs["value"]
+    value = without_first_gradient(value) + value * constant_like(value, 0)
+    return [paddle.where(inputs["mask"], value, inputs["x"])]
 
 
 @rule("masked_select_grad")
@@ -198,7 +224,7 @@ def masked_select_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
 def multiplex(op: Operation, _: ProbabilityOf) -> Replacement:
     """Of several arrays, each row from the one that the index names."""
     inputs = inputs_of(op)
-    arrays = inputs["inputs"].get_defining_op().operands_source()
+    arrays = list_of(inputs["inputs"])
     index = paddle.reshape(inputs["index"], [-1, *[1] * (len(arrays[0].shape) - 1)])
     chosen = [paddle.cast(index == number, array.dtype) * array for number, array in enumerate(arrays)]
     return [sum(chosen[1:], chosen[0])]
@@ -206,7 +232,7 @@ def multiplex(op: Operation, _: ProbabilityOf) -> Replacement:
 
 @rule("unstack_grad")
 def unstack_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
-    return [paddle.stack(list(inputs_of(op)["out_grad"].get_defining_op().operands_source()), op.attrs()["axis"])]
+    return [paddle.stack(list_of(inputs_of(op)["out_grad"]), op.attrs()["axis"])]
 
 
 @rule("expand_as_grad")
@@ -214,23 +240,16 @@ def expand_as_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [sum_to_shape(inputs_of(op)["out_grad"], inputs_of(op)["x"].shape)]
 
 
-@rule("broadcast_tensors", table=FORWARD_RULES)
-def broadcast_tensors(op: Operation, _: ProbabilityOf) -> Replacement:
-    arrays = op.operand_source(0).get_defining_op().operands_source()
-    (split,) = op.result(0).all_used_ops()
-    return [_as_list([paddle.expand(array, split.result(0).shape) for array in arrays])]
-
-
-@rule("meshgrid", table=FORWARD_RULES)
-def meshgrid(op: Operation, _: ProbabilityOf) -> Replacement:
-    """Each vector, repeated along the axes of the others."""
-    vectors = op.operand_source(0).get_defining_op().operands_source()
-    (split,) = op.result(0).all_used_ops()
-    shape = split.result(0).shape
-    own_axis = [[-1 if axis == index else 1 for axis in range(len(shape))] for index in range(len(vectors))]
-    return [_as_list([paddle.expand(paddle.reshape(vector, axes), shape) for vector, axes in zip(vectors, own_axis)])]
-
-
-def _as_list(values: Sequence[Value]) -> Value:
-    """Several values as the one that PaddlePaddle has for a list."""
-    return paddle._C_ops.builtin_combine(list(values))
+@rule("builtin.split", table=FORWARD_RULES)
+def several_results(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """The results of meshgrid and broadcast_tensors: each array repeated along the axes that it does not have."""
+    source = op.operand_source(0).get_defining_op()
+    if source.name() not in ("pd_op.meshgrid", "pd_op.broadcast_tensors"):
+        return None
+    arrays, shape = list_of(source.operand_source(0)), op.result(0).shape
+    if source.name() == "pd_op.meshgrid":
+        axes = range(len(shape))
+        arrays = [
+            paddle.reshape(array, [-1 if axis == own else 1 for axis in axes]) for own, array in enumerate(arrays)
+        ]
+    return [paddle.expand(array, shape) for array in arrays]

@@ -11,7 +11,7 @@ import functools
 import paddle
 
 from dlg.graph.rules.elementwise import sum_to_shape
-from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
+from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, list_of, rule
 from dlg.graph.values import Operation, Value
 
 
@@ -24,7 +24,7 @@ def matrix_times_vector(op: Operation, _: ProbabilityOf) -> Replacement:
 @rule("multi_dot", table=FORWARD_RULES)
 def product_of_several(op: Operation, _: ProbabilityOf) -> Replacement:
     """From the left; PaddlePaddle takes the cheapest order, whose value is the same."""
-    first, *others = op.operand_source(0).get_defining_op().operands_source()
+    first, *others = list_of(op.operand_source(0))
     # A vector that comes first is a row, one that comes last a column.
     first = paddle.unsqueeze(first, 0) if len(first.shape) == 1 else first
     others = [paddle.unsqueeze(other, 1) if len(other.shape) == 1 else other for other in others]

@@ -115,9 +115,8 @@ def median(op: Operation, _: ProbabilityOf) -> Replacement:
     places = paddle.argsort(rows, -1)
     count = rows.shape[-1]
     low, high = ((count - 1) // 2, count // 2) if attributes["mode"] == "avg" else ((count - 1) // 2,) * 2
-    middle = paddle.take_along_axis(
-        rows, paddle.concat([places[..., low : low + 1], places[..., high : high + 1]], -1), -1
-    )
+    places = paddle.concat([places[..., low : low + 1], places[..., high : high + 1]], -1)
+    middle = paddle.take_along_axis(rows, places, -1)
     return [paddle.reshape(paddle.mean(middle, -1), op.result(0).shape), None]
 
 
