@@ -349,7 +349,7 @@ ACTIVATIONS = {
     ],
     "nn.Maxout": [Case(_made("Maxout", 2), PICTURE)],
     "F.glu": [Case(F.glu), Case(lambda x: F.glu(x, axis=1), PICTURE, configuration="axis")],
-    "F.swiglu": [Case(F.swiglu), Case(lambda x: F.swiglu(x, another(x)), configuration="two inputs")],
+    "F.swiglu": [Case(_named("F.swiglu")), Case(lambda x: F.swiglu(x, another(x)), configuration="two inputs")],
     "F.softmax": [Case(F.softmax), Case(lambda x: F.softmax(x, axis=1), PICTURE, configuration="axis")],
     "F.log_softmax": [Case(F.log_softmax), Case(lambda x: F.log_softmax(x, axis=1), PICTURE, configuration="axis")],
     "nn.Softmax2D": [Case(_made("Softmax2D"), PICTURE)],

@@ -32,8 +32,6 @@ EXACT_INTEGERS = {"float32": 2**24, "float64": 2**53}
     "diagonal",
     "fill_diagonal_tensor",
     "roll",
-    "set_value",
-    "set_value_",
     "set_value_with_tensor",
     "set_value_with_tensor_",
     "strided_slice",
@@ -149,24 +147,18 @@ def index_add_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [gradient, paddle.index_select(gradient, inputs["index"], op.attrs()["axis"])]
 
 
-@rule("index_put", table=FORWARD_RULES)
-def index_put(op: Operation, _: ProbabilityOf) -> Replacement | None:
-    """Values that are written at places, (..., axes), of x's first axes: what was there is kept only if they add up."""
+@rule("index_put_grad")
+def index_put_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """Values that are written at places of x's first axes, or added there."""
     inputs = inputs_of(op)
-    x = inputs["x"]
-    indices = list_of(inputs["indices"])
-    if any(is_real(index) or "bool" in str(index.dtype).lower() for index in indices):
+    value, gradient, indices = inputs["value"], inputs["out_grad"], list_of(inputs["indices"])
+    if any("bool" in str(index.dtype).lower() for index in indices):
         return None
     places = paddle.stack(paddle.broadcast_tensors(indices), -1)
-    shape = [*places.shape[:-1], *x.shape[len(indices) :]]
-    values = paddle.expand(inputs["value"], shape)
-    if not op.attrs()["accumulate"]:
-        # Where a place is written several times, the op itself decides whose value stays.
-        order = paddle.reshape(paddle.arange(1, math.prod(shape) + 1, dtype=x.dtype), shape)
-        written = paddle.index_put(paddle.zeros(x.shape, x.dtype), tuple(indices), order)
-        values = values * paddle.cast(paddle.gather_nd(written, places) == order, x.dtype)
-        x = x * paddle.cast(written == constant_like(x, 0), x.dtype)
-    return [paddle.scatter_nd_add(x, places, values)]
+    value_gradient = sum_to_shape(paddle.gather_nd(gradient, places), value.shape)
+    if op.attrs()["accumulate"]:
+        return [gradient, value_gradient]
+    return [paddle.index_put(gradient, tuple(indices), _zeros_like(value)), value_gradient]
 
 
 @rule("put_along_axis_grad")

@@ -53,13 +53,6 @@ def determinant_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [_times_matrix(inputs["out_grad"] * inputs["out"], _transposed(paddle.inverse(inputs["x"])))]
 
 
-@rule("slogdet_grad")
-def log_determinant_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
-    """The result is the sign and the logarithm; the sign has no derivative."""
-    inputs = inputs_of(op)
-    return [_times_matrix(inputs["out_grad"][1], _transposed(paddle.inverse(inputs["x"])))]
-
-
 def _times_matrix(number: Value, matrix: Value) -> Value:
     """A number for each matrix, times that matrix."""
     return paddle.reshape(number, [*matrix.shape[:-2], 1, 1]) * matrix
