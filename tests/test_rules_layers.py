@@ -21,6 +21,11 @@ OTHERS = {
     "dropout that scales down in inference": lambda x: F.dropout(
         nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, mode="downscale_in_infer"
     ),
+    "dropout in evaluation": lambda x: F.dropout(nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, training=False),
+    "dropout in evaluation that scales down": lambda x: F.dropout(
+        nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, training=False, mode="downscale_in_infer"
+    ),
+    "alpha dropout in evaluation": lambda x: F.alpha_dropout(nn.Linear(50, 5)(paddle.flatten(x, 1)), training=False),
     "dropout of channels": lambda x: F.dropout2d(nn.Conv2D(2, 3, 3)(x), 0.5),
     "dropout of channels of volumes": lambda x: F.dropout3d(nn.Conv2D(2, 3, 3)(x).unsqueeze(2), 0.5),
     "dropout along axes that scales down in inference": lambda x: F.dropout(

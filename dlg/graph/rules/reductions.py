@@ -22,17 +22,20 @@ from dlg.graph.values import Operation, Value
 
 # Where softplus takes its argument for its result. Beyond it they differ by less than float64's rounding.
 LINEAR_SOFTPLUS = 40
+# Whether max and min give the whole gradient to each of several equal extreme elements: 3.0.0 does, and 3.1.1, 3.2.2 and
+# 3.3.1 divide it among them.
+EQUAL_MAXIMA_GET_ALL = paddle.__version__.startswith("3.0.")
 # What PaddlePaddle adds to a norm that it divides by, in renorm.
 RENORM_EPSILON = 1e-7
 
 
 @rule("max_grad", "min_grad", "amax_grad", "amin_grad")
 def extremum_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
-    """The gradient goes to the extreme elements; amax and amin divide it among equal ones, max and min do not."""
+    """The gradient goes to the extreme elements; equal ones share it, but for max and min of PaddlePaddle 3.0."""
     inputs, axes = inputs_of(op), reduced_axes(op)
     x, kept = inputs["x"], kept_shape(op)
     is_extreme = paddle.cast(x == paddle.reshape(inputs["out"], kept), x.dtype)
-    if op.name() in ("pd_op.amax_grad", "pd_op.amin_grad"):
+    if op.name() in ("pd_op.amax_grad", "pd_op.amin_grad") or not EQUAL_MAXIMA_GET_ALL:
         is_extreme = is_extreme / paddle.sum(is_extreme, axes, keepdim=True)
     return [is_extreme * paddle.reshape(inputs["out_grad"], kept)]
 
