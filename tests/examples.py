@@ -95,8 +95,10 @@ def remove_rule(name, monkeypatch):
 
 def is_needed(rule, network, images, labels):
     """Whether PaddlePaddle has no second derivative of the op of a rule, which a network must hold."""
-    op = gradient_ops(network, images, labels)[f"pd_op.{rule.removesuffix('_grad')}_grad"]
-    return not paddle.base.core.has_vjp(op)
+    ops, name = gradient_ops(network, images, labels), f"pd_op.{rule.removesuffix('_grad')}_grad"
+    if paddle.__version__.startswith("3.0.") and name not in ops:
+        return True  # what is an op of its own in later releases, such as median, is several there
+    return not paddle.base.core.has_vjp(ops[name])
 
 
 def loss_of(images, labels, objective):

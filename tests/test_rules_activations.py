@@ -7,6 +7,7 @@ import paddle.nn.functional as F
 import pytest
 from examples import VECTORS, batch_of, check, is_needed, parameter, rules_of, with_activation
 from paddle import nn
+from paddle.incubate.nn.functional import swiglu
 
 from dlg.graph.rules import activations
 
@@ -36,7 +37,7 @@ EXAMPLES = {
     "prelu_grad": lambda z: F.prelu(z, parameter(1)),
     "rrelu": lambda z: F.rrelu(z, training=False),
     "maxout": lambda z: F.maxout(pictures(z), 2),
-    "swiglu": lambda z: F.swiglu(paddle.concat([z, 2 * z], 1)),
+    "swiglu": lambda z: swiglu(paddle.concat([z, 2 * z], 1)),
 }
 OTHERS = {
     "gelu by tanh": lambda z: F.gelu(z, approximate=True),
@@ -50,7 +51,7 @@ OTHERS = {
     "prelu of channels": lambda z: nn.PReLU(4)(pictures(z)),
     "prelu of last channels": lambda z: nn.PReLU(5, data_format="NHWC")(pictures(z)),
     "maxout of another axis": lambda z: F.maxout(pictures(z), 5, axis=-1),
-    "swiglu of two values": lambda z: F.swiglu(z, paddle.tanh(z)),
+    "swiglu of two values": lambda z: swiglu(z, paddle.tanh(z)),
 }
 
 

@@ -108,7 +108,7 @@ def _applied(op: Operation, before: Sequence[Value], after: Sequence[Value]) -> 
 def selection_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     """The gradient goes to the elements that were selected along an axis; where one was several times, it adds up."""
     inputs, attributes = inputs_of(op), op.attrs()
-    x, gradient = inputs.get("x", inputs.get("arr")), inputs["out_grad"]
+    x, gradient = inputs["x" if "x" in inputs else "arr"], inputs["out_grad"]
     indices = inputs["index"] if "index" in inputs else inputs["indices"]
     axis = attributes.get("axis", 1) % len(x.shape)
     if len(gradient.shape) < len(x.shape):
