@@ -22,7 +22,7 @@ from dlg.graph.values import Operation, Value
 
 # Where softplus takes its argument for its result. Beyond it they differ by less than float64's rounding.
 LINEAR_SOFTPLUS = 40
-# Whether max and min give the whole gradient to each of several equal extreme elements: 3.0.0 does, and 3.1.1, 3.2.2 and
+# Whether max and min give the whole gradient to each of several equal extreme elements: 3.0.0 does; 3.1.1, 3.2.2 and
 # 3.3.1 divide it among them.
 EQUAL_MAXIMA_GET_ALL = paddle.__version__.startswith("3.0.")
 # What PaddlePaddle adds to a norm that it divides by, in renorm.
