@@ -15,6 +15,7 @@ from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_r
 from dlg.attack.parameters import Ties, copy_weights, tie_all
 from dlg.attack.shared_step import NetworkCall, SharedStep
 from dlg.errors import PrecisionError, ProgramError
+from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind
@@ -90,7 +91,9 @@ class Objective:
     scope : paddle.static.Scope
         The attack's own copy of the weights.
     executor : paddle.static.Executor
-        What runs the program.
+        What runs programs made of this one.
+    evaluator : Evaluator
+        What computes the program's values.
     notes : list of str
         What the attack takes for granted about this network.
     is_least_squares : bool
@@ -114,6 +117,7 @@ class Objective:
     explained: float
     scope: paddle.static.Scope
     executor: paddle.static.Executor
+    evaluator: Evaluator
     notes: list[str]
     is_least_squares: bool
 
@@ -148,7 +152,7 @@ class Objective:
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
         with traced_execution(), named_failures(CANNOT_RUN, self.program):
-            return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
+            return self.evaluator.evaluate(feed, fetched)
 
     def explains(self, loss: float) -> bool:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
@@ -263,6 +267,8 @@ def build_objective(
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
     floor, explained = _floor(step, distance, tv, dtype)
+    scope = copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype)
+    executor = paddle.static.Executor(step.place)
     return Objective(
         program=program,
         dummies=list(dummies.optimised.values()),
@@ -279,8 +285,9 @@ def build_objective(
         constants=dummies.constants | constants,
         floor=floor,
         explained=explained,
-        scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype),
-        executor=paddle.static.Executor(step.place),
+        scope=scope,
+        executor=executor,
+        evaluator=Evaluator(executor, scope),
         notes=[*first.notes, *_notes(ties, call)],
         is_least_squares=distance == "l2" and not tv,
     )

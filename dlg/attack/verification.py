@@ -21,6 +21,7 @@ from dlg.attack.objective import SHARED, Objective, build_objective
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import NetworkCall, SharedStep
 from dlg.errors import PrecisionError, ProgramError, SecondDerivativeError
+from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind
@@ -133,7 +134,6 @@ class _UnchangedNetwork:
     """The network in a program where nothing is written out but dropout, with the objective's weights."""
 
     def __init__(self, step: SharedStep, objective: Objective, dtype: str) -> None:
-        self._executor = objective.executor
         self._program = paddle.static.Program()
         with in_program(self._program, dtype), named_failures(_CANNOT_DIFFERENTIATE, self._program):
             self._call = step.call(dtype)
@@ -141,7 +141,7 @@ class _UnchangedNetwork:
         self._gradients = _by_compared_name(gradients, objective)
         # The names generated for this call may differ from those of the objective's.
         names = {parameter.name: name for parameter, name in zip(self._call.parameters, objective.parameters)}
-        self._scope = copy_weights(names, objective.scope, step.place)
+        self._evaluator = Evaluator(objective.executor, copy_weights(names, objective.scope, step.place))
 
     @property
     def call(self) -> NetworkCall:
@@ -152,7 +152,7 @@ class _UnchangedNetwork:
         """The gradients at a batch, by the objective's names of the parameters."""
         feed = {self._call.data.name: data, self._call.label.name: labels}
         with named_failures(_CANNOT_DIFFERENTIATE, self._program):
-            values = self._executor.run(self._program, feed, list(self._gradients.values()), scope=self._scope)
+            values = self._evaluator.evaluate(feed, list(self._gradients.values()))
         return dict(zip(self._gradients, values))
 
 
@@ -183,8 +183,8 @@ class _Check:
 
     def refuse_random_network(self) -> None:
         """Raise SecondDerivativeError where the same point gives other numbers the second time, or none."""
-        loss, gradients, _ = self._evaluate(self._point)
-        again, _, _ = self._evaluate(self._point)
+        _, gradients, _ = self._evaluate(self._point)
+        loss, again = self._loss(self._point), self._loss(self._point)
         if not (np.isfinite([loss, again]).all() and all(np.isfinite(gradient).all() for gradient in gradients)):
             low, high = self._range or (-np.inf, np.inf)
             raise SecondDerivativeError(
@@ -243,11 +243,16 @@ class _Check:
             labels, call.label.shape, dtype, objective.label_kind
         )
 
+    def _loss(self, values: list[np.ndarray]) -> float:
+        """The loss alone. It needs a third of the ops."""
+        (loss,) = self._objective.evaluate(values, [self._objective.loss], self._constants)
+        return float(loss)
+
     def _evaluate(self, values: list[np.ndarray]) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
         """The loss, its gradients, and the dummy batch's gradients.
 
-        All of them are computed each time, since PaddlePaddle prepares the
-        program anew for each choice of values to fetch.
+        All of them are computed each time, since a program is prepared anew for
+        each choice of values.
         """
         objective = self._objective
         fetched = [objective.loss, *objective.gradients, *objective.dummy_gradients.values()]
@@ -285,7 +290,7 @@ class _Check:
         for sign in (1, -1):
             values = list(self._point)
             values[index] = values[index] + (sign * step * direction).astype(self._dtype)
-            losses.append(self._evaluate(values)[0])
+            losses.append(self._loss(values))
         return float((losses[0] - losses[1]) / (2 * step))
 
     def _suspects(self) -> str:

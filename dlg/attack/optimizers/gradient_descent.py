@@ -20,6 +20,7 @@ from dlg.attack.optimizers.interface import (
     evaluate,
     random_start,
 )
+from dlg.graph.blocks import copy_in_blocks
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.failures import named_failures
 from dlg.graph.linear_layers import reads
@@ -109,16 +110,14 @@ class GradientDescent:
 
         def iterate(iteration: Value, *state: Value) -> list[Value]:
             values, moments = state[: len(dummies)], state[len(dummies) :]
-            copies = copy_ops(gradient_ops, exchange(known, dummies, values))
-            gradients = [copies[gradient] for gradient in objective.gradients]
+            gradients = copy_in_blocks(gradient_ops, exchange(known, dummies, values), objective.gradients)
             iteration = iteration + one
             directions, next_moments = self.directions(gradients, moments, iteration)
             stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
             return [iteration, *stepped, *next_moments]
 
         _, *end = paddle.static.nn.while_loop(not_done, iterate, [first, *self._state])
-        copies = copy_ops(evaluation_ops, exchange(known, dummies, end[: len(dummies)]))
-        return [*end, *(copies[result] for result in results)]
+        return [*end, *copy_in_blocks(evaluation_ops, exchange(known, dummies, end[: len(dummies)]), results)]
 
     def directions(
         self, gradients: Sequence[Value], moments: Sequence[Value], iteration: Value
