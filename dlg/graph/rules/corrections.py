@@ -119,8 +119,11 @@ def batch_norm_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     order = [channel, *(axis for axis in range(len(x.shape)) if axis != channel)]
     rows, gradient = (paddle.reshape(paddle.transpose(value, order), [-1, count]) for value in (x, inputs["out_grad"]))
     if has_fixed_statistics:
-        centred = rows - paddle.unsqueeze(inputs["mean_out"], 1)
-        variance = paddle.unsqueeze(inputs["variance_out"], 1)
+        # The parameters, not mean_out and variance_out, which equal them: PaddlePaddle may compute in the buffer of a
+        # result that nothing reads any more, and the buffers of these two are the parameters' own.
+        forward = inputs_of(inputs["mean_out"].get_defining_op())
+        centred = rows - paddle.unsqueeze(forward["mean"], 1)
+        variance = paddle.unsqueeze(forward["variance"], 1)
     else:
         centred = rows - paddle.mean(rows, 1, keepdim=True)
         variance = paddle.mean(paddle.square(centred), 1, keepdim=True)
