@@ -18,16 +18,18 @@ import paddle
 from dlg.attack.attempts import Attempts
 from dlg.attack.deadline import Deadline
 from dlg.attack.dummies import recovered_label
+from dlg.attack.features import Layout
 from dlg.attack.layer_step import step_of_layer
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
+from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_present
 from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError, quoted
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.programs import refuse_flags, static_mode
-from dlg.graph.values import Network, Value, numpy_dtype
+from dlg.graph.values import Network, Value, is_real
 from dlg.interrupts import interrupts_ignored
 from dlg.options import AttackOptions
 from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
@@ -54,10 +56,12 @@ class Reconstruction:
 
     Attributes
     ----------
-    feature : ndarray, shape (B, ...)
+    feature : ndarray, shape (B, ...), or list of ndarray
         The recovered samples, in the feature's dtype, as the attack left them
-        (not clipped). Their order in the batch is not in a gradient, and so
-        not here either.
+        (not clipped); a list where the network takes several features. Their
+        order in the batch is not in a gradient, and so not here either. An
+        integer feature is tokens: those whose rows of the table are nearest to
+        what the attack found, -1 where no lookup reads one.
     label : ndarray, shape (B,) or (B, ...)
         Where `label_kind` is ``"class"`` or ``"probability"``, the most probable
         class of each sample, (B,), int64, or of each of its positions; where it
@@ -111,9 +115,13 @@ class Reconstruction:
     gradient_scale : float
         The factor on the shared gradients that was found, 1 for the gradients
         of the network's own loss.
+    tokens : dict of str to ndarray, int64, or None
+        For each table that an integer feature is looked up in, the tokens that
+        its gradient shows to be in the batch, whatever else was recovered; see
+        `dlg.attack.tokens.tokens_present`. None without integer features.
     """
 
-    feature: np.ndarray
+    feature: np.ndarray | list[np.ndarray]
     label: np.ndarray
     label_probability: np.ndarray | None
     label_kind: str
@@ -130,6 +138,7 @@ class Reconstruction:
     mismatch: float
     rank: int | None
     gradient_scale: float
+    tokens: dict[str, np.ndarray] | None = None
 
 
 class AttackInterrupted(KeyboardInterrupt):
@@ -141,7 +150,12 @@ class AttackInterrupted(KeyboardInterrupt):
 
 
 def dlg_attack(
-    args: Any, feature: Value, label: Value, network: Network, exe: paddle.static.Executor, origin_grad: Gradients
+    args: Any,
+    feature: Value | Sequence[Value],
+    label: Value,
+    network: Network,
+    exe: paddle.static.Executor,
+    origin_grad: Gradients,
 ) -> Reconstruction:
     """Recover the batch behind the gradients of one training step.
 
@@ -158,9 +172,11 @@ def dlg_attack(
         ``batch_size``, ``iterations``, ``learning_rate``, ``result_dir`` and
         the other fields of `dlg.options.AttackOptions`. What it lacks has the
         command's default.
-    feature : paddle.pir.Value, (B or None, ...), floating
-        The training program's feature variable, from ``paddle.static.data``.
-        Samples shaped (1, H, W), (3, H, W), (H, W) or (H·H,) give pictures.
+    feature : paddle.pir.Value, (B or None, ...), floating or integer; or a sequence of them
+        The training program's feature variable, from ``paddle.static.data``, or
+        several, which the network then takes as a list. Samples shaped
+        (1, H, W), (3, H, W), (H, W) or (H·H,) give pictures. Integers must be
+        looked up in a trained table, as by ``paddle.nn.Embedding``.
     label : paddle.pir.Value, (B or None, ...), integer or floating
         The training program's label variable. What its numbers are, the attack
         tells from the loss; see `Reconstruction`.
@@ -199,6 +215,7 @@ def dlg_attack(
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    options = _without_range_of_rows(options, step)
     return _run(step, options, *_prepare(step, options), started)
 
 
@@ -277,6 +294,7 @@ def attack_layer(
     truth = _checked_target(target, target_label, batch_size)
     with static_mode():
         known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
             strategy, first = _prepare(known.step, chosen)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
@@ -290,6 +308,13 @@ def attack_layer(
     if recovered.ended == "interrupted":
         raise AttackInterrupted(recovered)
     return recovered
+
+
+def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOptions:
+    """The options without a range where a feature is integers: their rows of a table have a range of their own."""
+    if all(is_real(each) for each in step.features):
+        return options
+    return dataclasses.replace(options, feature_range="none")
 
 
 def _prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
@@ -318,12 +343,14 @@ def _run(
         attempts = Attempts(strategy, options, folder, first, Deadline(options.time_limit, started))
         attempts.run()
     ended = attempts.cut_short or attempts.best.ended
+    answer = attempts.best.last
+    tokens = nearest_tokens(step, strategy.objective, answer.values[0]) if strategy.objective.layout.rows else {}
     try:
-        verdict = judge(step, strategy, attempts.best.last, options, ended)
+        verdict = _verdict(step, strategy, answer, tokens, options, ended)
     except KeyboardInterrupt:
         ended = "interrupted"
-        verdict = judge(step, strategy, attempts.best.last, options, ended)
-    reconstruction = _reconstruction(attempts, strategy, verdict, ended, numpy_dtype(step.feature), started)
+        verdict = _verdict(step, strategy, answer, tokens, options, ended)
+    reconstruction = _reconstruction(step, attempts, strategy, verdict, tokens, ended, started)
     for finding in strategy.optimizer.findings:
         print(finding)
     print(f"{verdict.kind}: {verdict.reason}")
@@ -332,14 +359,35 @@ def _run(
     return reconstruction
 
 
+def _verdict(
+    step: SharedStep,
+    strategy: Strategy,
+    answer: DummyBatch,
+    tokens: dict[int, np.ndarray],
+    options: AttackOptions,
+    ended: str,
+) -> Verdict:
+    if tokens:
+        return judge_tokens(step, strategy, answer, tokens, options, ended)
+    return judge(step, strategy, answer, options, ended)
+
+
 def _reconstruction(
-    attempts: Attempts, strategy: Strategy, verdict: Verdict, ended: str, dtype: str, started: float
+    step: SharedStep,
+    attempts: Attempts,
+    strategy: Strategy,
+    verdict: Verdict,
+    tokens: dict[int, np.ndarray],
+    ended: str,
+    started: float,
 ) -> Reconstruction:
-    """What the best start recovered, in the feature's dtype."""
-    best, kind = attempts.best, strategy.objective.label_kind
-    label = recovered_label(kind, best.last.label_probability)
+    """What the best start recovered, in the features' dtypes."""
+    best, kind, layout = attempts.best, strategy.objective.label_kind, strategy.objective.layout
+    recovered = layout.features(best.last.values[0], tokens)
+    features = [values.astype(own) for values, own in zip(recovered, layout.dtypes)]
+    label, dtype = recovered_label(kind, best.last.label_probability), _probability_dtype(layout)
     return Reconstruction(
-        feature=best.last.values[0].astype(dtype),
+        feature=features[0] if isinstance(step.feature, Value) else features,
         label=label.astype(dtype) if kind is LabelKind.VALUE else label,
         label_probability=None if kind is LabelKind.VALUE else best.last.label_probability.astype(dtype),
         label_kind=kind.value,
@@ -356,14 +404,21 @@ def _reconstruction(
         mismatch=verdict.mismatch,
         rank=verdict.rank,
         gradient_scale=strategy.gradient_scale,
+        tokens=tokens_present(step, strategy.objective) if layout.rows else None,
     )
+
+
+def _probability_dtype(layout: Layout) -> str:
+    """The first real feature's dtype; float32 where all are integers."""
+    return layout.dtypes[layout.numbers[0].feature] if layout.numbers else "float32"
 
 
 def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
     refuse_flags()
     if paddle.in_dynamic_mode():
         raise InputError("PaddlePaddle is in dynamic mode; call paddle.enable_static() before the network is built")
-    for name, value in (("feature", feature), ("label", label)):
+    several = feature if isinstance(feature, (list, tuple)) and feature else [feature]
+    for name, value in (*(("feature", each) for each in several), ("label", label)):
         if not isinstance(value, paddle.pir.Value):
             raise InputError(f"{name} is a {type(value).__name__}, expected the training program's paddle.static.data")
     if not callable(network):

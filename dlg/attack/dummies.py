@@ -149,8 +149,8 @@ def certain_label(
 def _optimised_label(call: NetworkCall) -> tuple[Value, Value]:
     """The dummy label, and what it says: probabilities or values."""
     # Its shape is known only after the call, and the network's ops must come after what they read.
-    pir.reset_insertion_point_to_start()
     dummy_label = paddle.static.data(DUMMY_LABEL, call.label_shape, call.prediction.dtype)
+    pir.set_insertion_point_after(dummy_label.get_defining_op())
     label = dummy_label
     if call.label_kind is LabelKind.SEVERAL:
         label = F.sigmoid(dummy_label)

@@ -19,6 +19,7 @@ from dlg.attack.shared_step import DUMMY_DATA, LABEL, NetworkCall, SharedStep
 from dlg.errors import InputError, one_line, quoted
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
+from dlg.graph.lookups import lookups_of
 from dlg.graph.programs import in_program
 from dlg.graph.traced_layer import TracedLayer
 from dlg.graph.values import Value, is_real, numpy_dtype
@@ -243,7 +244,7 @@ def _refuse_other_gradients(
     """
     program = paddle.static.Program()
     with in_program(program), named_failures(_CANNOT_TRACE, program):
-        call = step.call()
+        call = step.call(as_trained=True)
         gradients = dict(zip((p.name for p in call.trainable), unchanged_gradients(call.loss, call.trainable)))
     feature, label = _random_batch(call, value_range)
     with named_failures(_CANNOT_COMPUTE, program):
@@ -252,7 +253,7 @@ def _refuse_other_gradients(
         return
     fetched = {name: gradient for name, gradient in gradients.items() if gradient is not None}
     own_scope = copy_weights({p.name: p.name for p in call.parameters}, scope, step.place)
-    feed = {call.data.name: feature, call.label.name: label}
+    feed = {call.inputs[0].name: feature, call.label.name: label}
     with named_failures(_CANNOT_COMPUTE, program):
         arrays = paddle.static.Executor(step.place).run(program, feed, list(fetched.values()), scope=own_scope)
     found = dict(zip(fetched, arrays))
@@ -273,7 +274,10 @@ def _random_batch(call: NetworkCall, value_range: tuple[float, float] | None) ->
     random = random_streams.probe()
     low, high = np.clip(value_range or (-1.0, 1.0), -_MOST_AT_POINT, _MOST_AT_POINT)
     classes = call.prediction.shape[-1]
-    return _random_array(random, call.data, low, high), _random_array(random, call.label, 0, 1, classes)
+    (data,) = call.inputs
+    # Tokens that every table has a row for.
+    tokens = min((lookup.table.shape[0] for lookup in lookups_of(data, call.loss)), default=1)
+    return _random_array(random, data, low, high, tokens), _random_array(random, call.label, 0, 1, classes)
 
 
 def _random_array(random: np.random.Generator, like: Value, low: float, high: float, classes: int = 1) -> np.ndarray:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 
 from dlg.attack.dummies import fed_label, make_dummies
+from dlg.attack.features import Layout
 from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_rounding, total_variation
-from dlg.attack.parameters import Ties, copy_weights, tie_all
-from dlg.attack.shared_step import NetworkCall, SharedStep
+from dlg.attack.parameters import Ties, copy_weights, tie, tie_all
+from dlg.attack.shared_step import NetworkCall, SharedStep, input_name
 from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
@@ -98,6 +99,12 @@ class Objective:
         What the attack takes for granted about this network.
     is_least_squares : bool
         Whether the gradients are compared by the l2 distance, with no prior.
+    layout : Layout
+        How the features lie in the dummy data.
+    tables : dict of str to str
+        From the attack's name of each table that an integer feature is looked up
+        in to the trained one's. Their gradients are not compared, for they
+        depend on the integers.
     """
 
     program: paddle.static.Program
@@ -120,6 +127,8 @@ class Objective:
     evaluator: Evaluator
     notes: list[str]
     is_least_squares: bool
+    layout: Layout
+    tables: dict[str, str]
 
     @property
     def is_precise(self) -> bool:
@@ -153,6 +162,17 @@ class Objective:
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
         with traced_execution(), named_failures(CANNOT_RUN, self.program):
             return self.evaluator.evaluate(feed, fetched)
+
+    def table_weights(self) -> dict[str, np.ndarray]:
+        """The tables that integer features are looked up in, (V, d), by the attack's names."""
+        return {name: np.array(self.scope.find_var(name).get_tensor()) for name in self.layout.tables}
+
+    def read_elsewhere(self, tokens: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is fed for tokens, by the number of their feature, that the program also reads itself."""
+        fed = {input_name(feature): values for feature, values in tokens.items()}
+        return {
+            name: values.astype(self.constants[name].dtype) for name, values in fed.items() if name in self.constants
+        }
 
     def explains(self, loss: float) -> bool:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
@@ -244,20 +264,23 @@ def build_objective(
         parameters = [parameter.name for parameter in call.parameters]
         dummies = make_dummies(call, fixed_label)
         # Step 3: the dummy batch's gradients, ∇W'.
+        tables = _tied_tables(call, step, same_dtype=dtype is None)
         first = first_gradients(
             call.loss,
-            call.trainable,
+            [parameter for parameter in call.trainable if parameter.name not in tables],
             list(dummies.optimised.values()),
             label=call.label,
             label_probability=dummies.label,
             label_is_fed=call.label.name in dummies.constants,
         )
-        ties = tie_all(call.parameters, first.parameters, step.trained, step.gradients, same_dtype=dtype is None)
+        compared = {name: gradient for name, gradient in step.gradients.items() if name not in tables.values()}
+        ties = tie_all(call.parameters, first.parameters, step.trained, compared, same_dtype=dtype is None)
         first = first.of(ties.gradients)
+        notes = [*first.notes, *call.notes, *_notes(ties, call, tables)]
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         loss, constants = _compare(first, ties, step, distance)
         if tv:
-            loss = loss + tv * total_variation(call.data)
+            loss = loss + tv * total_variation(_picture(call))
         features = [layers[-1].inputs] if match_features and layers else []
         if features:
             mismatch, known_features = _feature_mismatch(features[0])
@@ -266,7 +289,7 @@ def build_objective(
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
-    floor, explained = _floor(step, distance, tv, dtype)
+    floor, explained = _floor(step, compared, distance, tv, dtype)
     scope = copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype)
     executor = paddle.static.Executor(step.place)
     return Objective(
@@ -282,15 +305,34 @@ def build_objective(
         parameters=parameters,
         trained=ties.gradients,
         fixed_label=next(iter(dummies.constants), None),
-        constants=dummies.constants | constants,
+        constants=dummies.constants | call.constants | constants,
         floor=floor,
         explained=explained,
         scope=scope,
         executor=executor,
         evaluator=Evaluator(executor, scope),
-        notes=[*first.notes, *_notes(ties, call)],
+        notes=notes,
         is_least_squares=distance == "l2" and not tv,
+        layout=call.layout,
+        tables=tables,
     )
+
+
+def _tied_tables(call: NetworkCall, step: SharedStep, *, same_dtype: bool) -> dict[str, str]:
+    """The trained name of each trainable table that an integer feature is looked up in, by the attack's name."""
+    if not call.layout.rows:
+        return {}
+    names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=same_dtype)
+    return {name: names[name] for name in call.layout.tables if name in names}
+
+
+def _picture(call: NetworkCall) -> Value:
+    """The values of the program that are shown as pictures; all of the dummy data where there are none."""
+    part = call.layout.picture_part
+    if call.layout.is_single or part is None:
+        return call.data
+    shape = call.layout.shapes[part.feature]
+    return paddle.reshape(call.data[:, part.start : part.stop], [call.data.shape[0], *shape])
 
 
 def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
@@ -314,10 +356,11 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     return objective
 
 
-def _notes(ties: Ties, call: NetworkCall) -> list[str]:
+def _notes(ties: Ties, call: NetworkCall, tables: Mapping[str, str]) -> list[str]:
     """Says where some gradients were not shared, and where labels belong to positions."""
     notes = []
-    shared, trainable = len(ties.gradients), len(call.trainable)
+    shared = len(ties.gradients)
+    trainable = sum(parameter.name not in tables for parameter in call.trainable)
     if shared < trainable:
         notes.append(f"gradients: those of {shared} of {trainable} trainable parameters were shared, and are matched")
     positions = call.label_shape[1:-1]
@@ -348,12 +391,14 @@ def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
     return paddle.mean(paddle.square(features - known)), constants
 
 
-def _floor(step: SharedStep, distance: str, tv: float, dtype: str | None) -> tuple[float, float]:
-    """An objective's `floor`, and its `explained`, the loss up to which an answer explains the shared gradients."""
+def _floor(
+    step: SharedStep, compared: Mapping[str, np.ndarray], distance: str, tv: float, dtype: str | None
+) -> tuple[float, float]:
+    """An objective's `floor`, and its `explained`, the loss up to which an answer explains the compared gradients."""
     if tv:
         # The total variation of the right answer is not zero, so nothing is known about its loss.
         return 0.0, 0.0
     rounding = PRECISE_ROUNDING if dtype == "float64" else _ROUNDING
-    floor = loss_of_rounding(distance, list(step.gradients.values()), step.batch_size, rounding)
+    floor = loss_of_rounding(distance, list(compared.values()), step.batch_size, rounding)
     # The last factor makes it the same loss in both precisions.
     return floor, floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2

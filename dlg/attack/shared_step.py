@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
 from paddle.base.libpaddle import pir
 
+from dlg.attack.features import Layout, Numbers, find_layout, put_dummy_data, read_elsewhere
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
 from dlg.errors import InputError
 from dlg.graph.failures import named_failures
@@ -34,7 +36,7 @@ class NetworkCall:
     Attributes
     ----------
     data : Value, (B, ...)
-        What it was given in the place of the feature.
+        What stands in the place of the features, see `dlg.attack.features`.
     label : Value, (B, ...)
         What it was given in the place of the label.
     prediction : Value, (B, ...)
@@ -49,6 +51,15 @@ class NetworkCall:
         label's own for other kinds.
     parameters : list of Value
         The parameters it made, in the order of the program.
+    inputs : list of Value, (B, ...)
+        What it was called on in the place of the features, before the dummy
+        data took their places.
+    layout : Layout
+        How the features lie in `data`.
+    constants : dict of str to ndarray
+        What has to be fed besides: integers that are not only looked up.
+    notes : list of str
+        What is taken for granted by that.
     """
 
     data: Value
@@ -58,6 +69,10 @@ class NetworkCall:
     label_kind: LabelKind
     label_shape: list[int]
     parameters: list[Value]
+    inputs: list[Value]
+    layout: Layout
+    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def trainable(self) -> list[Value]:
@@ -73,9 +88,12 @@ class SharedStep:
     ----------
     network : callable (feature, label) -> (prediction, loss)
         What built the training program.
-    feature, label : Value
-        The training program's ``paddle.static.data`` variables. The attack takes
-        their shapes and dtypes, and reads nothing through them.
+    feature : Value, or sequence of Value
+        The training program's ``paddle.static.data`` variable, or several where
+        the network takes a list of them. The attack takes their shapes and
+        dtypes, and reads nothing through them.
+    label : Value
+        The same for the label.
     batch_size : int
         B, the number of samples behind the gradients.
     gradients : dict of str to ndarray
@@ -85,14 +103,20 @@ class SharedStep:
     """
 
     network: Network
-    feature: Value
+    feature: Value | Sequence[Value]
     label: Value
     batch_size: int
     gradients: dict[str, np.ndarray]
     place: object
 
     def __init__(
-        self, network: Network, feature: Value, label: Value, batch_size: int, gradients: Gradients, place: object
+        self,
+        network: Network,
+        feature: Value | Sequence[Value],
+        label: Value,
+        batch_size: int,
+        gradients: Gradients,
+        place: object,
     ) -> None:
         """Take what was shared.
 
@@ -109,7 +133,9 @@ class SharedStep:
             Where the gradients do not fit the training program's parameters, or
             the attack cannot take the variables' types.
         """
-        _check_variables(feature, label)
+        for each in _as_list(feature):
+            _check_feature(each)
+        _check_label(label)
         self.network = network
         self.feature = feature
         self.label = label
@@ -120,21 +146,31 @@ class SharedStep:
     @property
     def trained(self) -> list[Value]:
         """The training program's parameters."""
-        return self.feature.block.program.global_block().all_parameters()
+        return self.features[0].block.program.global_block().all_parameters()
 
-    def call(self, dtype: str | None = None) -> NetworkCall:
+    @property
+    def features(self) -> list[Value]:
+        """The feature variables, one or more."""
+        return _as_list(self.feature)
+
+    def call(self, dtype: str | None = None, *, as_trained: bool = False) -> NetworkCall:
         """Call the network in the current program, on variables like the training program's.
 
         Parameters
         ----------
         dtype : str, optional
             The floating-point type of the variables; by default their own.
+        as_trained : bool
+            Leave the network's features as they are in the training program,
+            also where they are several or integers. There is no dummy data then;
+            `NetworkCall.data` is the first of the features.
 
         Raises
         ------
         InputError
-            Where the variables do not fit the batch, or the network does not give
-            (prediction, loss) with a prediction shaped (B, C) and a scalar loss.
+            Where the variables do not fit the batch, an integer feature is not
+            looked up in a table, or the network does not give (prediction, loss)
+            with a prediction shaped (B, C) and a scalar loss.
         PrecisionError
             Where the call fails in the type asked for.
         ProgramError
@@ -142,13 +178,14 @@ class SharedStep:
         SecondDerivativeError
             Where the network holds control flow.
         """
-        data = self._like(self.feature, DUMMY_DATA, dtype)
+        inputs = [self._like(feature, name, dtype) for feature, name in zip(self.features, self._input_names)]
         label = self._like(self.label, LABEL, dtype)
-        failures = named_failures("cannot call network(feature, label) on such a batch", data.block.program, dtype)
-        with failures, removed_on_error(data.block), typed_as(self.trained, dtype):
-            returned = self.network(data, label)
-            refuse_control_flow(data.block)
-            adopt_parameters(data.block)
+        block = label.block
+        failures = named_failures("cannot call network(feature, label) on such a batch", block.program, dtype)
+        with failures, removed_on_error(block), typed_as(self.trained, dtype):
+            returned = self.network(self._as_given(inputs), label)
+            refuse_control_flow(block)
+            adopt_parameters(block)
         is_pair = isinstance(returned, (tuple, list)) and len(returned) == 2
         if not (is_pair and all(isinstance(value, pir.Value) for value in returned)):
             raise InputError(
@@ -159,13 +196,46 @@ class SharedStep:
             raise InputError(f"the network's loss is shaped {list(loss.shape)}, expected a scalar; take its mean")
         kind = label_kind(label, loss, self.label.name)
         shape = self._label_shape(kind, label, list(prediction.shape))
-        return NetworkCall(data, label, prediction, loss, kind, shape, data.block.all_parameters())
+        layout = self._single_layout(inputs[0])
+        call = NetworkCall(inputs[0], label, prediction, loss, kind, shape, block.all_parameters(), inputs, layout)
+        return call if as_trained or self._is_single else self._with_dummy_data(call, dtype)
 
     @functools.cached_property
     def label_kind(self) -> LabelKind:
         """What the label says of a sample, as the network's loss reads it."""
         with in_program(paddle.static.Program()):
             return self.call().label_kind
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether the feature is one real variable, for which the dummy data can stand as it is."""
+        return isinstance(self.feature, pir.Value) and is_real(self.feature)
+
+    @property
+    def _input_names(self) -> list[str]:
+        """The names of the features in the attack's programs."""
+        return [DUMMY_DATA] if self._is_single else [input_name(number) for number in range(len(self.features))]
+
+    def _as_given(self, inputs: list[Value]) -> object:
+        """The features as the network takes them: one, or a list or a tuple of several."""
+        if isinstance(self.feature, pir.Value):
+            return inputs[0]
+        return tuple(inputs) if isinstance(self.feature, tuple) else inputs
+
+    def _single_layout(self, feature: Value) -> Layout:
+        shape = tuple(feature.shape[1:])
+        numbers = (Numbers(0, 0, math.prod(shape)),)
+        return Layout((shape,), (numpy_dtype(self.features[0]),), numbers, (), is_single=True)
+
+    def _with_dummy_data(self, call: NetworkCall, dtype: str | None) -> NetworkCall:
+        """The call with dummy data in the place of several features, and of what is looked up for integers."""
+        names = [feature.name for feature in self.features]
+        layout, lookups = find_layout(call.inputs, names, call.loss)
+        layout = dataclasses.replace(layout, dtypes=tuple(numpy_dtype(feature) for feature in self.features))
+        constants, notes = read_elsewhere(call.inputs, names, lookups, call.loss)
+        own = [numpy_dtype(value) for value in [*call.inputs, *(lookup.table for lookup in lookups)] if is_real(value)]
+        data = put_dummy_data(DUMMY_DATA, dtype or own[0], call.inputs, layout, lookups)
+        return dataclasses.replace(call, data=data, layout=layout, constants=constants, notes=notes)
 
     def _like(self, variable: Value, name: str, dtype: str | None) -> Value:
         """A variable of the current program like one of the training program, for a batch of B."""
@@ -217,19 +287,25 @@ class SharedStep:
         )
 
 
-def _check_variables(feature: Value, label: Value) -> None:
-    """Raise InputError where the attack cannot take features or labels of these types."""
+def input_name(number: int) -> str:
+    """The name in the attack's programs of one of several features, or of an integer one."""
+    return f"feature_{number}"
+
+
+def _as_list(feature: Value | Sequence[Value]) -> list[Value]:
+    return [feature] if isinstance(feature, pir.Value) else list(feature)
+
+
+def _check_feature(feature: Value) -> None:
+    """Raise InputError where the attack cannot take features of this type."""
     dtype = numpy_dtype(feature).lower()
-    if not is_real(feature):
-        raise InputError(
-            f"{feature.name!r} is {dtype}, expected {' or '.join(_REAL)}: the attack follows the gradient with respect"
-            " to the features, and through integers there is none. This says nothing about safety: what such features"
-            " become in the network, embeddings for one, can leak; make that the feature, as real numbers"
-        )
-    if dtype not in _REAL:
+    if is_real(feature) and dtype not in _REAL:
         raise InputError(
             f"{feature.name!r} is {dtype}, expected {' or '.join(_REAL)}: PaddlePaddle has no second derivatives in"
-            " half precision; declare the feature in float32 and cast it in the network"
+            " half precision; declare the feature in float32 and cast it in the network. This says nothing about safety"
         )
+
+
+def _check_label(label: Value) -> None:
     if is_real(label) and numpy_dtype(label).lower() not in _REAL:
         raise InputError(f"{label.name!r} is {numpy_dtype(label).lower()}, expected {' or '.join(_REAL)}, or integers")

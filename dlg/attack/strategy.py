@@ -148,10 +148,18 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
         learning_rate=ADAM_ENTRY.default_step,
         labels="optimize" if inferred is None else "infer",
         loss="cosine",
-        tv=0.0 if picture_shape(step.feature.shape[1:]) is None else _PRIOR_WEIGHT,
+        tv=_PRIOR_WEIGHT if _has_pictures(step) else 0.0,
     )
     strategy = _from_random_start(ADAM_ENTRY, step, chosen, inferred)
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
+
+
+def _has_pictures(step: SharedStep) -> bool:
+    """Whether the first of the features that are real is shown as pictures."""
+    shapes = [feature.shape[1:] for feature in step.features if is_real(feature)]
+    if len(step.features) > 1:
+        shapes = [shape for shape in shapes if len(shape) > 1]
+    return any(picture_shape(shape) is not None for shape in shapes)
 
 
 def _from_random_start(

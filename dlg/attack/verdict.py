@@ -251,11 +251,14 @@ def _mixed(mismatch: float) -> Verdict:
 
 
 def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
+    return Verdict(FAILED, failure_reason(mismatch, options, ended), mismatch)
+
+
+def failure_reason(mismatch: float, options: AttackOptions, ended: str) -> str:
+    """Why an attack has failed whose gradients mismatch by so much, and what to check."""
     early = _EARLY_ENDS.get(ended, "")
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
-    return Verdict(
-        FAILED,
+    return (
         f"the gradients match to {mismatch:.2g} of their size only{early}, so nothing is known about what leaks,"
-        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}",
-        mismatch,
+        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}"
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -26,6 +27,7 @@ from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind
+from dlg.graph.lookups import Lookup, lookups_of
 from dlg.graph.programs import in_program
 from dlg.graph.values import Value, is_real, numpy_dtype, ops_behind, short_name
 
@@ -142,40 +144,67 @@ def verify(
 def _verify(step: SharedStep, objective: Objective, dtype: str, value_range: tuple[float, float] | None) -> None:
     check = _Check(objective, dtype, value_range)
     check.refuse_random_network()
-    check.compare_gradients(_UnchangedNetwork(step, objective, dtype))
+    check.compare_gradients(UnchangedNetwork(step, objective, dtype))
     check.compare_derivatives()
 
 
-class _UnchangedNetwork:
-    """The network in a program where nothing is written out but dropout, with the objective's weights."""
+class UnchangedNetwork:
+    """The network in a program where nothing is written out but dropout, with the objective's weights.
 
-    def __init__(self, step: SharedStep, objective: Objective, dtype: str) -> None:
+    Parameters
+    ----------
+    step : SharedStep
+        The network.
+    objective : Objective
+        Its weights are taken.
+    dtype : str
+        The floating-point type of the program.
+    with_tables : bool
+        Whether the gradients of the tables that integer features are looked up
+        in are wanted too, which the objective does not compare, and those of
+        their rows.
+    """
+
+    def __init__(self, step: SharedStep, objective: Objective, dtype: str, *, with_tables: bool = False) -> None:
         self._program = paddle.static.Program()
         with in_program(self._program, dtype), named_failures(_CANNOT_DIFFERENTIATE, self._program):
-            self._call = step.call(dtype)
-            gradients = unchanged_gradients(self._call.loss, self._call.parameters)
-        self._gradients = _by_compared_name(gradients, objective)
+            self._call = step.call(dtype, as_trained=True)
+            rows = [lookup.rows for lookup in self._lookups()] if with_tables else []
+            gradients = unchanged_gradients(self._call.loss, [*self._call.parameters, *rows])
+        self._row_gradients = gradients[len(self._call.parameters) :]
+        wanted = set(objective.dummy_gradients) | (set(objective.tables) if with_tables else set())
+        pairs = zip(objective.parameters, gradients)
+        self._gradients = {name: gradient for name, gradient in pairs if name in wanted and gradient is not None}
         # The names generated for this call may differ from those of the objective's.
         names = {parameter.name: name for parameter, name in zip(self._call.parameters, objective.parameters)}
-        self._evaluator = Evaluator(objective.executor, copy_weights(names, objective.scope, step.place))
+        self._evaluator = Evaluator(objective.executor, copy_weights(names, objective.scope, step.place, dtype))
 
     @property
     def call(self) -> NetworkCall:
         """The network's call in this program."""
         return self._call
 
-    def gradients(self, data: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    def _lookups(self) -> list[Lookup]:
+        return [
+            each for value in self._call.inputs if not is_real(value) for each in lookups_of(value, self._call.loss)
+        ]
+
+    def gradients(self, features: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
         """The gradients at a batch, by the objective's names of the parameters."""
-        feed = {self._call.data.name: data, self._call.label.name: labels}
+        return dict(zip(self._gradients, self._run(features, labels, list(self._gradients.values()))))
+
+    def row_gradients(self, features: Sequence[np.ndarray], labels: np.ndarray) -> list[np.ndarray]:
+        """The loss's gradients at a batch by what each lookup of an integer feature gives, (..., d)."""
+        return self._run(features, labels, [gradient for gradient in self._row_gradients if gradient is not None])
+
+    def _run(self, features: Sequence[np.ndarray], labels: np.ndarray, fetched: list[Value]) -> list[np.ndarray]:
+        if not fetched:
+            return []
+        variables = [*self._call.inputs, self._call.label]
+        values = [*features, labels]
+        feed = {variable.name: value.astype(numpy_dtype(variable)) for variable, value in zip(variables, values)}
         with named_failures(_CANNOT_DIFFERENTIATE, self._program):
-            values = self._evaluator.evaluate(feed, list(self._gradients.values()))
-        return dict(zip(self._gradients, values))
-
-
-def _by_compared_name(gradients: list[Value | None], objective: Objective) -> dict[str, Value]:
-    """Those of the gradients that an objective compares, by its names of the parameters."""
-    pairs = zip(objective.parameters, gradients)
-    return {name: gradient for name, gradient in pairs if name in objective.dummy_gradients}
+            return self._evaluator.evaluate(feed, fetched)
 
 
 class _Check:
@@ -198,6 +227,16 @@ class _Check:
             self._point[1] = self._random.random(self._point[1].shape).astype(dtype)
         # Compared with zeros instead of the shared gradients, the loss has an ordinary size.
         self._constants = {name: value * 0 for name, value in objective.constants.items() if name.startswith(SHARED)}
+        self._tokens: dict[int, np.ndarray] = {}
+        if objective.layout.rows:
+            self._look_up_random_tokens()
+
+    def _look_up_random_tokens(self) -> None:
+        """Move the point to rows that some tokens have, which the network itself can be given."""
+        layout, tables = self._objective.layout, self._objective.table_weights()
+        self._tokens = layout.random_tokens(len(self._point[0]), tables, self._random)
+        self._point[0] = layout.with_rows(self._point[0], self._tokens, tables).astype(self._dtype)
+        self._constants |= self._objective.read_elsewhere(self._tokens)
 
     def refuse_random_network(self) -> None:
         """Raise SecondDerivativeError where the same point gives other numbers the second time, or none."""
@@ -217,12 +256,13 @@ class _Check:
                 f" {again:.6e}; take the random op out, or fix it to one value"
             )
 
-    def compare_gradients(self, network: _UnchangedNetwork) -> None:
+    def compare_gradients(self, network: UnchangedNetwork) -> None:
         """Compare the objective's gradients with the unchanged network's, with certain labels."""
         point, labels = self._certain(network.call)
-        theirs = network.gradients(point[0], labels)
+        layout = self._objective.layout
+        theirs = network.gradients(layout.features(point[0], self._tokens), labels)
         ours = dict(zip(self._objective.dummy_gradients, self._evaluate(point)[2]))
-        nearby = network.gradients(self._rounded_otherwise(point[0]), labels)
+        nearby = network.gradients(layout.features(self._rounded_otherwise(point[0]), self._tokens), labels)
         sizes = {name: np.abs(gradient).max() for name, gradient in theirs.items()}
         slack = self._tolerances.smallest_gradient * max(sizes.values())
         for name, gradient in theirs.items():
