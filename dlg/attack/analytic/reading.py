@@ -10,6 +10,7 @@ import numpy as np
 import scipy.special
 
 from dlg import random_streams
+from dlg.attack.analytic.embeddings import InputMap, Table, dummy_data_of, find_input_map, input_gradients
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
@@ -83,6 +84,8 @@ class Reading:
         Of the searches' random streams.
     nonnegative : bool
         Whether the network's inputs are known not to be negative, like pixels.
+    step : SharedStep
+        What the attacker holds.
     """
 
     probe: Objective
@@ -90,6 +93,7 @@ class Reading:
     batch_size: int
     seed: int
     nonnegative: bool
+    step: SharedStep
 
     @classmethod
     def of(cls, step: SharedStep, seed: int, *, nonnegative: bool) -> Reading:
@@ -104,7 +108,7 @@ class Reading:
         any_labels = np.zeros(step.batch_size, np.int64)
         probe = build_precise_objective(step, fixed_label=any_labels, match_features=True)
         layers = [_as_numbers(layer, step, probe) for layer in probe.layers]
-        return cls(probe, layers, step.batch_size, seed, nonnegative)
+        return cls(probe, layers, step.batch_size, seed, nonnegative, step)
 
     @functools.cached_property
     def softmax_regression(self) -> Layer | None:
@@ -165,21 +169,68 @@ class Reading:
         The network's own features at a random batch decide.
         """
         probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
-        if probe.features is None or len(layers) < len(self.layers) or not reads(probe.layers[0], probe.dummies[0]):
+        if probe.features is None or len(layers) < len(self.layers):
+            return None
+        if not self._reads_dummy_data and self.input_map is None:
             return None
         activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
         if len(activations) < len(layers) - 1:
             return None
-        data, features = at_random_batch(probe, [probe.dummies[0], probe.features])
+        first = probe.dummies[0] if self._reads_dummy_data else probe.layers[0].inputs
+        data, features = at_random_batch(probe, [first, probe.features])
         hidden = data.reshape(len(data), -1)
         for layer, activation in zip(layers, activations):
             hidden = activation.function(hidden @ layer.weight + layer.bias)
         return layers if _agree(hidden, features) else None
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one of the network's inputs."""
-        return tuple(self.probe.dummies[0].shape[1:])
+    @functools.cached_property
+    def _reads_dummy_data(self) -> bool:
+        """Whether the first layer's input is the dummy data, flattened."""
+        return bool(self.probe.layers) and reads(self.probe.layers[0], self.probe.dummies[0])
+
+    @functools.cached_property
+    def input_map(self) -> InputMap | None:
+        """How the first layer's input is made of several features, or of rows. None for another network."""
+        probe = self.probe
+        if probe.layout.is_single or not probe.layers:
+            return None
+        first = probe.layers[0].inputs
+        return find_input_map(probe.layout, lambda data: probe.evaluate([data], [first])[0], self.batch_size)
+
+    @functools.cached_property
+    def tables(self) -> dict[str, Table]:
+        """The tables that integer features are looked up in, by the attack's names."""
+        shared = self.step.gradients
+        return {
+            name: Table(weight.astype(np.float64), shared.get(self.probe.tables.get(name, "")))
+            for name, weight in self.probe.table_weights().items()
+        }
+
+    def dummy_data(self, inputs: np.ndarray, labels: np.ndarray, multiple: float) -> np.ndarray | None:
+        """The dummy data that gives a perceptron's first layer these inputs.
+
+        Parameters
+        ----------
+        inputs : ndarray, shape (k, in), float64
+            Of all samples or of some.
+        labels : ndarray, shape (k,), int64
+            Theirs.
+        multiple : float
+            How many times the gradients of the mean cross entropy the shared
+            ones are.
+
+        Returns
+        -------
+        ndarray, shape (k, ...), float64, or None
+            None where it cannot be told, see `embeddings.dummy_data_of`.
+        """
+        if self._reads_dummy_data:
+            return inputs.reshape(-1, *self.probe.dummies[0].shape[1:])
+        layers, input_map = self.perceptron, self.input_map
+        if layers is None or input_map is None:
+            return None
+        gradients = multiple * input_gradients(layers, inputs, labels)
+        return dummy_data_of(input_map, self.probe.layout, self.tables, inputs, gradients, self.batch_size)
 
     def random_stream(self) -> np.random.Generator:
         """The stream of a search, from its beginning."""

@@ -76,7 +76,7 @@ def _whole_sample(reading: Reading) -> Leakage | None:
     sample = None if reading.layers[0] is None else _layer_input(reading.layers[0])
     if sample is None:
         return None
-    inputs = sample.reshape(1, *reading.input_shape)
+    inputs = sample.reshape(reading.probe.dummies[0].shape)
     for labels in _candidates(reading, inputs):
         objective = reading.probe.with_labels(labels)
         if objective.explains(_loss(objective, inputs)):
