@@ -227,6 +227,8 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
+    if leakage.approximate:
+        return f"closed form from the gradients of {leakage.source}, then {optimizer.description}"
     name = f"exact recovery from the gradients of {leakage.source}"
     return name if found == batch_size else f"{name} ({found} of {batch_size}), the rest by {optimizer.description}"
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import perceptron, single_sample, softmax_regression
+from dlg.attack.analytic import perceptron, single_sample, softmax_regression, transformer
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
     perceptron.read_off,
+    transformer.read_off,
     single_sample.read_off,
     softmax_regression.read_off,
 )

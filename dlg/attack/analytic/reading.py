@@ -49,6 +49,9 @@ class Leakage:
         compares with the shared ones divided by it.
     source : str
         Whose gradients gave the inputs away, in words.
+    approximate : bool
+        Whether the whole network's gradients at the inputs, of all samples, do
+        not match to float32's rounding. They are then a start.
     """
 
     objective: Objective
@@ -59,6 +62,7 @@ class Leakage:
     feature_errors: np.ndarray | None = None
     gradient_scale: float = 1.0
     source: str = "the fully connected layers"
+    approximate: bool = False
 
     @property
     def is_exact(self) -> bool:
