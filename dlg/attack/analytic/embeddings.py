@@ -174,7 +174,7 @@ def dummy_data_of(
         if counts is None:
             return None
         weight = tables[pooled.rows.table].weight
-        data[:, pooled.rows.start : pooled.rows.stop] = _rows_of_counts(counts, pooled.rows, weight)
+        data[:, pooled.rows.start : pooled.rows.stop] = rows_of_counts(counts, pooled.rows, weight)
     return data
 
 
@@ -186,21 +186,28 @@ def _counts(pooled: Pooled, table: Table, inputs: np.ndarray, gradients: np.ndar
     present = np.flatnonzero(np.any(gradient != 0, axis=1))
     directions = pooled.factor * gradients[:, pooled.columns]
     counts = np.linalg.lstsq(directions.T, gradient[present].T, rcond=None)[0]
+    return whole_counts(counts, present, len(gradient), pooled.rows)
+
+
+def whole_counts(counts: np.ndarray, present: np.ndarray, vocabulary: int, rows: Rows) -> np.ndarray | None:
+    """Counts of the tokens that are present, (B, n), as those of all, (B, V), int64; None where they are no counts.
+
+    Counts are whole, not negative, and L for each sample; a sample with fewer is
+    filled up with padding, whose row has no gradient.
+    """
     whole = np.rint(counts)
-    missing = pooled.rows.length - whole.sum(axis=1)
-    padding = pooled.rows.padding
-    fits = np.abs(counts - whole).max(initial=0) < _WHOLE and whole.min(initial=0) >= 0
-    if not fits or missing.min() < 0 or (missing.any() and padding is None):
+    missing = rows.length - whole.sum(axis=1)
+    fits = np.abs(counts - whole).max(initial=0) < _WHOLE and whole.min(initial=0) >= 0 and missing.min() >= 0
+    if not fits or (missing.any() and rows.padding is None):
         return None
-    every = np.zeros((len(inputs), len(gradient)), np.int64)
+    every = np.zeros((len(counts), vocabulary), np.int64)
     every[:, present] = whole.astype(np.int64)
-    if padding is not None:
-        # The padding's row has no gradient. It is what a sample is filled up with.
-        every[:, padding] = missing.astype(np.int64)
+    if rows.padding is not None:
+        every[:, rows.padding] = missing.astype(np.int64)
     return every
 
 
-def _rows_of_counts(counts: np.ndarray, rows: Rows, weight: np.ndarray) -> np.ndarray:
+def rows_of_counts(counts: np.ndarray, rows: Rows, weight: np.ndarray) -> np.ndarray:
     """The rows of each sample's tokens, in the order of the table, (B, L · d)."""
     indices = np.array([np.repeat(np.arange(len(weight)), each) for each in counts])
     found = weight[indices]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import perceptron, single_sample, softmax_regression, transformer
+from dlg.attack.analytic import bags, perceptron, single_sample, softmax_regression, transformer
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
+    bags.read_off,
     perceptron.read_off,
     transformer.read_off,
     single_sample.read_off,
