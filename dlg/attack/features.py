@@ -25,6 +25,8 @@ from dlg.results.pictures import picture_shape
 # What an integer feature is fed as where other ops than lookups read it. Padding is 0 as a rule, so that a mask of what
 # is no padding masks nothing.
 _ELSEWHERE = 1
+# What fills up a text where a mask is computed from its tokens, unless the table says another.
+PADDING = 0
 # What stands in the place of an integer that no lookup reads.
 UNREAD = -1
 
@@ -88,11 +90,14 @@ class Rows:
 
     def looked_up(self, tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
         """What the lookup gives for a feature's tokens, (B, ...), flattened to (B, L · d)."""
-        indices = tokens.reshape(len(tokens), -1)[:, self.places] + self.offsets
+        return self.at(tokens.reshape(len(tokens), -1)[:, self.places] + self.offsets, table)
+
+    def at(self, indices: np.ndarray, table: np.ndarray) -> np.ndarray:
+        """The rows of a table at these indices, (B, L), flattened to (B, L · d); zeros for padding."""
         rows = table[indices]
         if self.padding is not None:
             rows = np.where(indices[..., None] == self.padding, 0, rows)
-        return rows.reshape(len(tokens), -1)
+        return rows.reshape(len(indices), -1)
 
 
 @dataclasses.dataclass(frozen=True)

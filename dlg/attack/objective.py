@@ -174,6 +174,14 @@ class Objective:
             name: values.astype(self.constants[name].dtype) for name, values in fed.items() if name in self.constants
         }
 
+    def is_read_elsewhere(self, feature: int) -> bool:
+        """Whether the program reads the tokens of a feature besides its lookups, as a mask does."""
+        return input_name(feature) in self.constants
+
+    def with_tokens_read_elsewhere(self, tokens: dict[int, np.ndarray]) -> Objective:
+        """The same objective with these tokens where the program reads them besides its lookups."""
+        return dataclasses.replace(self, constants=self.constants | self.read_elsewhere(tokens))
+
     def explains(self, loss: float) -> bool:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
         return loss <= self.explained

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from dlg.attack.dummies import fed_label, recovered_label
-from dlg.attack.features import UNREAD, Layout, Rows
+from dlg.attack.features import PADDING, UNREAD, Layout, Rows
 from dlg.attack.losses import gradient_matching_loss
 from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
@@ -119,8 +119,11 @@ def _candidates(
     possible: np.ndarray | None = None
     for rows, index in readers:
         indices = present.get(objective.tables.get(rows.table, ""), np.arange(len(tables[rows.table])))
+        # Padding has no gradient, and so no row.
         if rows.padding is not None:
             indices = np.union1d(indices, [rows.padding])
+        elif objective.is_read_elsewhere(rows.feature):
+            indices = np.union1d(indices, [PADDING])
         tokens = indices - rows.offsets[index]
         tokens = tokens[tokens >= 0]
         both = tokens if possible is None else np.intersect1d(possible, tokens)
@@ -171,13 +174,16 @@ def _known(present: dict[str, np.ndarray], objective: Objective) -> str:
     """What the tables' gradients alone say, in words."""
     if not present:
         return "no gradient of a table was shared, so any token may be in the batch"
-    sizes = {
-        objective.tables[name]: len(table)
-        for name, table in objective.table_weights().items()
-        if name in objective.tables
-    }
-    counts = [f"{len(rows)} of the {sizes[name]} tokens of {name!r}" for name, rows in present.items()]
-    return f"the tables' gradients alone say which tokens are in the batch: {', '.join(counts)}"
+    weights = objective.table_weights()
+    sizes = {objective.tables[name]: len(weights[name]) for name in objective.tables}
+    return "; ".join(_shown(name, len(rows), sizes[name]) for name, rows in present.items())
+
+
+def _shown(table: str, count: int, size: int) -> str:
+    """What one table's gradient shows."""
+    if count == size:
+        return f"the gradient of {table!r} has no row of zeros, and so does not show which tokens are in the batch"
+    return f"the gradient of {table!r} shows which tokens are in the batch, {count} of {size}"
 
 
 def rolled_within_samples(tokens: dict[int, np.ndarray], layout: Layout) -> dict[int, np.ndarray] | None:
@@ -221,7 +227,8 @@ class _Check:
             np.linalg.norm(gradient.reshape(-1, gradient.shape[-1]), axis=1)
             for gradient in self._network.row_gradients(self._features(tokens), self._labels)
         ]
-        largest = max(float(length.max(initial=0)) for length in lengths)
+        # A frozen table has no such gradients, which says nothing about its tokens.
+        largest = max((float(length.max(initial=0)) for length in lengths), default=0.0)
         unread = sum(int(np.sum(values == UNREAD)) for values in tokens.values())
         return unread + sum(int(np.sum(length <= _NO_GRADIENT * largest)) for length in lengths)
 

@@ -10,8 +10,11 @@ import paddle
 from paddle.autograd.backward_utils import ValueDict
 
 from dlg.graph.copying import copy_ops, split_by_sources
-from dlg.graph.linear_layers import is_parameter
+from dlg.graph.linear_layers import is_parameter, maker
 from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
+
+# What may stand between a one-hot vector and its product with the table: PaddlePaddle's one_hot is float32.
+_BETWEEN = ("pd_op.cast",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _lookup(op: Operation) -> Lookup | None:
     elif op.name() == "pd_op.gather_nd" and operands[1].shape[-1:] == [1]:
         table, index = operands[0], operands[1]
     elif op.name() == "pd_op.matmul" and not (attributes["transpose_x"] or attributes["transpose_y"]):
-        one_hot = operands[0].get_defining_op()
+        one_hot = maker(operands[0], _BETWEEN)
         if one_hot is None or one_hot.name() != "pd_op.one_hot":
             return None
         index, table = one_hot.operand_source(0), operands[1]
@@ -160,6 +163,7 @@ def _origin(operand: Value) -> int | None:
 def _ops_of(lookup: Lookup) -> list[Operation]:
     """The ops that make up a lookup: one, or a one-hot vector and its product."""
     last = lookup.rows.get_defining_op()
-    source = last.operand_source(0).get_defining_op()
-    is_product = source is not None and source.name() == "pd_op.one_hot"
-    return [last, source] if is_product else [last]
+    if last.name() != "pd_op.matmul":
+        return [last]
+    between = [op for op in ops_behind([last.operand_source(0)]) if op.name() in (*_BETWEEN, "pd_op.one_hot")]
+    return [last, *between]

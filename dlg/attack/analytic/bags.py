@@ -1,6 +1,7 @@
 """The tokens of each sample, with counts, where a network pools a sample's rows by their mean or sum.
 
-All rows of a sample b then have one gradient, u_b, whatever comes after. So the
+All rows of a sample b then have one gradient, u_b, whatever comes after; rows
+under a mask have none. So the
 table's gradient is dE[t] = Σ_b C_bt u_b, where C_bt counts the token t in
 sample b. A token that occurs in one sample alone has a multiple of u_b for its
 row, and the others have sums of several: where every sample has such a token,
@@ -22,9 +23,10 @@ from scipy.optimize import nnls
 from scipy.special import softmax
 
 from dlg import random_streams
-from dlg.attack.analytic.embeddings import Table, rows_of_counts, whole_counts
+from dlg.attack.analytic.embeddings import Table, tokens_of_counts, whole_counts
 from dlg.attack.analytic.reading import Leakage, Reading
-from dlg.attack.features import Rows
+from dlg.attack.features import PADDING, Rows
+from dlg.attack.objective import Objective
 from dlg.attack.verification import UnchangedNetwork
 
 # How closely the gradients of a sample's rows must agree at random tokens, in float64, relative to their size.
@@ -59,20 +61,25 @@ def read_off(reading: Reading) -> Leakage | None:
     table = reading.tables[rows.table]
     if table.gradient is None or not _pools(reading, rows):
         return None
-    counts = counts_of(table, reading.batch_size, rows)
+    padding = rows.padding
+    if padding is None and reading.probe.is_read_elsewhere(rows.feature):
+        padding = PADDING
+    counts = counts_of(table, reading.batch_size, rows.length, padding)
     if counts is None:
         return None
-    data = rows_of_counts(counts, rows, table.weight)
-    labels = labels_of(reading, data)
+    indices = tokens_of_counts(counts, padding)
+    data = rows.at(indices, table.weight)
+    probe = reading.probe.with_tokens_read_elsewhere({rows.feature: indices - rows.offsets})
+    labels = labels_of(reading, probe, data)
     if labels is None:
         return None
-    objective = reading.probe.with_labels(labels)
+    objective = probe.with_labels(labels)
     scale = objective.gradient_scale_at([data])
     objective = objective.with_gradient_scale(1.0 if abs(scale - 1) < _SAME_SCALE else scale)
     return Leakage(objective, labels, certain=True, inputs=data, source="the embedding")
 
 
-def counts_of(table: Table, batch_size: int, rows: Rows) -> np.ndarray | None:
+def counts_of(table: Table, batch_size: int, length: int, padding: int | None) -> np.ndarray | None:
     """How often each token is in each sample, (B, V), int64, the samples in no particular order; or None.
 
     Parameters
@@ -81,8 +88,11 @@ def counts_of(table: Table, batch_size: int, rows: Rows) -> np.ndarray | None:
         With its gradient.
     batch_size : int
         B.
-    rows : Rows
-        The lookup: how long a sample is, and whether it is padded.
+    length : int
+        L, how many tokens a sample has, padding included.
+    padding : int or None
+        The token that samples are filled up with, which has no gradient. None
+        where all have L tokens.
     """
     assert table.gradient is not None, "counts are read off the table's gradient"
     gradient = table.gradient.astype(np.float64)
@@ -96,12 +106,12 @@ def counts_of(table: Table, batch_size: int, rows: Rows) -> np.ndarray | None:
     if len(rays) != batch_size:
         return None
     shares = np.linalg.lstsq((rays @ right[:rank]).T, shared.T, rcond=None)[0]
-    if rows.padding is None:
-        units = rows.length / shares.sum(axis=1)
+    if padding is None:
+        units = length / shares.sum(axis=1)
     else:
         # A padded sample has fewer tokens than L. Its rarest one is taken to occur once.
         units = 1 / np.min(np.where(shares > _MIXTURE * shares.max(axis=1, keepdims=True), shares, np.inf), axis=1)
-    return whole_counts(shares * units[:, None], present, len(gradient), rows)
+    return whole_counts(shares * units[:, None], present, len(gradient), length, padding)
 
 
 def extreme_rays(vectors: np.ndarray) -> np.ndarray:
@@ -118,9 +128,9 @@ def extreme_rays(vectors: np.ndarray) -> np.ndarray:
     return kept[np.array(distances) > _MIXTURE]
 
 
-def labels_of(reading: Reading, data: np.ndarray) -> np.ndarray | None:
+def labels_of(reading: Reading, probe: Objective, data: np.ndarray) -> np.ndarray | None:
     """The labels of samples that are known, (B,), int64, from the last layer's gradient; None unless they are whole."""
-    last, probe = reading.softmax_regression, reading.probe
+    last = reading.softmax_regression
     if last is None or probe.features is None:
         return None
     features = np.asarray(probe.evaluate([data], [probe.features])[0], np.float64)
@@ -138,7 +148,7 @@ def labels_of(reading: Reading, data: np.ndarray) -> np.ndarray | None:
 
 
 def _pools(reading: Reading, rows: Rows) -> bool:
-    """Whether all rows of each sample have one gradient, at random tokens."""
+    """Whether all rows of each sample have one gradient, or none as under a mask, at random tokens."""
     probe = reading.probe
     tokens = probe.layout.random_tokens(reading.batch_size, probe.table_weights(), random_streams.probe())
     network = UnchangedNetwork(reading.step, probe, "float64", with_tables=True)
@@ -146,4 +156,8 @@ def _pools(reading: Reading, rows: Rows) -> bool:
     found = network.row_gradients(features, probe.constants[network.call.label.name])
     gradients = np.asarray(found[0]).reshape(reading.batch_size, rows.length, rows.width)
     size = np.abs(gradients).max()
-    return bool(size > 0 and np.abs(gradients - gradients[:, :1]).max() <= _TOLERANCE * size)
+    strongest = np.abs(gradients).max(axis=2).argmax(axis=1)
+    common = gradients[np.arange(len(gradients)), strongest][:, None]
+    agrees = np.abs(gradients - common).max(axis=2) <= _TOLERANCE * size
+    masked = np.abs(gradients).max(axis=2) == 0
+    return bool(size > 0 and (agrees | masked).all())

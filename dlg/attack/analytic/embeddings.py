@@ -173,8 +173,9 @@ def dummy_data_of(
         counts = _counts(pooled, tables[pooled.rows.table], inputs, gradients) if len(inputs) == batch_size else None
         if counts is None:
             return None
-        weight = tables[pooled.rows.table].weight
-        data[:, pooled.rows.start : pooled.rows.stop] = rows_of_counts(counts, pooled.rows, weight)
+        rows = pooled.rows
+        found = tokens_of_counts(counts, rows.padding)
+        data[:, rows.start : rows.stop] = rows.at(found, tables[rows.table].weight)
     return data
 
 
@@ -186,34 +187,34 @@ def _counts(pooled: Pooled, table: Table, inputs: np.ndarray, gradients: np.ndar
     present = np.flatnonzero(np.any(gradient != 0, axis=1))
     directions = pooled.factor * gradients[:, pooled.columns]
     counts = np.linalg.lstsq(directions.T, gradient[present].T, rcond=None)[0]
-    return whole_counts(counts, present, len(gradient), pooled.rows)
+    return whole_counts(counts, present, len(gradient), pooled.rows.length, pooled.rows.padding)
 
 
-def whole_counts(counts: np.ndarray, present: np.ndarray, vocabulary: int, rows: Rows) -> np.ndarray | None:
+def whole_counts(
+    counts: np.ndarray, present: np.ndarray, vocabulary: int, length: int, padding: int | None
+) -> np.ndarray | None:
     """Counts of the tokens that are present, (B, n), as those of all, (B, V), int64; None where they are no counts.
 
-    Counts are whole, not negative, and L for each sample; a sample with fewer is
+    Counts are whole, not negative, and L for each sample. A sample with fewer is
     filled up with padding, whose row has no gradient.
     """
     whole = np.rint(counts)
-    missing = rows.length - whole.sum(axis=1)
+    missing = length - whole.sum(axis=1)
     fits = np.abs(counts - whole).max(initial=0) < _WHOLE and whole.min(initial=0) >= 0 and missing.min() >= 0
-    if not fits or (missing.any() and rows.padding is None):
+    if not fits or (missing.any() and (padding is None or padding in present)):
         return None
     every = np.zeros((len(counts), vocabulary), np.int64)
     every[:, present] = whole.astype(np.int64)
-    if rows.padding is not None:
-        every[:, rows.padding] = missing.astype(np.int64)
+    if padding is not None and missing.any():
+        every[:, padding] = missing.astype(np.int64)
     return every
 
 
-def rows_of_counts(counts: np.ndarray, rows: Rows, weight: np.ndarray) -> np.ndarray:
-    """The rows of each sample's tokens, in the order of the table, (B, L · d)."""
-    indices = np.array([np.repeat(np.arange(len(weight)), each) for each in counts])
-    found = weight[indices]
-    if rows.padding is not None:
-        found = np.where(indices[..., None] == rows.padding, 0, found)
-    return found.reshape(len(counts), -1)
+def tokens_of_counts(counts: np.ndarray, padding: int | None) -> np.ndarray:
+    """The tokens of each sample, (B, L), int64, in the order of the table, with padding at the end."""
+    tokens = np.array([np.repeat(np.arange(counts.shape[1]), each) for each in counts])
+    is_padding = tokens == (-1 if padding is None else padding)
+    return np.take_along_axis(tokens, np.argsort(is_padding, axis=1, kind="stable"), axis=1)
 
 
 def input_gradients(layers: Sequence[Layer], inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -201,20 +201,15 @@ def tokens_data(reading: Reading) -> np.ndarray | None:
     probe = reading.probe
     if len(probe.layout.rows) != 1 or probe.layout.numbers:
         return None
-    positions = find_token_positions(reading)
+    table = reading.tables[probe.layout.rows[0].table]
+    positions = None if table.gradient is None else find_token_positions(reading)
     shared = _shared(reading)
     if positions is None or positions.position not in shared:
-        return None
-    table = reading.tables[positions.rows.table]
-    if table.gradient is None:
         return None
     position = shared[positions.position].astype(np.float64)
     at_places = positions.factor * position.reshape(-1, positions.rows.width)[positions.order]
     indices = tokens_in_order(at_places, table, positions.rows.padding)
-    found = table.weight[indices]
-    if positions.rows.padding is not None:
-        found = np.where(indices[:, None] == positions.rows.padding, 0, found)
-    return found.reshape(1, -1)
+    return positions.rows.at(indices[None], table.weight)
 
 
 def find_token_positions(reading: Reading) -> TokenPositions | None:
@@ -224,9 +219,7 @@ def find_token_positions(reading: Reading) -> TokenPositions | None:
     weights = probe.table_weights()
     tokens = probe.layout.random_tokens(1, weights, random_streams.probe())
     network = UnchangedNetwork(reading.step, probe, "float64", with_tables=True)
-    labels = np.zeros(network.call.label.shape)
-    if not np.issubdtype(np.dtype(probe.constants["label"].dtype), np.integer):
-        labels = probe.constants["label"]
+    labels = probe.constants[network.call.label.name]
     features = probe.layout.features(np.zeros(probe.dummies[0].shape), tokens)
     gradients = network.gradients(features, labels)
     (at_rows,) = network.row_gradients(features, labels)
