@@ -139,7 +139,7 @@ def in_order(true: np.ndarray, result: dlg.Reconstruction) -> tuple[int, int]:
 
 def counted(true: np.ndarray, result: dlg.Reconstruction) -> tuple[int, int]:
     """How many tokens are right, their order in each sample aside."""
-    return matched(true, result.feature, lambda ours, theirs: sum((np.minimum(ours, theirs)))), true.size
+    return matched(true, result.feature, lambda ours, theirs: sum(np.minimum(ours, theirs))), true.size
 
 
 def matched(true: np.ndarray, found: np.ndarray, agreement: Callable) -> int:
@@ -253,7 +253,15 @@ def measured(row: Row, batch_size: int, seeds: int) -> list[str]:
     shares = f"{right / total:.2%} of {total} {row.unit}"
     batches = f"{whole} of {seeds} ({low:.0%} to {high:.0%})"
     said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    return [row.name, str(batch_size), shares, batches, said, f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
+    return [
+        row.name,
+        str(batch_size),
+        shares,
+        batches,
+        said,
+        f"{statistics.median(seconds):.1f}",
+        f"{max(seconds):.1f}",
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -121,7 +121,7 @@ class Reconstruction:
         `dlg.attack.tokens.tokens_present`. None without integer features.
     """
 
-    feature: np.ndarray | list[np.ndarray]
+    feature: Any
     label: np.ndarray
     label_probability: np.ndarray | None
     label_kind: str
@@ -387,7 +387,7 @@ def _reconstruction(
     features = [values.astype(own) for values, own in zip(recovered, layout.dtypes)]
     label, dtype = recovered_label(kind, best.last.label_probability), _probability_dtype(layout)
     return Reconstruction(
-        feature=features[0] if isinstance(step.feature, Value) else features,
+        feature=features if isinstance(step.feature, (list, tuple)) else features[0],
         label=label.astype(dtype) if kind is LabelKind.VALUE else label,
         label_probability=None if kind is LabelKind.VALUE else best.last.label_probability.astype(dtype),
         label_kind=kind.value,

@@ -129,6 +129,11 @@ class Layout:
         """The attack's names of the tables."""
         return {rows.table for rows in self.rows}
 
+    @property
+    def size(self) -> int:
+        """n, how many numbers of the dummy data a sample has."""
+        return max([part.stop for part in self.numbers] + [part.stop for part in self.rows])
+
     def real(self, data: np.ndarray) -> dict[int, np.ndarray]:
         """The real features in dummy data, each shaped (B, ...), by their number."""
         flat = data.reshape(len(data), -1)
@@ -269,9 +274,9 @@ def put_dummy_data(name: str, dtype: str, inputs: Sequence[Value], layout: Layou
     -------
     Value, (B, n)
     """
-    parts = [*layout.numbers, *layout.rows]
+    parts: list[Numbers | Rows] = [*layout.numbers, *layout.rows]
     replaced = [inputs[part.feature] for part in layout.numbers] + [lookup.rows for lookup in lookups]
-    data = paddle.static.data(name, [inputs[0].shape[0], max(part.stop for part in parts)], dtype)
+    data = paddle.static.data(name, [inputs[0].shape[0], layout.size], dtype)
     pir.set_insertion_point_after(data.get_defining_op())
     for part, value in zip(parts, replaced):
         piece = paddle.reshape(data[:, part.start : part.stop], value.shape)

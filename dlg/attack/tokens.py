@@ -10,8 +10,6 @@ tokens, the tables' included, are the shared ones.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from scipy.spatial.distance import cdist
 
@@ -97,7 +95,7 @@ def _distances(
     data: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that may be at a place, (n,), and how far each one's rows are from those found, (B, n)."""
-    readers = [(rows, index) for rows in lookups for index in np.flatnonzero(rows.places == place)]
+    readers = [(rows, int(index)) for rows in lookups for index in np.flatnonzero(rows.places == place)]
     candidates = _candidates(readers, objective, tables, present)
     distances = np.zeros((len(data), len(candidates)))
     for rows, index in readers:

@@ -113,28 +113,32 @@ def positions(index: Value, feature: Value) -> Positions | None:
 
 def _lookup(op: Operation) -> Lookup | None:
     """The lookup that an op makes in a parameter; None where it makes none."""
-    operands = op.operands_source()
-    attributes = op.attrs()
-    padding = None
-    if op.name() == "pd_op.embedding":
-        index, table = operands[0], operands[1]
-        padding = attributes["padding_idx"] if attributes["padding_idx"] >= 0 else None
-    elif op.name() == "pd_op.gather" and _is_zero(operands[2]):
-        table, index = operands[0], operands[1]
-    elif op.name() == "pd_op.index_select" and attributes["axis"] == 0:
-        table, index = operands[0], operands[1]
-    elif op.name() == "pd_op.gather_nd" and operands[1].shape[-1:] == [1]:
-        table, index = operands[0], operands[1]
-    elif op.name() == "pd_op.matmul" and not (attributes["transpose_x"] or attributes["transpose_y"]):
-        one_hot = maker(operands[0], _BETWEEN)
-        if one_hot is None or one_hot.name() != "pd_op.one_hot":
-            return None
-        index, table = one_hot.operand_source(0), operands[1]
-    else:
+    read = _index_and_table(op)
+    if read is None:
         return None
+    index, table = read
     if not is_parameter(table.get_defining_op()) or len(table.shape) != 2:
         return None
-    return Lookup(op.result(0), index, table, padding)
+    padding = op.attrs().get("padding_idx", -1)
+    return Lookup(op.result(0), index, table, padding if padding >= 0 else None)
+
+
+def _index_and_table(op: Operation) -> tuple[Value, Value] | None:
+    """What an op looks up, and in what; None where it is no lookup of rows."""
+    name, operands, attributes = op.name(), op.operands_source(), op.attrs()
+    if name == "pd_op.embedding":
+        return operands[0], operands[1]
+    if name == "pd_op.gather" and _is_zero(operands[2]):
+        return operands[1], operands[0]
+    if name == "pd_op.index_select" and attributes["axis"] == 0:
+        return operands[1], operands[0]
+    if name == "pd_op.gather_nd" and operands[1].shape[-1:] == [1]:
+        return operands[1], operands[0]
+    if name == "pd_op.matmul" and not (attributes["transpose_x"] or attributes["transpose_y"]):
+        one_hot = maker(operands[0], _BETWEEN)
+        if one_hot is not None and one_hot.name() == "pd_op.one_hot":
+            return one_hot.operand_source(0), operands[1]
+    return None
 
 
 def _is_zero(axis: Value) -> bool:

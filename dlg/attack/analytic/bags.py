@@ -31,8 +31,7 @@ from dlg.attack.verification import UnchangedNetwork
 
 # How closely the gradients of a sample's rows must agree at random tokens, in float64, relative to their size.
 _TOLERANCE = 1e-6
-# Two rows have one direction where the distance of their unit vectors is below this. float32's rounding of sums of a few
-# rows came to 3e-7, and samples of one class to 1e-2.
+# Two rows have one direction where the distance of their unit vectors is below this: a hundred roundings of float32.
 _SAME_DIRECTION = 1e-5
 # A direction is a mixture of others up to this distance of unit vectors.
 _MIXTURE = 1e-4

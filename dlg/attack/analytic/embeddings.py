@@ -104,7 +104,7 @@ def find_input_map(layout: Layout, layer_input: Callable[[np.ndarray], np.ndarra
         None where some of the layer's inputs come about in another way.
     """
     rng = np.random.default_rng(0)
-    size = max(part.stop for part in (*layout.numbers, *layout.rows))
+    size = layout.size
     batches = [rng.standard_normal((batch_size, size)) for _ in range(-(-_PROBES // batch_size))]
     data = np.concatenate(batches)
     inputs = np.concatenate([np.asarray(layer_input(batch)).reshape(batch_size, -1) for batch in batches])
@@ -165,7 +165,7 @@ def dummy_data_of(
         numbers, or not all samples are known. A number that the layer does not
         read is 0.
     """
-    size = max(part.stop for part in (*layout.numbers, *layout.rows))
+    size = layout.size
     data = np.zeros((len(inputs), size))
     is_copied = input_map.copied >= 0
     data[:, is_copied] = inputs[:, input_map.copied[is_copied]]
