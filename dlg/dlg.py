@@ -35,6 +35,7 @@ from dlg.options import AttackOptions
 from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
 from dlg.results.pictures import SNAPSHOTS
 from dlg.results.replacement import replaced_results
+from dlg.results.text import TEXT_PATTERN, write_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,8 @@ def dlg_attack(
     network: Network,
     exe: paddle.static.Executor,
     origin_grad: Gradients,
+    *,
+    vocabulary: Sequence[str] | None = None,
 ) -> Reconstruction:
     """Recover the batch behind the gradients of one training step.
 
@@ -190,6 +193,9 @@ def dlg_attack(
         The shared gradients: in the order of the trainable parameters in the
         training program's ``all_parameters()``, by parameter name, or as pairs
         of a parameter, or its name, and its gradient.
+    vocabulary : sequence of str, optional
+        The word of each token, for a network with one integer feature. What was
+        recovered is then written as text too, into ``result.txt``.
 
     Returns
     -------
@@ -215,8 +221,9 @@ def dlg_attack(
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
-    return _run(step, options, *_prepare(step, options), started)
+    return _run(step, options, *_prepare(step, options), started, vocabulary)
 
 
 def attack_layer(
@@ -231,6 +238,7 @@ def attack_layer(
     place: Any = None,
     target: Any = None,
     target_label: Any = None,
+    vocabulary: Sequence[str] | None = None,
     **options: Any,
 ) -> Reconstruction:
     """Recover the batch behind the gradients of a `paddle.nn.Layer`, as ``loss.backward()`` leaves them.
@@ -275,6 +283,8 @@ def attack_layer(
         pictures. It needs `target_label` too.
     target_label : array, (B,) or (B, 1), integer, optional
         The labels of `target`.
+    vocabulary : sequence of str, optional
+        See `dlg_attack`.
     **options
         The other fields of `dlg.options.AttackOptions`, such as ``optimizer`` and
         ``result_dir``.
@@ -294,12 +304,13 @@ def attack_layer(
     truth = _checked_target(target, target_label, batch_size)
     with static_mode():
         known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
             strategy, first = _prepare(known.step, chosen)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
                 try:
-                    recovered = _run(known.step, chosen, strategy, first, started)
+                    recovered = _run(known.step, chosen, strategy, first, started, vocabulary)
                 except AttackInterrupted as interruption:
                     recovered = interruption.reconstruction
                 with interrupts_ignored():
@@ -331,7 +342,12 @@ def _prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyB
 
 
 def _run(
-    step: SharedStep, options: AttackOptions, strategy: Strategy, first: DummyBatch, started: float
+    step: SharedStep,
+    options: AttackOptions,
+    strategy: Strategy,
+    first: DummyBatch,
+    started: float,
+    vocabulary: Sequence[str] | None,
 ) -> Reconstruction:
     """Run an attack on a step whose weights are in the current scope; see `dlg_attack`."""
     with replaced_results(options.result_dir, SNAPSHOTS) as folder:
@@ -351,6 +367,8 @@ def _run(
         ended = "interrupted"
         verdict = _verdict(step, strategy, answer, tokens, options, ended)
     reconstruction = _reconstruction(step, attempts, strategy, verdict, tokens, ended, started)
+    if tokens:
+        _write_texts(reconstruction, tokens, vocabulary, options)
     for finding in strategy.optimizer.findings:
         print(finding)
     print(f"{verdict.kind}: {verdict.reason}")
@@ -406,6 +424,33 @@ def _reconstruction(
         gradient_scale=strategy.gradient_scale,
         tokens=tokens_present(step, strategy.objective) if layout.rows else None,
     )
+
+
+def _write_texts(
+    reconstruction: Reconstruction,
+    tokens: dict[int, np.ndarray],
+    vocabulary: Sequence[str] | None,
+    options: AttackOptions,
+) -> None:
+    """Write the recovered texts where there is a vocabulary. An earlier attack's go in any case."""
+    with replaced_results(options.result_dir, TEXT_PATTERN) as folder:
+        if vocabulary is not None:
+            (recovered,) = tokens.values()
+            present = [token for found in (reconstruction.tokens or {}).values() for token in found]
+            claim = f"{reconstruction.verdict}: {reconstruction.reason}"
+            write_texts(folder, claim, recovered, sorted(set(present)), vocabulary)
+
+
+def _check_vocabulary(vocabulary: Any, step: SharedStep) -> None:
+    if vocabulary is None:
+        return
+    if isinstance(vocabulary, str) or not all(isinstance(word, str) for word in vocabulary):
+        raise InputError("vocabulary: expected a list of strings, the word of each token")
+    integers = [feature.name for feature in step.features if not is_real(feature)]
+    if len(integers) != 1:
+        raise InputError(
+            f"vocabulary: the network has {len(integers)} integer features, expected one; leave the vocabulary away"
+        )
 
 
 def _probability_dtype(layout: Layout) -> str:

@@ -23,14 +23,14 @@ from token_networks import (
     texts,
 )
 
-from dlg import dlg_attack
+from dlg import InputError, dlg_attack
 from dlg.attack.tokens import rolled_within_samples
 from dlg.attack.features import Layout, Rows
 
 
-def attack(step: FeatureStep, folder, **options):
+def attack(step: FeatureStep, folder, vocabulary=None, **options):
     args = SimpleNamespace(**{"batch_size": step.batch_size, "optimizer": "auto", "result_dir": folder} | options)
-    return dlg_attack(args, *step.attack_arguments)
+    return dlg_attack(args, *step.attack_arguments, vocabulary=vocabulary)
 
 
 def test_tokens_side_by_side_come_back_in_order(tmp_path):
@@ -103,6 +103,35 @@ def test_categories_and_numbers_come_back_together(tmp_path):
     order = np.abs(numbers[:, None] - result.feature[1][None]).max(axis=2).argmin(axis=1)
     assert np.abs(result.feature[1][order] - numbers).max() < 1e-3
     assert (result.feature[0][order] == categories).all()
+
+
+WORDS = [f"word{number}" for number in range(VOCABULARY)]
+
+
+def test_texts_are_written_where_there_is_a_vocabulary(tmp_path):
+    tokens, labels = texts(2)
+    step = feature_step(side_by_side, tokens, labels)
+    result = attack(step, tmp_path, WORDS)
+    claim, _, *lines = (tmp_path / "result.txt").read_text().splitlines()
+    assert claim == f"explained: {result.reason}"
+    assert set(lines[:2]) == {" ".join(WORDS[token] for token in sample) for sample in tokens}
+    assert lines[3].split(": ")[1].split() == [WORDS[token] for token in sorted(set(tokens.ravel().tolist()))]
+    attack(step, tmp_path, optimizer="sgd", iterations=1)
+    assert not (tmp_path / "result.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "words"), [("abc", "expected a list of strings"), ([1, 2], "expected a list of strings")]
+)
+def test_a_vocabulary_that_is_no_list_of_words_is_refused(vocabulary, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        attack(feature_step(side_by_side, *texts(1)), tmp_path, vocabulary)
+
+
+def test_a_vocabulary_needs_one_integer_feature(tmp_path):
+    numbers = np.ones((1, 96), np.float32)
+    with pytest.raises(InputError, match="has 0 integer features, expected one"):
+        attack(feature_step(perceptron_on, numbers, np.array([[1]])), tmp_path, WORDS)
 
 
 def test_nothing_is_claimed_on_noisy_gradients(tmp_path):

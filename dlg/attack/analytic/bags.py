@@ -1,14 +1,13 @@
 """The tokens of each sample, with counts, where a network pools a sample's rows by their mean or sum.
 
 All rows of a sample b then have one gradient, u_b, whatever comes after; rows
-under a mask have none. So the
-table's gradient is dE[t] = Σ_b C_bt u_b, where C_bt counts the token t in
-sample b. A token that occurs in one sample alone has a multiple of u_b for its
-row, and the others have sums of several: where every sample has such a token,
-the u_b are the extreme rays of the cone that the rows of dE span, which is
-separable nonnegative matrix factorisation (Donoho and Stodden 2003; Arora et
-al. 2012, section 3). Then C = dE pinv(U), and the length L of the samples gives
-the scale. It needs linearly independent u_b, so B ≤ d. That counts are whole
+under a mask have none. So the table's gradient is dE[t] = Σ_b C_bt u_b, where
+C_bt counts the token t in sample b. A token that occurs in one sample alone has
+a multiple of u_b for its row, and the others have sums of several. Where every
+sample has such a token, the u_b are the extreme rays of the cone that the rows
+of dE span. That is separable nonnegative matrix factorisation (Donoho and
+Stodden 2003). Then C = dE pinv(U), and the length L of the samples gives the
+scale. It needs linearly independent u_b, so B ≤ d. That counts are whole
 numbers is the test. Putting the table's gradient into this form is the
 project's own. The order of the tokens is in no gradient.
 

@@ -14,7 +14,7 @@ loss's gradient by x_b. Two ways from the rows to x_b are known here.
 
 Both are this project's own. That the rows of dE that are not zero are the
 tokens of the batch is older (Gupta et al. 2022, "Recovering private text in
-federated learning of language models", section 3).
+federated learning of language models").
 """
 
 from __future__ import annotations
