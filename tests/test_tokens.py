@@ -23,8 +23,9 @@ from token_networks import (
     texts,
 )
 
-from dlg import InputError, dlg_attack
+from dlg import InputError, attack_layer, dlg_attack
 from dlg.attack.tokens import rolled_within_samples
+from dlg.graph.programs import dynamic_mode
 from dlg.attack.features import Layout, Rows
 
 
@@ -103,6 +104,44 @@ def test_categories_and_numbers_come_back_together(tmp_path):
     order = np.abs(numbers[:, None] - result.feature[1][None]).max(axis=2).argmin(axis=1)
     assert np.abs(result.feature[1][order] - numbers).max() < 1e-3
     assert (result.feature[0][order] == categories).all()
+
+
+class TextClassifier(paddle.nn.Layer):
+    """A layer in dynamic mode, whose positions come out of a table too."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = paddle.nn.Embedding(VOCABULARY, 16)
+        self.positions = paddle.nn.Embedding(2 * LENGTH, 16)
+        self.mixing = paddle.nn.Linear(16, 16)
+        self.last = paddle.nn.Linear(16, 10)
+
+    def forward(self, tokens):
+        hidden = self.tokens(tokens) + self.positions(paddle.arange(tokens.shape[1]))
+        return self.last(paddle.mean(paddle.tanh(self.mixing(hidden)), axis=1))
+
+
+def test_a_layer_in_dynamic_mode_gives_its_tokens_away_in_order(tmp_path):
+    tokens, labels = texts(1)
+    with dynamic_mode():
+        paddle.seed(0)
+        layer = TextClassifier()
+        paddle.nn.functional.cross_entropy(layer(paddle.to_tensor(tokens)), paddle.to_tensor(labels)).backward()
+        gradients = {name: parameter.grad.numpy() for name, parameter in layer.named_parameters()}
+    result = attack_layer(
+        layer,
+        paddle.nn.functional.cross_entropy,
+        gradients,
+        feature=paddle.static.InputSpec([None, LENGTH], "int64"),
+        label=paddle.static.InputSpec([None, 1], "int64"),
+        batch_size=1,
+        optimizer="auto",
+        result_dir=tmp_path,
+        vocabulary=WORDS,
+    )
+    assert result.feature.tolist() == tokens.tolist()
+    assert result.verdict == "explained"
+    assert " ".join(WORDS[token] for token in tokens[0]) in (tmp_path / "result.txt").read_text()
 
 
 WORDS = [f"word{number}" for number in range(VOCABULARY)]

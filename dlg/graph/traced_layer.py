@@ -54,6 +54,10 @@ def _refuse_other_than_one(prediction: Any) -> None:
         )
 
 
+# The type that attacks compute in which ask for more than the layer's own.
+_PRECISE = "float64"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Traced:
     """A layer and its loss as a program of PaddlePaddle's, which has to stay in existence.
@@ -92,8 +96,9 @@ class TracedLayer:
     loss : callable (prediction, label) -> scalar
         Its loss.
     dtype : str
-        The floating-point type of its features. Where it is called on another
-        one, its tensors are taken in that type.
+        The type of its features. Where it is called on another floating-point
+        one, its tensors are taken in that type. Of integers, they are taken in
+        float64 where that is the program's default.
 
     Attributes
     ----------
@@ -107,17 +112,18 @@ class TracedLayer:
 
     def __init__(self, layer: paddle.nn.Layer, loss: Callable[[Any, Any], Any], dtype: str) -> None:
         self._layer, self._loss = layer, loss
-        self._dtype = dtype
         self._traced: dict[str, _Traced] = {}
         # In static mode, a layer's own methods expect that it was made there.
         with dynamic_mode():
             self.parameters: dict[str, paddle.Tensor] = dict(layer.named_parameters())
             self.tensors: dict[str, paddle.Tensor] = self.parameters | dict(layer.named_buffers())
             self.state: dict[str, paddle.Tensor] = dict(layer.state_dict())
+        own = [numpy_dtype(tensor) for tensor in self.parameters.values() if "float" in numpy_dtype(tensor)]
+        self._dtype = dtype if "float" in dtype else next(iter(own), paddle.get_default_dtype())
 
     def __call__(self, feature: Value, label: Value) -> tuple[Value, Value]:
         """Build the prediction and the loss into the current program."""
-        dtype = numpy_dtype(feature)
+        dtype = self._floating_type(feature)
         if dtype not in self._traced:
             self.trace(feature, label)
         traced = self._traced[dtype]
@@ -136,6 +142,13 @@ class TracedLayer:
         """
         read = {name for traced in self._traced.values() for name in traced.parameters}
         return [name for name in self.tensors if name in self.parameters or name in read]
+
+    def _floating_type(self, feature: Any) -> str:
+        """The type that the layer computes in for a feature like this; for integers, the program's default."""
+        if "float" in numpy_dtype(feature):
+            return numpy_dtype(feature)
+        default = paddle.get_default_dtype()
+        return default if default == _PRECISE else self._dtype
 
     def make_parameter(self, name: str, dtype: Any = None) -> Value:
         """Make one of the layer's tensors a parameter of the current program, in a dtype of its own if one is given."""
@@ -185,7 +198,7 @@ class TracedLayer:
         SecondDerivativeError
             Where they hold control flow.
         """
-        dtype = numpy_dtype(feature)
+        dtype = self._floating_type(feature)
         names = {id(tensor): name for name, tensor in self.tensors.items()}
         with self._as_it_was(), _buffers_assigned():
             if dtype != self._dtype:
