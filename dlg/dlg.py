@@ -198,7 +198,7 @@ def dlg_attack(
     started = time.monotonic()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     return _run(step, options, *_prepare(step, options), started)
 
 
@@ -277,6 +277,7 @@ def attack_layer(
     truth = _checked_target(target, target_label, batch_size)
     with static_mode():
         known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        known.step.knowledge = chosen.knowledge
         with paddle.static.scope_guard(known.scope):
             strategy, first = _prepare(known.step, chosen)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
@@ -355,7 +356,7 @@ def _reconstruction(
         reason=verdict.reason,
         mismatch=verdict.mismatch,
         rank=verdict.rank,
-        gradient_scale=strategy.gradient_scale,
+        gradient_scale=verdict.gradient_scale,
     )
 
 
