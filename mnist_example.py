@@ -24,12 +24,12 @@ with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
     import numpy as np
     import paddle
 
-    from dlg import random_streams
+    from dlg import defenses, random_streams
     from dlg.errors import InputError, error_line, quoted
     from dlg.interrupts import CtrlC
     from dlg.options import AttackOptions, OneLineParser, add_attack_options, argument_type, file_path, true_or_false
     from dlg.output import forgiving_streams
-    from dlg.participant import data, defenses, gradient_file
+    from dlg.participant import data, gradient_file
     from dlg.participant.networks import NETWORKS
     from dlg.participant.training_step import TrainingStep
     from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
@@ -97,7 +97,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         " known, so nothing is compared with it",
     )
     add_attack_options(parser.add_argument_group("attack"))
+    # By default the attack knows the defence, for a defence is public.
+    parser.set_defaults(knows=None)
     args = parser.parse_args(argv)
+    args.knows = args.knows or args.defense
     if args.gradients and (args.defense != "none" or args.save_gradients):
         parser.error("--gradients attacks what was shared already; leave --defense and --save_gradients away")
     try:

@@ -220,7 +220,7 @@ def dlg_attack(
     started = time.monotonic()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
     return _run(step, options, *_prepare(step, options), started, vocabulary)
@@ -304,6 +304,7 @@ def attack_layer(
     truth = _checked_target(target, target_label, batch_size)
     with static_mode():
         known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        known.step.knowledge = chosen.knowledge
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
@@ -421,7 +422,7 @@ def _reconstruction(
         reason=verdict.reason,
         mismatch=verdict.mismatch,
         rank=verdict.rank,
-        gradient_scale=strategy.gradient_scale,
+        gradient_scale=verdict.gradient_scale,
         tokens=tokens_present(step, strategy.objective) if layout.rows else None,
     )
 

@@ -13,7 +13,7 @@ from conftest import PROJECT
 
 import mnist_example
 from dlg.options import OPTIMIZER_CHOICES
-from dlg.participant.defenses import DEFENSES
+from dlg.defenses import DEFENSES
 
 README = PROJECT / "README.md"
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"

@@ -12,9 +12,16 @@ import paddle
 
 from dlg.attack.dummies import fed_label, make_dummies
 from dlg.attack.features import Layout
-from dlg.attack.losses import cosine_distance, gradient_matching_loss, loss_of_rounding, total_variation
+from dlg.attack.losses import (
+    cosine_distance,
+    gradient_matching_loss,
+    loss_of_rounding,
+    outside_of_bounds,
+    total_variation,
+)
 from dlg.attack.parameters import Ties, copy_weights, tie, tie_all
 from dlg.attack.shared_step import NetworkCall, SharedStep, input_name
+from dlg.defense_knowledge import NOTHING, Bounds, DefenseKnowledge
 from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
@@ -27,6 +34,10 @@ from dlg.graph.values import Value, numpy_dtype
 # The names under which the program is fed the shared gradients (followed by a number), and features known otherwise.
 SHARED = "shared_gradient_"
 FEATURES = "known_features"
+# The names under which it is fed the bounds of the true gradients, as differences from the shared ones, where a defence
+# leaves bounds.
+BELOW = "lowest_difference_"
+ABOVE = "highest_difference_"
 # The distance between 1 and the next larger number in float32, a unit in the last place.
 _FLOAT32_UNIT = float(np.finfo(np.float32).eps)
 # How far float32's rounding may move a gradient, relative to its size, where the shared gradients and the dummy batch's
@@ -38,6 +49,8 @@ PRECISE_ROUNDING = 32 * _FLOAT32_UNIT
 # An answer explains the shared gradients up to this many times the floor of an objective in float64. A right answer
 # that is not yet exact lies below; the wrong answers measured for LeNet lay at a thousand times the floor and more.
 _NEAR_THE_FLOOR = 300
+# By how many of its standard deviations the sum of squared noise may exceed its mean.
+NOISE_DEVIATIONS = 4
 # What messages say of PaddlePaddle.
 CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
@@ -105,6 +118,8 @@ class Objective:
         From the attack's name of each table that an integer feature is looked up
         in to the trained one's. Their gradients are not compared, for they
         depend on the integers.
+    knowledge : DefenseKnowledge
+        What is known of the defence that the shared gradients went through.
     """
 
     program: paddle.static.Program
@@ -129,6 +144,7 @@ class Objective:
     is_least_squares: bool
     layout: Layout
     tables: dict[str, str]
+    knowledge: DefenseKnowledge = NOTHING
 
     @property
     def is_precise(self) -> bool:
@@ -196,8 +212,8 @@ class Objective:
     def gradient_scale_at(self, values: Sequence[np.ndarray]) -> float:
         """The factor s for which the shared gradients are nearest to s ∇W', all parameters together."""
         dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
-        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(dummy_gradients))]
-        product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in zip(dummy_gradients, shared))
+        pairs = zip(dummy_gradients, self.shared_gradients)
+        product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in pairs)
         square = sum(float(np.sum(ours * ours, dtype=np.float64)) for ours in dummy_gradients)
         return product / square if square else 1.0
 
@@ -205,13 +221,37 @@ class Objective:
         """The same objective for shared gradients that are this many times the network's own."""
         if scale == 1:
             return self
-        divided = {name: value / scale for name, value in self.constants.items() if name.startswith(SHARED)}
+        scaled = (SHARED, BELOW, ABOVE)
+        divided = {name: value / scale for name, value in self.constants.items() if name.startswith(scaled)}
         return dataclasses.replace(
             self,
             constants=self.constants | divided,
             floor=self.floor / scale**2,
             explained=self.explained / scale**2,
+            knowledge=dataclasses.replace(self.knowledge, noise=self.knowledge.noise / scale),
         )
+
+    @property
+    def shared_gradients(self) -> list[np.ndarray]:
+        """∇W, in the order of `dummy_gradients`."""
+        return [self.constants[f"{SHARED}{index}"] for index in range(len(self.dummy_gradients))]
+
+    @property
+    def differences_within(self) -> list[Bounds] | None:
+        """Between what the true gradients' differences from ∇W lie, in the order of `dummy_gradients`.
+
+        None where the defence leaves no bounds.
+        """
+        if self.knowledge.bounds is None:
+            return None
+        count = len(self.dummy_gradients)
+        return [Bounds(self.constants[f"{BELOW}{n}"], self.constants[f"{ABOVE}{n}"]) for n in range(count)]
+
+    @property
+    def no_bounds(self) -> dict[str, np.ndarray]:
+        """What is fed for the loss to be that of gradients without bounds."""
+        bounds = (BELOW, ABOVE)
+        return {name: np.zeros_like(value) for name, value in self.constants.items() if name.startswith(bounds)}
 
     def with_labels(self, labels: np.ndarray) -> Objective:
         """The same objective with other labels, see `make_dummies`. It must have been built with fixed labels."""
@@ -330,6 +370,7 @@ def build_objective(
         is_least_squares=distance == "l2" and not tv,
         layout=call.layout,
         tables=tables,
+        knowledge=step.knowledge,
     )
 
 
@@ -389,14 +430,33 @@ def _notes(ties: Ties, call: NetworkCall, tables: Mapping[str, str]) -> list[str
 
 def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:
     """The distance of the dummy batch's gradients from the shared ones, and what is fed for the shared ones."""
-    variables, constants = [], {}
+    variables: list[Value] = []
+    constants: dict[str, np.ndarray] = {}
     for number, (parameter, gradient) in enumerate(zip(first.parameters, first.gradients)):
         name = f"{SHARED}{number}"
         variables.append(paddle.static.data(name, gradient.shape, gradient.dtype))
         constants[name] = step.gradients[ties.gradients[parameter.name]].astype(numpy_dtype(gradient))
+    if step.knowledge.bounds is not None:
+        first, bounds = _within_bounds(first, variables, constants, step.knowledge)
+        constants |= bounds
     if distance == "cosine":
         return cosine_distance(first.gradients, variables), constants
     return gradient_matching_loss(first.gradients, variables, step.batch_size), constants
+
+
+def _within_bounds(
+    first: FirstGradients, shared: Sequence[Value], constants: dict[str, np.ndarray], knowledge: DefenseKnowledge
+) -> tuple[FirstGradients, dict[str, np.ndarray]]:
+    """The dummy batch's gradients less what a defence hides of them, and what is fed for the bounds."""
+    gradients, fed = [], {}
+    for number, (gradient, variable) in enumerate(zip(first.gradients, shared)):
+        value = constants[f"{SHARED}{number}"]
+        lowest, highest = knowledge.bounds_of(value)
+        fed[f"{BELOW}{number}"], fed[f"{ABOVE}{number}"] = lowest - value, highest - value
+        below, above = (paddle.static.data(f"{name}{number}", value.shape, gradient.dtype) for name in (BELOW, ABOVE))
+        outside = outside_of_bounds(gradient - variable, below, above, knowledge.pull)
+        gradients.append(variable + outside)
+    return dataclasses.replace(first, gradients=gradients), fed
 
 
 def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
@@ -416,4 +476,23 @@ def _floor(
     rounding = PRECISE_ROUNDING if dtype == "float64" else _ROUNDING
     floor = loss_of_rounding(distance, list(compared.values()), step.batch_size, rounding)
     # The last factor makes it the same loss in both precisions.
-    return floor, floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2
+    explained = floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2
+    if distance == "l2":
+        return floor, explained + loss_left_by(step.knowledge, list(compared.values()), step.batch_size)
+    return floor, explained
+
+
+def loss_left_by(knowledge: DefenseKnowledge, shared_gradients: Sequence[np.ndarray], batch_size: int) -> float:
+    """The largest gradient-matching loss that a known defence leaves the right answer.
+
+    Noise of the standard deviation σ leaves B² σ² for each parameter in the
+    mean, and exceeds it by four standard deviations hardly ever. Bounds leave
+    what the pull towards the shared gradients may win against them.
+    """
+    counts = np.array([gradient.size for gradient in shared_gradients])
+    noise = knowledge.noise**2 * (len(counts) + NOISE_DEVIATIONS * np.sqrt(np.sum(2 / counts)))
+    bounds = 0.0
+    if knowledge.bounds is not None:
+        halves = [(b.highest - b.lowest) / 2 for b in map(knowledge.bounds_of, shared_gradients)]
+        bounds = knowledge.pull**2 * sum(float(np.mean(np.square(half, dtype=np.float64))) for half in halves)
+    return float(batch_size**2 * (noise + bounds))

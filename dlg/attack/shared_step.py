@@ -13,6 +13,7 @@ from paddle.base.libpaddle import pir
 
 from dlg.attack.features import Layout, Numbers, find_layout, put_dummy_data, read_elsewhere
 from dlg.attack.parameters import Gradients, adopt_parameters, named_gradients
+from dlg.defense_knowledge import NOTHING, DefenseKnowledge
 from dlg.errors import InputError
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind, label_kind
@@ -100,6 +101,8 @@ class SharedStep:
         The shared gradients, by the names of the trained parameters.
     place : paddle.CPUPlace or paddle.CUDAPlace
         Where the attack runs.
+    knowledge : DefenseKnowledge
+        What the attacker knows of the defence that the gradients went through.
     """
 
     network: Network
@@ -108,6 +111,7 @@ class SharedStep:
     batch_size: int
     gradients: dict[str, np.ndarray]
     place: object
+    knowledge: DefenseKnowledge
 
     def __init__(
         self,
@@ -117,12 +121,13 @@ class SharedStep:
         batch_size: int,
         gradients: Gradients,
         place: object,
+        knowledge: DefenseKnowledge = NOTHING,
     ) -> None:
         """Take what was shared.
 
         Parameters
         ----------
-        network, feature, label, batch_size, place
+        network, feature, label, batch_size, place, knowledge
             See above.
         gradients : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
             See `dlg.attack.parameters.named_gradients`.
@@ -142,6 +147,7 @@ class SharedStep:
         self.batch_size = batch_size
         self.gradients = named_gradients(gradients, [p for p in self.trained if p.trainable])
         self.place = place
+        self.knowledge = knowledge
 
     @property
     def trained(self) -> list[Value]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlg.attack.analytic.labels import labels_from_gradients
+from dlg.attack.analytic.labels import labels_from_gradients, rough_gradient_scale
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
@@ -15,6 +15,7 @@ from dlg.attack.optimizers.lbfgs import LBFGS_ENTRY
 from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
+from dlg.defense_knowledge import NOTHING
 from dlg.errors import LabelError, PrecisionError
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import is_real
@@ -204,6 +205,9 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
+    if scale == 1 and step.knowledge.is_scaled:
+        scale = rough_gradient_scale(step)
+        objective = objective.with_gradient_scale(scale)
     optimizer = entry.build(objective, options.learning_rate, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
@@ -253,9 +257,12 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return find_leakage(step, options.seed, nonnegative=nonnegative)
+        leakage = find_leakage(step, options.seed, nonnegative=nonnegative)
     except PrecisionError:
         return None
+    # What a defence has changed is no leakage; the attack that knows the defence starts from the labels alone.
+    hidden = step.knowledge != NOTHING and leakage is not None and not leakage.certain
+    return None if hidden else leakage
 
 
 def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:

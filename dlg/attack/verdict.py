@@ -10,14 +10,14 @@ import numpy as np
 from dlg.attack.determination import OpenPart, open_part
 from dlg.attack.dummies import recovered_label
 from dlg.attack.losses import gradient_matching_loss
-from dlg.attack.objective import SHARED, Objective, build_precise_objective
+from dlg.attack.objective import NOISE_DEVIATIONS, Objective, build_precise_objective, loss_left_by
 from dlg.attack.optimizers import BatchKnowledge, DummyBatch
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy
 from dlg.errors import InputError
 from dlg.graph.label_readers import LabelKind
-from dlg.options import AUTO, AttackOptions
+from dlg.options import AUTO, NO_DEFENSE, AttackOptions
 
 EXPLAINED, UNDETERMINED, FAILED = "explained", "undetermined", "failed"
 # Gradients match where the root of the relative loss is at most this: 17 times what float32's rounding left of LeNet's
@@ -70,12 +70,15 @@ class Verdict:
     rank : int or None
         How many of the batch's numbers the gradients determine, by an estimate.
         None where it was not estimated.
+    gradient_scale : float
+        The factor on the shared gradients at which they match.
     """
 
     kind: str
     reason: str
     mismatch: float
     rank: int | None = None
+    gradient_scale: float = 1.0
 
 
 def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: AttackOptions, ended: str) -> Verdict:
@@ -101,22 +104,31 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
         a time limit, there is no time for a polish, nor for an estimate of the
         rank.
     """
+    judged, scale = strategy.objective, strategy.gradient_scale
+    if scale != 1 or judged.knowledge.is_scaled:
+        # What rounding, or a defence, has left of the factor's error is no mismatch.
+        further = judged.gradient_scale_at(answer.values)
+        judged, scale = judged.with_gradient_scale(further), scale * further
+    verdict = _verdict(step, dataclasses.replace(strategy, gradient_scale=scale), judged, answer, options, ended)
+    return dataclasses.replace(verdict, gradient_scale=scale)
+
+
+def _verdict(
+    step: SharedStep, strategy: Strategy, judged: Objective, answer: DummyBatch, options: AttackOptions, ended: str
+) -> Verdict:
+    """The verdict on an answer, for an objective with the factor that suits it."""
     thorough = ended not in ("interrupted", "time limit")
-    judged = strategy.objective
-    if strategy.gradient_scale != 1:
-        # What rounding has left of the factor's error is no mismatch.
-        judged = judged.with_gradient_scale(judged.gradient_scale_at(answer.values))
     mismatch = mismatch_at(judged, answer.values)
-    if not mismatch <= MATCHED:
+    if not (mismatch <= MATCHED or _is_left_by_defense(judged, answer.values, mismatch)):
         nearly = thorough and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
         return polished or _failed(mismatch, options, ended)
     kind = strategy.objective.label_kind
-    objective = _precise_objective(step, strategy.objective, answer) if thorough else None
+    objective = _precise_objective(step, judged, answer) if thorough else None
     if objective is None:
         return _matched(mismatch, None, answer, kind, strategy.gradient_scale, options)
     values = _values(objective, answer)
-    if kind is not LabelKind.VALUE and len(answer.values) > 1 and not mismatch_at(objective, values) <= MATCHED:
+    if kind is not LabelKind.VALUE and len(answer.values) > 1 and not _matches(objective, values):
         # Only mixtures of labels match, and no label is one.
         return _polished_verdict(step, strategy, answer, mismatch, options) or _mixed(mismatch)
     part = open_part(objective, values, mismatch, options.range)
@@ -129,11 +141,38 @@ def mismatch_at(objective: Objective, values: Sequence[np.ndarray]) -> float:
     """The mismatch of a whole network's gradients at the values of a dummy batch, see `Verdict`."""
     gradients = objective.evaluate(values, list(objective.dummy_gradients.values()))
     ours = [np.asarray(gradient, np.float64) for gradient in gradients]
-    theirs = [np.asarray(objective.constants[f"{SHARED}{index}"], np.float64) for index in range(len(ours))]
-    nothing = [np.zeros_like(gradient) for gradient in theirs]
+    theirs = [np.asarray(gradient, np.float64) for gradient in objective.shared_gradients]
+    if (bounds := objective.differences_within) is not None:
+        # What a known defence hides of a gradient is no mismatch.
+        theirs = [shared + np.clip(each - shared, *within) for each, shared, within in zip(ours, theirs, bounds)]
     loss = float(gradient_matching_loss(ours, theirs, len(values[0])))
-    largest = float(gradient_matching_loss(nothing, theirs, len(values[0])))
+    largest = _loss_of_nothing(objective, len(values[0]))
     return float(np.sqrt(loss / largest)) if largest else np.inf
+
+
+def _loss_of_nothing(objective: Objective, batch_size: int) -> float:
+    """The gradient-matching loss of gradients of zero."""
+    shared = [np.asarray(gradient, np.float64) for gradient in objective.shared_gradients]
+    return float(gradient_matching_loss([np.zeros_like(each) for each in shared], shared, batch_size))
+
+
+def _matches(objective: Objective, values: Sequence[np.ndarray]) -> bool:
+    """Whether a whole network's gradients match the shared ones, as far as rounding and a known defence let them."""
+    mismatch = mismatch_at(objective, values)
+    return mismatch <= MATCHED or _is_left_by_defense(objective, values, mismatch)
+
+
+def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
+    """Whether a mismatch is no larger than a known defence may leave the right answer."""
+    noise = objective.knowledge.noise
+    if noise:
+        gradients = objective.evaluate(values, list(objective.dummy_gradients.values()))
+        squares = [float(np.sum((g - s) ** 2)) for g, s in zip(gradients, objective.shared_gradients)]
+        count = sum(gradient.size for gradient in objective.shared_gradients)
+        return sum(squares) <= noise**2 * (count + NOISE_DEVIATIONS * np.sqrt(2 * count))
+    batch_size = len(values[0])
+    left = loss_left_by(objective.knowledge, objective.shared_gradients, batch_size)
+    return mismatch**2 * _loss_of_nothing(objective, batch_size) <= left
 
 
 def _precise_objective(step: SharedStep, objective: Objective, answer: DummyBatch) -> Objective | None:
@@ -208,7 +247,8 @@ def _matched(
     options: AttackOptions,
 ) -> Verdict:
     up_to = "" if scale == 1 else f", up to the factor {scale:.6g}"
-    match = f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}"
+    hidden = "" if options.knows == NO_DEFENSE else f", as closely as {options.knows} allows"
+    match = f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}{hidden}"
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0:
