@@ -34,6 +34,7 @@ def test_a_step_holds_no_batch():
         "batch_size",
         "gradients",
         "place",
+        "knowledge",
     }
 
 
