@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlg.attack.analytic.labels import labels_from_gradients
+from dlg.attack.analytic.labels import labels_from_gradients, rough_gradient_scale
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
@@ -16,7 +16,9 @@ from dlg.attack.optimizers.lbfgs import LBFGS_ENTRY
 from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
+from dlg.defense_knowledge import NOTHING
 from dlg.errors import LabelError, PrecisionError
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import is_real
 from dlg.options import AUTO, AttackOptions
 from dlg.results.pictures import picture_shape
@@ -72,7 +74,7 @@ class _InferredLabels:
 
     Attributes
     ----------
-    labels : ndarray, (B,), int64
+    labels : ndarray, (B,), int64, or (B, ...)
     note : str
         How sure they are.
     """
@@ -121,9 +123,10 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     size = sum(gradient.size for gradient in step.gradients.values())
     is_small = size <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
-    labels_are_classes = (leakage is not None and leakage.certain) or not is_real(step.label)
+    labels_are_known = leakage is not None and leakage.certain
+    labels_are_classes = labels_are_known or (not is_real(step.label) and step.label_kind is LabelKind.CLASS)
     if is_small:
-        reason = "a label may be any mixture of classes"
+        reason = "the labels are not known, and may be any numbers or mixtures of classes"
     else:
         reason = f"the network has {size} trained numbers, and least squares takes too long from {_SMALL_NETWORK} on"
     if (leakage is not None and leakage.is_exact) or (is_small and labels_are_classes):
@@ -150,10 +153,18 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
         learning_rate=ADAM_ENTRY.default_step,
         labels="optimize" if inferred is None else "infer",
         loss="cosine",
-        tv=0.0 if picture_shape(step.feature.shape[1:]) is None else _PRIOR_WEIGHT,
+        tv=_PRIOR_WEIGHT if _has_pictures(step) else 0.0,
     )
     strategy = _from_random_start(ADAM_ENTRY, step, chosen, inferred)
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
+
+
+def _has_pictures(step: SharedStep) -> bool:
+    """Whether the first of the features that are real is shown as pictures."""
+    shapes = [feature.shape[1:] for feature in step.features if is_real(feature)]
+    if len(step.features) > 1:
+        shapes = [shape for shape in shapes if len(shape) > 1]
+    return any(picture_shape(shape) is not None for shape in shapes)
 
 
 def _from_random_start(
@@ -170,6 +181,8 @@ def _from_random_start(
         try:
             objective = _objective(entry, step, options, None)
         except LabelError as error:
+            if step.label_kind is not LabelKind.CLASS:
+                raise LabelError(f"{error}; by a label that is read so there is no derivative") from error
             labels = labels_from_gradients(step)
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
             objective = _objective(entry, step, options, labels)
@@ -196,6 +209,9 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
+    if scale == 1 and step.knowledge.is_scaled:
+        scale = rough_gradient_scale(step)
+        objective = objective.with_gradient_scale(scale)
     optimizer = entry.build(objective, options.learning_rate, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
@@ -222,6 +238,8 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
+    if leakage.approximate:
+        return f"closed form from the gradients of {leakage.source}, then {optimizer.description}"
     name = f"exact recovery from the gradients of {leakage.source}"
     return name if found == batch_size else f"{name} ({found} of {batch_size}), the rest by {optimizer.description}"
 
@@ -247,9 +265,12 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
+        leakage = find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
     except PrecisionError:
         return None
+    # What a defence has changed is no leakage; the attack that knows the defence starts from the labels alone.
+    hidden = step.knowledge != NOTHING and leakage is not None and not leakage.certain
+    return None if hidden else leakage
 
 
 def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:

@@ -125,7 +125,8 @@ def read_off(reading: Reading) -> Leakage | None:
     if found is None:
         return None
     candidates = [
-        _at_bounds(found.image, bounds, margin).reshape(1, *reading.input_shape) for margin in (0.0, *_AT_BOUND)
+        _at_bounds(found.image, bounds, margin).reshape(1, *reading.probe.dummies[0].shape[1:])
+        for margin in (0.0, *_AT_BOUND)
     ]
     leakage = _judged(label, candidates, [_finding(found.ranks)])
     return dataclasses.replace(leakage, open_part=_open_part(found.ranks[-1]))

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import convolutions, perceptron, softmax_regression
+from dlg.attack.analytic import bags, convolutions, perceptron, single_sample, softmax_regression, transformer
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
+    bags.read_off,
     perceptron.read_off,
     convolutions.read_off,
+    transformer.read_off,
+    single_sample.read_off,
     softmax_regression.read_off,
 )
 
@@ -40,8 +43,8 @@ def find_leakage(
     -------
     Leakage or None
         None where no analytic attack applies. All of them need a network that
-        ends in a fully connected layer with a bias, under softmax cross
-        entropy, averaged over the batch.
+        ends in a fully connected layer with a bias, and, but for batches of one,
+        softmax cross entropy, averaged over the batch.
 
     Raises
     ------

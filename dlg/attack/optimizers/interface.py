@@ -26,9 +26,9 @@ class DummyBatch:
     ----------
     values : list of ndarray
         What is optimised: the dummy data, (B, ...), and, unless the labels are
-        fixed, the dummy labels' logits, (B, C).
-    label_probability : ndarray, shape (B, C)
-        The labels' probability vectors.
+        fixed, the dummy labels, (B, ...).
+    label_probability : ndarray, shape (B, ...)
+        What stands for the labels, see `dlg.attack.dummies.Dummies`.
     loss : float
         The gradient-matching loss at these values.
     """
@@ -150,7 +150,7 @@ class OptimizerEntry:
 
 
 def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarray]:
-    """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable.
+    """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable, values zero.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarr
     -------
     list of ndarray
         The dummy data, (B, ...), and, unless the labels are fixed, the dummy
-        labels' logits, (B, C), all zero.
+        labels, (B, ...), all zero.
     """
     data, *label = objective.dummies
     noise = START_DEVIATION * random_streams.attack_start(seed, restart).standard_normal(data.shape)
