@@ -11,8 +11,6 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
-import json
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,7 +24,7 @@ with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
     import numpy as np
     import paddle
 
-    from dlg import random_streams
+    from dlg import defenses, random_streams
     from dlg.errors import InputError, error_line, quoted
     from dlg.interrupts import CtrlC
     from dlg.options import (
@@ -40,21 +38,17 @@ with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
         true_or_false,
     )
     from dlg.output import forgiving_streams
-    from dlg.participant import data, defenses, gradient_file
+    from dlg.participant import data, gradient_file
     from dlg.participant.networks import NETWORKS
     from dlg.participant.training_step import TrainingStep
     from dlg.participant.weight_update import local_update
-    from dlg.results import metrics, pictures, progress_figure
-    from dlg.results.folder import ResultFolder
+    from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
     from dlg.results.replacement import replaced_results
-    from dlg.results.versions import threads, versions
     from dlg.shared_update import SharedUpdate
 
 IMAGE = (1, 28, 28)
 # The learning rate of local steps, as tutorials on federated averaging have it.
 LOCAL_LEARNING_RATE = 0.1
-# The files beside the attack's snapshots.
-RESULT_FILES = r"target\.png|progress\.png|summary\.json"
 # SIGTERM ends an attack as Ctrl-C does, with exit code 143.
 EXIT_CODES = {
     "iterations": 0,
@@ -64,12 +58,6 @@ EXIT_CODES = {
     "time limit": 0,
     "diverged": 1,
     "interrupted": 130,
-}
-# What is said of an attack that ended before its last iteration.
-ENDS = {
-    "floor": ": the gradients agree as closely as float32 can tell",
-    "converged": ": no step was found, or the last ones gained little",
-    "time limit": ": the time limit was reached",
 }
 
 
@@ -149,8 +137,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f"attack the update between two files of paddle.save: the weights {state} the local steps",
         )
     add_attack_options(parser.add_argument_group("attack"))
+    # By default the attack knows the defence, for a defence is public.
+    parser.set_defaults(knows=None)
     args = parser.parse_args(argv)
     refuse_conflicts(parser, args)
+    args.knows = args.knows or args.defense
     if args.gradients and (args.defense != "none" or args.save_gradients):
         parser.error("--gradients attacks what was shared already; leave --defense and --save_gradients away")
     try:
@@ -212,7 +203,8 @@ def train_and_attack(args: argparse.Namespace) -> int:
                 recovered = attack(args, place, images, labels, received)
                 # What was recovered is written whole, whoever presses Ctrl-C again.
                 ctrl_c.ignore()
-                rows = write_results(args, folder, recovered, images, labels)
+                # The participant's look at what the attacker got.
+                rows = write_results(folder, vars(args), recovered, images, None if labels is None else labels[:, 0])
         except Exception:
             # PaddlePaddle may turn a KeyboardInterrupt into an error of its own.
             if not ctrl_c.heard:
@@ -220,7 +212,9 @@ def train_and_attack(args: argparse.Namespace) -> int:
             return ctrl_c.exit_code
         except KeyboardInterrupt:
             return ctrl_c.exit_code
-    print_outcome(args, recovered, rows)
+    print_outcome(recovered, rows, args.result_dir)
+    if recovered.ended == "diverged":
+        warn_of_divergence(args, recovered)
     return ctrl_c.exit_code if recovered.ended == "interrupted" else EXIT_CODES[recovered.ended]
 
 
@@ -259,93 +253,16 @@ def attack(
         return interruption.reconstruction
 
 
-def write_results(
-    args: argparse.Namespace,
-    folder: ResultFolder,
-    recovered: dlg.Reconstruction,
-    images: np.ndarray | None,
-    labels: np.ndarray | None,
-) -> list[dict]:
-    """Look, as the participant, at what the attacker got; write the pictures and summary.json."""
-    rows = []
-    if images is not None and labels is not None:
-        scores = metrics.compare(images, recovered.feature)
-        rows = [comparison_row(score, labels[:, 0], recovered.label) for score in scores]
-        pictures.save_batch(folder, "target.png", images)
-        progress_figure.save_progress(folder, images, recovered.feature, scores, labels[:, 0], recovered.label)
-    save_summary(folder, args, recovered, rows)
-    return rows
-
-
-def comparison_row(score: metrics.ImageScore, true_label: np.ndarray, recovered_label: np.ndarray) -> dict:
-    """What summary.json says of an image."""
-    return {
-        "image": score.image,
-        "recovered_image": score.recovered,
-        "true_label": int(true_label[score.image]),
-        "recovered_label": int(recovered_label[score.recovered]),
-        "psnr": score.psnr if math.isfinite(score.psnr) else None,
-        "ssim": score.ssim,
-        "mse": score.mse,
-    }
-
-
-def save_summary(
-    folder: ResultFolder, args: argparse.Namespace, recovered: dlg.Reconstruction, rows: Sequence[dict]
-) -> None:
-    """Write summary.json."""
-    summary = {
-        "interrupted": recovered.ended == "interrupted",
-        "ended": recovered.ended,
-        "options": vars(args) | {"result_dir": str(args.result_dir)},
-        "versions": versions(),
-        "threads": threads(),
-        "iterations": recovered.iterations,
-        "evaluations": recovered.evaluations,
-        "seconds": recovered.seconds,
-        "strategy": recovered.strategy,
-        "verdict": recovered.verdict,
-        "reason": recovered.reason,
-        "mismatch": recovered.mismatch if math.isfinite(recovered.mismatch) else None,
-        "rank": recovered.rank,
-        "gradient_scale": recovered.gradient_scale,
-        "starts": [dataclasses.asdict(start) for start in recovered.starts],
-        "loss": recovered.loss,
-        "history": recovered.history,
-        "recovered_labels": recovered.label.tolist(),
-        "images": rows,
-    }
-    folder.write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
-
-
-def print_outcome(args: argparse.Namespace, recovered: dlg.Reconstruction, rows: Sequence[dict]) -> None:
-    """Say how long the attack took and what it recovered."""
-    interrupted = ", interrupted" if recovered.ended == "interrupted" else ""
-    done = f"{recovered.iterations} iterations in {recovered.seconds:.2f} s{interrupted}"
-    print(f"attack: {done}, loss {recovered.loss:.3e}{ENDS.get(recovered.ended, '')}")
-    if len(recovered.starts) > 1:
-        best = min(range(len(recovered.starts)), key=lambda index: recovered.starts[index].loss)
-        print(f"the best of {len(recovered.starts)} starts by its loss, number {best + 1}:")
-    if rows:
-        print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
-    else:
-        print(f"recovered labels: {', '.join(map(str, recovered.label))}")
-    for row in rows:
-        psnr = metrics.decibels(row["psnr"])
-        print(
-            f"{row['image']:>5}  {row['true_label']:>10}  {row['recovered_label']:>15}  {psnr:>8}  {row['ssim']:>6.3f}"
-        )
-    first = "progress.png" if rows else f"result_{recovered.iterations}.png"
-    print(f"pictures and summary.json are in {args.result_dir}; look at {first} first")
-    if recovered.ended == "diverged":
-        advice = "take another --seed or --optimizer"
-        if args.learning_rate:
-            advice = f"take a smaller step, such as --learning_rate {max(args.learning_rate / 4, -8.5):g}"
-        print(
-            f"{PROGRAM}: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
-            f" number); {advice}",
-            file=sys.stderr,
-        )
+def warn_of_divergence(args: argparse.Namespace, recovered: dlg.Reconstruction) -> None:
+    """Say, on standard error, what to do about an attack that diverged."""
+    advice = "take another --seed or --optimizer"
+    if args.learning_rate:
+        advice = f"take a smaller step, such as --learning_rate {max(args.learning_rate / 4, -8.5):g}"
+    print(
+        f"{PROGRAM}: the attack diverged after iteration {recovered.iterations} (the loss is no longer a"
+        f" number); {advice}",
+        file=sys.stderr,
+    )
 
 
 def reason(error: Exception) -> str:

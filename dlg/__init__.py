@@ -16,9 +16,17 @@ warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface 
 warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
 
 if TYPE_CHECKING:
-    from dlg.dlg import AttackInterrupted, Reconstruction, SharedUpdate, dlg_attack
+    from dlg.dlg import AttackInterrupted, Reconstruction, SharedUpdate, attack_layer, dlg_attack
 
-__all__ = ["AttackInterrupted", "InputError", "Reconstruction", "SecondDerivativeError", "SharedUpdate", "dlg_attack"]
+__all__ = [
+    "AttackInterrupted",
+    "InputError",
+    "Reconstruction",
+    "SecondDerivativeError",
+    "SharedUpdate",
+    "attack_layer",
+    "dlg_attack",
+]
 
 
 def __getattr__(name: str) -> Any:

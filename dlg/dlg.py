@@ -1,10 +1,15 @@
-"""dlg_attack, the front door: recover a training batch from the gradients it left."""
+"""The front doors: dlg_attack for static graphs, attack_layer for dynamic ones.
+
+Both recover a training batch from the gradients it left.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +17,25 @@ import paddle
 
 from dlg.attack.attempts import Attempts
 from dlg.attack.deadline import Deadline
+from dlg.attack.dummies import recovered_label
+from dlg.attack.features import Layout
+from dlg.attack.layer_step import step_of_layer
+from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy, choose
+from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_present
 from dlg.attack.verdict import Verdict, judge
-from dlg.errors import InputError
-from dlg.graph.programs import refuse_flags
-from dlg.graph.values import Network, Value, numpy_dtype
+from dlg.errors import InputError, quoted
+from dlg.graph.label_readers import LabelKind
+from dlg.graph.programs import refuse_flags, static_mode
+from dlg.graph.values import Network, Value, is_real
+from dlg.interrupts import interrupts_ignored
 from dlg.options import AttackOptions
+from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
 from dlg.results.pictures import SNAPSHOTS
 from dlg.results.replacement import replaced_results
+from dlg.results.text import TEXT_PATTERN, write_texts
 from dlg.shared_update import SharedUpdate
 
 
@@ -44,14 +58,26 @@ class Reconstruction:
 
     Attributes
     ----------
-    feature : ndarray, shape (B, ...)
+    feature : ndarray, shape (B, ...), or list of ndarray
         The recovered samples, in the feature's dtype, as the attack left them
-        (not clipped). Their order in the batch is not in a gradient, and so
-        not here either.
-    label : ndarray, shape (B,), int64
-        The most probable label of each sample.
-    label_probability : ndarray, shape (B, C), in the feature's dtype
-        The recovered label distributions.
+        (not clipped); a list where the network takes several features. Their
+        order in the batch is not in a gradient, and so not here either. An
+        integer feature is tokens: those whose rows of the table are nearest to
+        what the attack found, -1 where no lookup reads one.
+    label : ndarray, shape (B,) or (B, ...)
+        Where `label_kind` is ``"class"`` or ``"probability"``, the most probable
+        class of each sample, (B,), int64, or of each of its positions; where it
+        is ``"several"``, 1 for yes and 0 for no, shaped as the label, int64;
+        where it is ``"value"``, the recovered numbers, shaped as the label, in
+        the feature's dtype.
+    label_probability : ndarray or None, in the feature's dtype
+        The probability of each class, (B, C), or (B, ..., C) for one class for
+        each position; the probability of each yes, shaped as the label; None for
+        values.
+    label_kind : str
+        What a label says of a sample, as the network's loss reads it:
+        ``"class"``, one of C; ``"probability"``, one for each class;
+        ``"several"``, numbers that are each 0 or 1; ``"value"``, real numbers.
     loss : float
         The gradient-matching loss reached.
     history : list of (int, float)
@@ -92,11 +118,16 @@ class Reconstruction:
         The factor on the shared gradients that was found, 1 for the gradients
         of the network's own loss. Of an update of several local steps, the factor
         on the learning rate.
+    tokens : dict of str to ndarray, int64, or None
+        For each table that an integer feature is looked up in, the tokens that
+        its gradient shows to be in the batch, whatever else was recovered; see
+        `dlg.attack.tokens.tokens_present`. None without integer features.
     """
 
-    feature: np.ndarray
+    feature: Any
     label: np.ndarray
-    label_probability: np.ndarray
+    label_probability: np.ndarray | None
+    label_kind: str
     loss: float
     history: list[tuple[int, float]]
     iterations: int
@@ -110,6 +141,7 @@ class Reconstruction:
     mismatch: float
     rank: int | None
     gradient_scale: float
+    tokens: dict[str, np.ndarray] | None = None
 
 
 class AttackInterrupted(KeyboardInterrupt):
@@ -122,11 +154,13 @@ class AttackInterrupted(KeyboardInterrupt):
 
 def dlg_attack(
     args: Any,
-    feature: Value,
+    feature: Value | Sequence[Value],
     label: Value,
     network: Network,
     exe: paddle.static.Executor,
     origin_grad: Gradients | SharedUpdate,
+    *,
+    vocabulary: Sequence[str] | None = None,
 ) -> Reconstruction:
     """Recover the batch behind the gradients of one training step.
 
@@ -143,11 +177,14 @@ def dlg_attack(
         ``batch_size``, ``iterations``, ``learning_rate``, ``result_dir`` and
         the other fields of `dlg.options.AttackOptions`. What it lacks has the
         command's default.
-    feature : paddle.pir.Value, (B or None, ...), floating
-        The training program's feature variable, from ``paddle.static.data``.
-        Samples shaped (1, H, W), (3, H, W), (H, W) or (H·H,) give pictures.
-    label : paddle.pir.Value, (B or None, ...), integer; or (B or None, C), floating
-        The training program's label variable: classes, or their probabilities.
+    feature : paddle.pir.Value, (B or None, ...), floating or integer; or a sequence of them
+        The training program's feature variable, from ``paddle.static.data``, or
+        several, which the network then takes as a list. Samples shaped
+        (1, H, W), (3, H, W), (H, W) or (H·H,) give pictures. Integers must be
+        looked up in a trained table, as by ``paddle.nn.Embedding``.
+    label : paddle.pir.Value, (B or None, ...), integer or floating
+        The training program's label variable. What its numbers are, the attack
+        tells from the loss; see `Reconstruction`.
     network : callable (feature, label) -> (prediction, loss)
         The callable that built the training program, unmodified.
     exe : paddle.static.Executor
@@ -160,6 +197,9 @@ def dlg_attack(
         of a parameter, or its name, and its gradient. Or the weights around
         local steps, see `dlg.shared_update.SharedUpdate`; those before the steps
         are then taken in the place of the scope's.
+    vocabulary : sequence of str, optional
+        The word of each token, for a network with one integer feature. What was
+        recovered is then written as text too, into ``result.txt``.
 
     Returns
     -------
@@ -184,7 +224,117 @@ def dlg_attack(
     started = time.monotonic()
     options = AttackOptions.from_args(args)
     _check_arguments(feature, label, network, exe)
-    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place)
+    step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
+    _check_vocabulary(vocabulary, step)
+    options = _without_range_of_rows(options, step)
+    return _run(step, options, *_prepare(step, options), started, vocabulary)
+
+
+def attack_layer(
+    layer: paddle.nn.Layer,
+    loss: Callable[[Any, Any], Any],
+    gradients: Mapping[str, Any] | Sequence[Any],
+    *,
+    feature: paddle.static.InputSpec,
+    label: paddle.static.InputSpec,
+    batch_size: int,
+    weights: Mapping[str, Any] | str | os.PathLike | None = None,
+    place: Any = None,
+    target: Any = None,
+    target_label: Any = None,
+    vocabulary: Sequence[str] | None = None,
+    **options: Any,
+) -> Reconstruction:
+    """Recover the batch behind the gradients of a `paddle.nn.Layer`, as ``loss.backward()`` leaves them.
+
+    It does what `dlg_attack` does, and writes ``summary.json`` besides. It may be
+    called in dynamic and in static mode. The mode, the layer, its weights, its
+    gradients and the state of PaddlePaddle's random numbers are the same
+    afterwards.
+
+    The program that PaddlePaddle makes of the layer must have the layer's own
+    gradients. Both are computed at a random batch before the attack and compared,
+    unless the layer is random, as one with dropout is.
+
+    Parameters
+    ----------
+    layer : paddle.nn.Layer
+        The trained layer. It returns one variable, the prediction, (B, C). It is
+        attacked in the mode that it is in, ``train()`` or ``eval()``, which must be
+        the mode in which the gradients were computed.
+    loss : callable (prediction, label) -> scalar
+        The loss, such as `paddle.nn.functional.cross_entropy` or a
+        `paddle.nn.CrossEntropyLoss`.
+    gradients : mapping of str to array, or sequence of array
+        The shared gradients, as arrays or as PaddlePaddle's tensors: by the names
+        of ``layer.named_parameters()``, or in the order of ``layer.parameters()``,
+        all or the trainable ones. None is a gradient that was not shared.
+    feature, label : paddle.static.InputSpec
+        The shapes and dtypes of the layer's input and of the label. The first
+        size, the batch, may be None.
+    batch_size : int
+        B, the number of samples behind the gradients.
+    weights : mapping of str to array, or path, optional
+        The weights at which the gradients were computed: a ``state_dict()``, or
+        the path of a file that `paddle.save` made of one. By default the layer's own.
+    place : paddle.CPUPlace, paddle.CUDAPlace or str, optional
+        Where the attack runs. By default on the device that is set, see
+        `paddle.get_device`.
+    target : array, (B, ...), floating, in [0, 1], optional
+        The true batch. It is looked at after the attack alone, to compare what
+        was recovered with it: the comparison is printed and written into
+        ``summary.json``, with ``target.png`` and ``progress.png`` where samples are
+        pictures. It needs `target_label` too.
+    target_label : array, (B,) or (B, 1), integer, optional
+        The labels of `target`.
+    vocabulary : sequence of str, optional
+        See `dlg_attack`.
+    **options
+        The other fields of `dlg.options.AttackOptions`, such as ``optimizer`` and
+        ``result_dir``.
+
+    Returns
+    -------
+    Reconstruction
+
+    Raises
+    ------
+    InputError, SecondDerivativeError, OSError, AttackInterrupted
+        As `dlg_attack` does.
+    """
+    started = time.monotonic()
+    chosen = AttackOptions.from_keywords(batch_size=batch_size, **options)
+    refuse_flags()
+    truth = _checked_target(target, target_label, batch_size)
+    with static_mode():
+        known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        known.step.knowledge = chosen.knowledge
+        _check_vocabulary(vocabulary, known.step)
+        chosen = _without_range_of_rows(chosen, known.step)
+        with paddle.static.scope_guard(known.scope):
+            strategy, first = _prepare(known.step, chosen)
+            with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
+                try:
+                    recovered = _run(known.step, chosen, strategy, first, started, vocabulary)
+                except AttackInterrupted as interruption:
+                    recovered = interruption.reconstruction
+                with interrupts_ignored():
+                    rows = write_results(folder, dataclasses.asdict(chosen), recovered, *truth)
+    print_outcome(recovered, rows, chosen.result_dir)
+    if recovered.ended == "interrupted":
+        raise AttackInterrupted(recovered)
+    return recovered
+
+
+def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOptions:
+    """The options without a range where a feature is integers: their rows of a table have a range of their own."""
+    if all(is_real(each) for each in step.features):
+        return options
+    return dataclasses.replace(options, feature_range="none")
+
+
+def _prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
+    """The attack, its derivatives verified, and its first start."""
     strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
@@ -193,6 +343,18 @@ def dlg_attack(
             " their parameters' precision, or the network is not defined for all numbers, as a logarithm and a root are"
             " not; for such a network, let it take what is below its domain too, by paddle.clip for one"
         )
+    return strategy, first
+
+
+def _run(
+    step: SharedStep,
+    options: AttackOptions,
+    strategy: Strategy,
+    first: DummyBatch,
+    started: float,
+    vocabulary: Sequence[str] | None,
+) -> Reconstruction:
+    """Run an attack on a step whose weights are in the current scope; see `dlg_attack`."""
     with replaced_results(options.result_dir, SNAPSHOTS) as folder:
         if strategy.name != options.optimizer:
             why = f" ({strategy.fallback})" if strategy.fallback else ""
@@ -202,12 +364,16 @@ def dlg_attack(
         attempts = Attempts(strategy, options, folder, first, Deadline(options.time_limit, started))
         attempts.run()
     ended = attempts.cut_short or attempts.best.ended
+    answer = attempts.best.last
+    tokens = nearest_tokens(step, strategy.objective, answer.values[0]) if strategy.objective.layout.rows else {}
     try:
-        verdict = judge(step, strategy, attempts.best.last, options, ended)
+        verdict = _verdict(step, strategy, answer, tokens, options, ended)
     except KeyboardInterrupt:
         ended = "interrupted"
-        verdict = judge(step, strategy, attempts.best.last, options, ended)
-    reconstruction = _reconstruction(attempts, strategy, verdict, ended, numpy_dtype(feature), started)
+        verdict = _verdict(step, strategy, answer, tokens, options, ended)
+    reconstruction = _reconstruction(step, attempts, strategy, verdict, tokens, ended, started)
+    if tokens:
+        _write_texts(reconstruction, tokens, vocabulary, options)
     for finding in strategy.optimizer.findings:
         print(finding)
     print(f"{verdict.kind}: {verdict.reason}")
@@ -216,15 +382,38 @@ def dlg_attack(
     return reconstruction
 
 
+def _verdict(
+    step: SharedStep,
+    strategy: Strategy,
+    answer: DummyBatch,
+    tokens: dict[int, np.ndarray],
+    options: AttackOptions,
+    ended: str,
+) -> Verdict:
+    if tokens:
+        return judge_tokens(step, strategy, answer, tokens, options, ended)
+    return judge(step, strategy, answer, options, ended)
+
+
 def _reconstruction(
-    attempts: Attempts, strategy: Strategy, verdict: Verdict, ended: str, dtype: str, started: float
+    step: SharedStep,
+    attempts: Attempts,
+    strategy: Strategy,
+    verdict: Verdict,
+    tokens: dict[int, np.ndarray],
+    ended: str,
+    started: float,
 ) -> Reconstruction:
-    """What the best start recovered, in the feature's dtype."""
-    best = attempts.best
+    """What the best start recovered, in the features' dtypes."""
+    best, kind, layout = attempts.best, strategy.objective.label_kind, strategy.objective.layout
+    recovered = layout.features(best.last.values[0], tokens)
+    features = [values.astype(own) for values, own in zip(recovered, layout.dtypes)]
+    label, dtype = recovered_label(kind, best.last.label_probability), _probability_dtype(layout)
     return Reconstruction(
-        feature=best.last.values[0].astype(dtype),
-        label=best.last.label_probability.argmax(axis=1).astype(np.int64),
-        label_probability=best.last.label_probability.astype(dtype),
+        feature=features if isinstance(step.feature, (list, tuple)) else features[0],
+        label=label.astype(dtype) if kind is LabelKind.VALUE else label,
+        label_probability=None if kind is LabelKind.VALUE else best.last.label_probability.astype(dtype),
+        label_kind=kind.value,
         loss=best.last.loss,
         history=best.history,
         iterations=best.iteration,
@@ -237,18 +426,88 @@ def _reconstruction(
         reason=verdict.reason,
         mismatch=verdict.mismatch,
         rank=verdict.rank,
-        gradient_scale=strategy.gradient_scale,
+        gradient_scale=verdict.gradient_scale,
+        tokens=tokens_present(step, strategy.objective) if layout.rows else None,
     )
+
+
+def _write_texts(
+    reconstruction: Reconstruction,
+    tokens: dict[int, np.ndarray],
+    vocabulary: Sequence[str] | None,
+    options: AttackOptions,
+) -> None:
+    """Write the recovered texts where there is a vocabulary. An earlier attack's go in any case."""
+    with replaced_results(options.result_dir, TEXT_PATTERN) as folder:
+        if vocabulary is not None:
+            (recovered,) = tokens.values()
+            present = [token for found in (reconstruction.tokens or {}).values() for token in found]
+            claim = f"{reconstruction.verdict}: {reconstruction.reason}"
+            write_texts(folder, claim, recovered, sorted(set(present)), vocabulary)
+
+
+def _check_vocabulary(vocabulary: Any, step: SharedStep) -> None:
+    if vocabulary is None:
+        return
+    if isinstance(vocabulary, str) or not all(isinstance(word, str) for word in vocabulary):
+        raise InputError("vocabulary: expected a list of strings, the word of each token")
+    integers = [feature.name for feature in step.features if not is_real(feature)]
+    if len(integers) != 1:
+        raise InputError(
+            f"vocabulary: the network has {len(integers)} integer features, expected one; leave the vocabulary away"
+        )
+
+
+def _probability_dtype(layout: Layout) -> str:
+    """The first real feature's dtype; float32 where all are integers."""
+    return layout.dtypes[layout.numbers[0].feature] if layout.numbers else "float32"
 
 
 def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
     refuse_flags()
     if paddle.in_dynamic_mode():
         raise InputError("PaddlePaddle is in dynamic mode; call paddle.enable_static() before the network is built")
-    for name, value in (("feature", feature), ("label", label)):
+    several = feature if isinstance(feature, (list, tuple)) and feature else [feature]
+    for name, value in (*(("feature", each) for each in several), ("label", label)):
         if not isinstance(value, paddle.pir.Value):
             raise InputError(f"{name} is a {type(value).__name__}, expected the training program's paddle.static.data")
     if not callable(network):
         raise InputError(f"network is {network!r}, expected a callable (feature, label) -> (prediction, loss)")
     if not isinstance(exe, paddle.static.Executor):
         raise InputError(f"exe is a {type(exe).__name__}, expected the training's paddle.static.Executor")
+
+
+def _device(place: Any) -> Any:
+    """The place on which an attack runs; by default the device that is set."""
+    if place is not None and not isinstance(place, str):
+        return place
+    name = place or paddle.get_device()
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return paddle.CPUPlace()
+    if kind == "gpu" and paddle.is_compiled_with_cuda():
+        return paddle.CUDAPlace(int(number or 0))
+    raise InputError(f"place is {quoted(name)}, expected 'cpu', or 'gpu:0' with PaddlePaddle's build for GPUs")
+
+
+def _checked_target(target: Any, target_label: Any, batch_size: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The true batch and its labels as arrays, to be kept until the attack is over."""
+    if target is None and target_label is None:
+        return None, None
+    if target is None or target_label is None:
+        raise InputError("target and target_label belong together: give both, or neither")
+    samples, labels = (
+        np.asarray(given.numpy() if isinstance(given, paddle.Tensor) else given) for given in (target, target_label)
+    )
+    if len(samples) != batch_size or not np.issubdtype(samples.dtype, np.floating):
+        raise InputError(
+            f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples"
+        )
+    if labels.ndim == 0 or len(labels) != batch_size:
+        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels")
+    if samples.min() < 0 or samples.max() > 1:
+        raise InputError(
+            f"target has numbers from {samples.min():g} to {samples.max():g}, expected 0 to 1, which the comparison"
+            " needs; leave target away, or scale in the layer and not before it"
+        )
+    return samples, labels.reshape(batch_size) if labels.size == batch_size else labels

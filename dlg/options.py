@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dlg import defenses
 from dlg.attack.optimizers import OPTIMIZERS
+from dlg.defense_knowledge import DefenseKnowledge
 from dlg.errors import InputError, error_line, quoted
 
 # What the option ``optimizer`` calls the strategy that picks an optimiser itself.
 AUTO = "auto"
+# What the option ``knows`` calls gradients that were shared as they are.
+NO_DEFENSE = "none"
 # What the option ``optimizer`` takes.
 OPTIMIZER_CHOICES = (*OPTIMIZERS, AUTO)
 # The default step of each optimiser that takes one, in words.
@@ -142,6 +146,14 @@ def over_zero(value: Any) -> float:
     return number
 
 
+def known_defense(value: Any) -> str:
+    """The canonical spelling of a defence."""
+    try:
+        return defenses.parse(value).spec
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
 def true_or_false(value: Any) -> bool:
     """The words people write for yes and no."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -205,6 +217,12 @@ class AttackOptions:
         None, unless_none(seconds), "seconds after which the attack ends with what it has", "none"
     )
 
+    knows: str = _option(
+        NO_DEFENSE,
+        known_defense,
+        f"the defence that the attack is told the gradients went through: {defenses.SPELLINGS}",
+    )
+
     @classmethod
     def from_args(cls, args: Any) -> AttackOptions:
         """Read the options off any namespace; what it lacks has its default.
@@ -225,6 +243,26 @@ class AttackOptions:
         if options.learning_rate is None and options.optimizer in OPTIMIZERS:
             options = dataclasses.replace(options, learning_rate=OPTIMIZERS[options.optimizer].default_step)
         return options
+
+    @classmethod
+    def from_keywords(cls, **given: Any) -> AttackOptions:
+        """The options, by their names; those that are not given have their defaults.
+
+        Raises
+        ------
+        InputError
+            Where there is no such option, or a value is not one that it takes.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InputError(f"{quoted(name)} is no option of the attack, expected one of {', '.join(known)}")
+        return cls.from_args(argparse.Namespace(**given))
+
+    @property
+    def knowledge(self) -> DefenseKnowledge:
+        """What the defence that `knows` names says of the gradients behind the shared ones."""
+        return defenses.parse(self.knows).knowledge
 
     @property
     def range(self) -> tuple[float, float] | None:

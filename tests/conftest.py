@@ -20,7 +20,8 @@ SHARED_MNIST = PROJECT.parent / "shared" / "mnist"
 @pytest.fixture(autouse=True)
 def a_program_and_a_scope_of_its_own():
     paddle.enable_static()
-    with fresh_scope():
+    # Names begin anew in each test, so its parameters must not meet those of another in the programs.
+    with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()), fresh_scope():
         yield
 
 

@@ -39,7 +39,8 @@ class Scripted:
 
 
 def attempts(losses, folder, explained=0.0):
-    objective = SimpleNamespace(floor=0.0, explains=lambda loss: loss <= explained)
+    layout = SimpleNamespace(picture=lambda data: data)
+    objective = SimpleNamespace(floor=0.0, explains=lambda loss: loss <= explained, layout=layout)
     strategy = SimpleNamespace(optimizer=Scripted(losses), objective=objective, restarts=len(losses))
     options = AttackOptions.from_args(
         SimpleNamespace(batch_size=1, iterations=len(losses[0]) - 1, snapshot_every=2, result_dir=folder)

@@ -403,7 +403,7 @@ def test_the_packages_that_are_missing_are_named_in_one_line():
 
 def test_the_attack_needs_none_of_the_audits_packages():
     finished = without_packages(
-        "import mnist_example; from dlg.participant import defenses;"
+        "import mnist_example; from dlg import defenses;"
         " assert defenses.parse('none').epsilon(1e-5) is None; sys.exit(mnist_example.main(['--help']))"
     )
     assert (finished.returncode, finished.stderr) == (0, "")

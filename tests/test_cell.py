@@ -10,7 +10,8 @@ import pytest
 
 from dlg.audit.cell import ATTACKS, DELTA, run_cell
 from dlg.audit.grid import Cell
-from dlg.participant import data, defenses
+from dlg import defenses
+from dlg.participant import data
 
 
 def batch_of(size, seed=0):

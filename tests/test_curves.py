@@ -10,7 +10,7 @@ from cell_results import cell_result, failed_result
 
 from dlg.audit.curves import MEASURES, MOST_DECIBELS, curves
 from dlg.audit.findings import findings
-from dlg.participant.defenses import DEFENSES, parse
+from dlg.defenses import DEFENSES, parse
 
 DEFENDED = [kind.example or name for name, kind in DEFENSES.items() if name != "none"]
 

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dlg.participant.defenses import DEFENSES, SPELLINGS, distortion, parse
+from dlg.defenses import DEFENSES, SPELLINGS, distortion, parse
 from dlg.errors import InputError
 
 EVERY_DEFENSE = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from conftest import PROJECT
 
 import mnist_example
 from dlg.options import OPTIMIZER_CHOICES
-from dlg.participant.defenses import DEFENSES
+from dlg.defenses import DEFENSES
 
 README = PROJECT / "README.md"
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
@@ -117,15 +118,23 @@ def test_every_way_an_attack_ends_is_in_the_docs_with_its_exit_code():
     assert {ended: str(code) for ended, code in mnist_example.EXIT_CODES.items()} == rows
 
 
-def test_the_example_for_ones_own_network_runs(tmp_path):
-    example = re.search(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)[1]
-    assert len([line for line in example.splitlines() if line]) == 15
+def example_in_the_readme(name: str) -> str:
+    """The example for one's own network under this mark."""
+    return re.search(rf"^<!-- {name} -->\n```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)[1]
+
+
+@pytest.mark.parametrize(("name", "lines"), [("example", 10), ("static example", 15)])
+def test_the_examples_for_ones_own_network_run(name, lines, tmp_path):
+    example = example_in_the_readme(name)
+    assert len([line for line in example.splitlines() if line]) == lines
     data = (
         "import numpy as np\nmy_images = np.random.rand(1, 1, 28, 28).astype('float32')\nmy_labels = np.array([[3]])\n"
     )
-    example += "print(result.label.shape, result.feature.shape)"
-    example = example.replace("3000", "20").replace('"att_results"', repr(str(tmp_path)))
-    finished = subprocess.run([sys.executable, "-c", data + example], cwd=PROJECT, capture_output=True, text=True)
+    code = f"{data}{example}print(result.label.shape, result.feature.shape, result.verdict)"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert "(1,) (1, 1, 28, 28)" in finished.stdout
-    assert (tmp_path / "result_20.png").exists()
+    assert "(1,) (1, 1, 28, 28) explained" in finished.stdout
+    assert (tmp_path / "att_results" / "result_0.png").exists()
+    assert (tmp_path / "att_results" / "progress.png").exists() == (name == "example")

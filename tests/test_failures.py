@@ -18,6 +18,7 @@ from dlg.attack.objective import build_objective
 from dlg.attack.optimizers import DummyBatch, GradientDescent
 from dlg.attack.optimizers.gauss_newton_step import GaussNewtonStep
 from dlg.errors import InputError, PrecisionError, ProgramError
+from dlg.graph.blocks import Evaluator
 from dlg.graph.failures import named_failures
 
 
@@ -86,7 +87,8 @@ def test_what_paddle_raises_while_an_attack_runs_is_one_line(optimizer):
     def run(*_, **__):
         raise RuntimeError("ResourceExhaustedError: no memory\n[operator < matmul > error]")
 
-    broken = dataclasses.replace(objective, executor=SimpleNamespace(run=run))
+    executor = SimpleNamespace(run=run)
+    broken = dataclasses.replace(objective, executor=executor, evaluator=Evaluator(executor, objective.scope))
     x = np.zeros((BATCH, *VECTORS))
     runs = {
         "evaluate": lambda: broken.evaluate([x], [broken.loss]),

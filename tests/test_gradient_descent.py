@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from attacking import attack, worst_psnr
 from benchmarks.participant import participant
 
 from dlg.attack.objective import build_objective
 from dlg.attack.optimizers import gradient_descent
 from dlg.attack.optimizers.gradient_descent import Adam, GradientDescent
-from dlg.participant import networks
+from dlg.participant import data, networks
 
 
 @pytest.fixture
@@ -64,3 +65,18 @@ def test_nothing_but_what_is_shown_in_between_depends_on_the_time_a_run_takes(op
     assert shown[0.0] == list(range(1, 31))
     assert [iteration for iteration, *_ in decisive[0.0]] == [7, 14, 21, 28, 30]
     assert decisive[1000.0] == decisive[0.0]
+
+
+def test_samples_of_a_batch_start_as_far_apart_as_their_range_suggests(objective):
+    near, apart = GradientDescent(objective, -0.5), GradientDescent(objective, -0.5, (0.0, 2.0))
+    start = apart.start(0, 0).values[0]
+    assert np.abs(start - start.mean(axis=0)).max() == pytest.approx(0.8, rel=1e-5)
+    np.testing.assert_allclose(start.mean(axis=0), near.start(0, 0).values[0].mean(axis=0), atol=1e-6)
+    assert not np.array_equal(start, apart.start(1, 0).values[0])
+
+
+def test_two_digits_of_one_class_come_back_apart(tmp_path):
+    images, labels = data.load(["bundled"])
+    fours = np.flatnonzero(labels.ravel() == 4)[:2]
+    result = attack(participant(networks.softmax, images[fours], labels[fours]), tmp_path, iterations=1700)
+    assert worst_psnr(images[fours], labels[fours], result) > 20

@@ -8,7 +8,7 @@ import pytest
 
 from dlg.audit.grid import DEFAULT_GRID, MOST_CELLS, QUICK_GRID, Cell, Grid
 from dlg.errors import InputError
-from dlg.participant import defenses
+from dlg import defenses
 from dlg.participant.networks import NETWORKS
 
 

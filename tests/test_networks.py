@@ -26,6 +26,14 @@ def test_every_network_takes_grey_digits_and_colour_images(name, image):
     assert parameters_of(NETWORKS[name], image)
 
 
+def test_cnn_is_paddlepaddles_lenet():
+    def lenet(feature, label):
+        prediction = paddle.vision.models.LeNet()(feature)
+        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+    assert parameters_of(NETWORKS["cnn"], (1, 28, 28)) == parameters_of(lenet, (1, 28, 28))
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [

@@ -13,7 +13,7 @@ from examples import loss_of
 
 from dlg import InputError
 from dlg.attack.objective import build_objective
-from dlg.attack.parameters import copy_weights, named_gradients, tie
+from dlg.attack.parameters import copy_weights, named_gradients, tie, tie_all
 from dlg.attack.verification import verify
 from dlg.participant import data, networks
 
@@ -122,6 +122,39 @@ def test_another_number_of_parameters_is_refused_where_it_must_be_the_same():
     with pytest.raises(InputError, match="made 1 parameters"):
         tie(*parameters, exactly=True, same_dtype=True)
     assert programs
+
+
+def tied(shared, *, unused=()):
+    """Ties of parameters a, b and c to d, e and f, of which a loss does not depend on those that are unused."""
+    programs, (ours, theirs) = zip(made("a", "b", "c"), made("d", "e", "f"))
+    with_gradient = [parameter for parameter in ours if parameter.name not in unused]
+    ties = tie_all(ours, with_gradient, theirs, shared, same_dtype=True)
+    assert programs
+    return ties
+
+
+ONES = np.ones(2, "float32")
+
+
+def test_gradients_that_were_not_shared_are_left_out_where_names_differ():
+    ties = tied({"e": ONES, "f": ONES})
+    assert ties.gradients == {"b": "e", "c": "f"}
+    assert ties.weights == {"a": "d", "b": "e", "c": "f"}
+
+
+def test_a_trainable_parameter_without_a_gradient_is_not_taken_for_another():
+    ties = tied({"d": 0 * ONES, "f": ONES}, unused=["a"])
+    assert ties.gradients == {"c": "f"}
+
+
+def test_a_gradient_of_what_the_loss_does_not_depend_on_must_be_zero():
+    with pytest.raises(InputError, match="'d' is not zero, but the network's loss does not depend on this parameter"):
+        tied({"d": ONES, "f": ONES}, unused=["a"])
+
+
+def test_shared_gradients_of_which_the_loss_depends_on_none_are_refused():
+    with pytest.raises(InputError, match="depends on none of these parameters"):
+        tied({"d": 0 * ONES}, unused=["a"])
 
 
 def test_weights_alone_are_copied_in_the_dtype_asked_for(trained):

@@ -1,4 +1,4 @@
-"""The rules for layers: each has an example, is right there, and is still needed."""
+"""The rules for dropout: each has an example, and is right there; and layers that need rules of several families."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from examples import PICTURES, batch_of, check, classifier, gradient_ops, rules_of
+from examples import PICTURES, batch_of, check, classifier, rules_of
 from paddle import nn
 
 from dlg.graph.rewriting import make_deterministic
@@ -14,16 +14,18 @@ from dlg.graph.rules import layers
 
 # A layer that needs the rule, for each rule.
 EXAMPLES = {
-    "layer_norm_grad": lambda x: nn.LayerNorm([3, 3, 3])(nn.Conv2D(2, 3, 3)(x)),
-    "max_pool2d_with_index_grad": lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2, return_mask=True)[0],
     "cast": lambda x: F.dropout(nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, axis=0),
     "dropout": lambda x: F.dropout(nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5),
 }
 OTHERS = {
-    "layer norm of vectors": lambda x: nn.LayerNorm(5)(nn.Linear(50, 5)(paddle.flatten(x, 1))),
     "dropout that scales down in inference": lambda x: F.dropout(
         nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, mode="downscale_in_infer"
     ),
+    "dropout in evaluation": lambda x: F.dropout(nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, training=False),
+    "dropout in evaluation that scales down": lambda x: F.dropout(
+        nn.Linear(50, 5)(paddle.flatten(x, 1)), 0.5, training=False, mode="downscale_in_infer"
+    ),
+    "alpha dropout in evaluation": lambda x: F.alpha_dropout(nn.Linear(50, 5)(paddle.flatten(x, 1)), training=False),
     "dropout of channels": lambda x: F.dropout2d(nn.Conv2D(2, 3, 3)(x), 0.5),
     "dropout of channels of volumes": lambda x: F.dropout3d(nn.Conv2D(2, 3, 3)(x).unsqueeze(2), 0.5),
     "dropout along axes that scales down in inference": lambda x: F.dropout(
@@ -31,6 +33,7 @@ OTHERS = {
     ),
     "global max pooling": lambda x: F.adaptive_max_pool2d(nn.Conv2D(2, 3, 3)(x), 1),
     "global average pooling": lambda x: F.adaptive_avg_pool2d(paddle.tanh(nn.Conv2D(2, 3, 3)(x)), 1),
+    "cosine similarity": lambda x: F.cosine_similarity(x.flatten(1), nn.Linear(50, 50)(x.flatten(1))).unsqueeze(1),
     "attention": lambda x: nn.MultiHeadAttention(10, 2)(x.reshape([-1, 5, 10])),
     "transformer": lambda x: nn.TransformerEncoderLayer(10, 2, 8, dropout=0.0, activation="gelu")(
         x.reshape([-1, 5, 10])
@@ -69,10 +72,3 @@ def test_dropout_becomes_its_expected_value_and_is_noted(which):
     np.testing.assert_allclose(value, np.full((2, 3), expected), rtol=1e-6)
     assert len(notes) == 1
     assert "dropout (test_rules_layers.py, line" in notes[0]
-
-
-@pytest.mark.parametrize("rule", ["layer_norm_grad", "max_pool2d_with_index_grad"])
-def test_each_rule_is_still_needed(rule):
-    """A rule can go when PaddlePaddle differentiates the op itself."""
-    op = gradient_ops(classifier(EXAMPLES[rule]), *batch_of(PICTURES))[f"pd_op.{rule}"]
-    assert not paddle.base.core.has_vjp(op)

@@ -35,6 +35,7 @@ def test_a_step_holds_no_batch():
         "gradients",
         "place",
         "update",
+        "knowledge",
     }
 
 
@@ -124,15 +125,13 @@ def test_a_real_label_that_is_no_probability_for_each_class_is_refused(batch):
 
 
 REFUSED_TYPES = {
-    "int64": r"'x' is int64, expected float32 or float64: .* nothing about safety",
-    "uint8": r"'x' is uint8, expected float32 or float64: .* nothing about safety",
     "float16": r"'x' is float16, expected float32 or float64: .* half precision",
     "bfloat16": r"'x' is bfloat16, expected float32 or float64: .* half precision",
 }
 
 
 @pytest.mark.parametrize("dtype", REFUSED_TYPES)
-def test_features_of_another_type_than_float32_and_float64_are_refused(dtype, trained):
+def test_features_in_half_precision_are_refused(dtype, trained):
     step = trained.shared_step()
     program = paddle.static.Program()
     with paddle.static.program_guard(program):
@@ -140,6 +139,19 @@ def test_features_of_another_type_than_float32_and_float64_are_refused(dtype, tr
     with pytest.raises(InputError, match=REFUSED_TYPES[dtype]) as caught:
         SharedStep(step.network, feature, step.label, 2, step.gradients, step.place)
     assert "nothing to recover" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_integer_features_that_no_table_is_read_by_are_refused(dtype):
+    def network(feature, label):
+        return networks.softmax(paddle.cast(feature, paddle.get_default_dtype()), label)
+
+    trained = participant(network, np.ones((2, 4), dtype), np.zeros((2, 1), np.int64))
+    words = (
+        rf"'img' is {dtype} and cast \(test_shared_step.py, .* looked up in a trained table, .* nothing about safety"
+    )
+    with pytest.raises(InputError, match=words):
+        call(trained.shared_step())
 
 
 def test_probabilities_in_half_precision_are_refused(trained):

@@ -18,7 +18,7 @@ from dlg import dlg_attack
 from dlg.attack.shared_step import SharedStep
 from dlg.errors import InputError
 from dlg.participant import networks
-from dlg.participant.defenses import distortion
+from dlg.defenses import distortion
 from dlg.participant.weight_update import local_update
 from dlg.shared_update import SharedUpdate, load_weights
 

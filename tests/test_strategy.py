@@ -123,16 +123,17 @@ def test_a_frozen_last_layer_gives_no_labels(batch, tmp_path):
 
 
 CHOSEN = {
-    "softmax": ("exact recovery", {}),
-    "mlp": ("exact recovery", {}),
-    "lenet": ("least squares on the whole batch", {}),
+    ("softmax", 1): "exact recovery",
+    ("mlp", 1): "exact recovery",
+    ("lenet", 1): "exact recovery from the gradients of the convolutions, layer by layer",
+    ("lenet", 2): "least squares on the whole batch",
 }
 
 
-@pytest.mark.parametrize("name", CHOSEN)
-def test_auto_chooses_by_the_network_and_says_so(name, tmp_path, capsys):
-    words, _ = CHOSEN[name]
-    trained = participant(networks.NETWORKS[name], *digits(1))
+@pytest.mark.parametrize(("name", "batch_size"), CHOSEN)
+def test_auto_chooses_by_the_network_and_the_batch_and_says_so(name, batch_size, tmp_path, capsys):
+    words = CHOSEN[name, batch_size]
+    trained = participant(networks.NETWORKS[name], *digits(batch_size))
     result = attack(trained, tmp_path, optimizer="auto", iterations=1)
     assert result.strategy.startswith(words)
     assert f"auto: {words}" in capsys.readouterr().out

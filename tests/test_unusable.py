@@ -93,6 +93,7 @@ NOISE = {
     "gaussian": lambda h: h + paddle.randn([5], h.dtype),
     "uniform": lambda h: h * paddle.rand([5], h.dtype),
     "bernoulli": lambda h: h * paddle.bernoulli(paddle.full([5], 0.5, h.dtype)),
+    "a leaky ReLU of random slopes": lambda h: F.rrelu(h, training=True),
     "a mask that is added too": lambda h: F.alpha_dropout(paddle.reshape(h, [3, 5]), 0.5),
 }
 

@@ -8,10 +8,15 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+import scipy.special
 from attacking import attack, digits, shallow_perceptron
 from benchmarks.participant import participant
 
 from dlg import dlg_attack
+from dlg.attack.optimizers.interface import evaluate
+from dlg.attack.strategy import choose
+from dlg.attack.verdict import judge
+from dlg.options import AttackOptions
 from dlg.participant import networks
 from dlg.results import metrics
 
@@ -125,3 +130,24 @@ def test_features_outside_of_their_range_are_found_all_the_same(tmp_path, capsys
     assert result.verdict == "explained"
     assert np.sqrt(np.mean((result.feature - images) ** 2)) < 0.02
     assert "contradict the range 0:1" in capsys.readouterr().out
+
+
+def test_a_batch_that_matches_with_a_label_between_no_and_yes_is_not_called_determined(tmp_path):
+    """Without a bias, a larger sample with a smaller error has the same gradient: x δ = (2 x) (δ / 2)."""
+
+    def network(feature, label):
+        prediction = paddle.nn.Linear(36, 1, bias_attr=False)(paddle.flatten(feature, 1))
+        return prediction, F.binary_cross_entropy_with_logits(prediction, label)
+
+    sample = np.random.default_rng(0).random((1, 36))
+    trained = participant(network, sample.astype("float32"), np.ones((1, 1), "float32"))
+    step, options = trained.shared_step(), AttackOptions(batch_size=1, optimizer="lbfgs", result_dir=tmp_path)
+    strategy = choose(step, options)
+    (weight,) = trained.weights().values()
+    error = scipy.special.expit(sample @ weight) - 1
+    yes = scipy.special.expit(2 * sample @ weight) - error / 2
+    mixture = evaluate(strategy.objective, [2 * sample, scipy.special.logit(yes)])
+    verdict = judge(step, strategy, mixture, options, "converged")
+    assert mixture.loss < 1e-10
+    assert 0.1 < yes < 0.95
+    assert verdict.kind == "undetermined" or "a few steps of least squares lead from here" in verdict.reason

@@ -139,3 +139,64 @@ def test_a_network_that_paddle_cannot_run_is_refused_in_one_line(monkeypatch):
     with pytest.raises(SecondDerivativeError, match="cannot run the attack's program") as caught:
         check(classifier(lambda x: F.max_pool2d(nn.Conv2D(2, 3, 3)(x), 2)), *batch_of((2, 5, 5)))
     assert "\n" not in str(caught.value)
+
+
+# A rule that is wrong by this part is refused wherever its op occurs once.
+PART = 0.01
+DEPTH = 8
+# An op with a rule, the op whose gradient the rule is for, and the table that the rule is in.
+PLANTED = {
+    "gelu_grad": (F.gelu, rules.GRADIENT_RULES),
+    "softmax_grad": (F.softmax, rules.GRADIENT_RULES),
+    "layer_norm_grad": (lambda x: F.layer_norm(x, x.shape[1:]), rules.GRADIENT_RULES),
+    "batch_norm_grad": (lambda x: nn.BatchNorm1D(x.shape[1])(x), rules.GRADIENT_CORRECTIONS),
+    "hardswish_grad": (F.hardswish, rules.GRADIENT_RULES),
+}
+
+
+def deep(layer):
+    """A network of tanh layers with skip connections, in the middle of which a layer occurs once."""
+
+    def network(feature):
+        hidden = nn.Linear(6, 8)(paddle.flatten(feature, 1))
+        for depth in range(DEPTH):
+            activation = layer if depth == DEPTH // 2 else paddle.tanh
+            hidden = hidden + activation(nn.Linear(8, 8)(hidden))
+        return hidden
+
+    return classifier(network)
+
+
+def with_wrong_value(right):
+    """A rule whose main result is wrong by `PART`."""
+
+    def rule(op, probability_of):
+        first, *others = right(op, probability_of)
+        return [first * (1 + PART), *others]
+
+    return rule
+
+
+def with_wrong_derivative(right):
+    """A rule whose main result is right, but whose derivative for the second differentiation is wrong by `PART`."""
+
+    def rule(op, probability_of):
+        first, *others = right(op, probability_of)
+        return [first + PART * (first - _as_a_constant(first)), *others]
+
+    return rule
+
+
+def _as_a_constant(value):
+    """The same numbers, to 2**-50, without a derivative."""
+    return paddle.cast(paddle.cast(value * 2**50, "int64"), value.dtype) / 2**50
+
+
+@pytest.mark.parametrize("wrong", [with_wrong_value, with_wrong_derivative])
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_rule_that_is_wrong_by_one_percent_is_caught_in_a_deep_network(name, wrong, monkeypatch):
+    layer, table = PLANTED[name]
+    check(deep(layer), *batch_of(VECTORS))
+    monkeypatch.setitem(table, f"pd_op.{name}", wrong(table[f"pd_op.{name}"]))
+    with pytest.raises(SecondDerivativeError, match=r"the (gradient|derivative) of"):
+        check(deep(layer), *batch_of(VECTORS))

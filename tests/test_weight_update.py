@@ -9,7 +9,7 @@ import pytest
 from benchmarks.participant import participant
 
 from dlg.participant import networks
-from dlg.participant.defenses import distortion
+from dlg.defenses import distortion
 from dlg.errors import InputError
 from dlg.participant.weight_update import from_update, local_update
 

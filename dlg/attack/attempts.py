@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from dlg.attack.deadline import Deadline
+from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.strategy import Strategy
 from dlg.errors import TimeLimitReachedError
@@ -111,7 +112,7 @@ class Attempts:
                 if not math.isfinite(start.loss):
                     continue
                 best = self.best if self.started else None
-                attempt = Attempt(start, options, self._strategy.objective.floor, best, display)
+                attempt = Attempt(start, options, self._strategy.objective, best, display)
                 self.started.append(attempt)
                 if restart == 0:
                     attempt.write_snapshots(self._folder)
@@ -138,8 +139,9 @@ class Attempt:
         Where it starts.
     options : AttackOptions
         Its iterations, and how often it takes a snapshot.
-    floor : float
-        The loss at which the gradients agree to float32's rounding.
+    objective : Objective
+        Its floor is the loss at which the gradients agree to float32's rounding;
+        its layout says what is shown as pictures.
     best : Attempt or None
         The best start before it.
     display : _Display
@@ -158,13 +160,13 @@ class Attempt:
     """
 
     def __init__(
-        self, start: DummyBatch, options: AttackOptions, floor: float, best: Attempt | None, display: _Display
+        self, start: DummyBatch, options: AttackOptions, objective: Objective, best: Attempt | None, display: _Display
     ) -> None:
         self.iteration = 0
         self.last = start
         self.ended = ""
         self.losses: dict[int, float] = {}
-        self._options, self._floor, self._best, self._display = options, floor, best, display
+        self._options, self._objective, self._best, self._display = options, objective, best, display
         # The last iteration that every run reports, and its dummy batch. A divergent attack ends there.
         self._reproducible = 0, start
         self._snapshots: dict[int, _Snapshot] = {}
@@ -185,7 +187,7 @@ class Attempt:
             return False
         self._reproducible = iteration, dummy
         self.losses[iteration] = dummy.loss
-        if dummy.loss <= self._floor:
+        if dummy.loss <= self._objective.floor:
             self.ended = "floor"
         elif self._is_hopeless(iteration, dummy.loss):
             self.ended = "abandoned"
@@ -227,10 +229,14 @@ class Attempt:
     def _snapshot(self) -> None:
         if self.iteration in self._snapshots:
             return
-        self._snapshots[self.iteration] = _Snapshot(self.last.loss, pictures(self.last.values[0]))
+        self._snapshots[self.iteration] = _Snapshot(self.last.loss, self._pictures())
         if self._folder is not None:
             self._write(self.iteration)
         self._display.show(self.iteration, self.last.loss)
+
+    def _pictures(self) -> np.ndarray | None:
+        shown = self._objective.layout.picture(self.last.values[0])
+        return None if shown is None else pictures(shown)
 
     def _write(self, iteration: int) -> None:
         if self._folder is not None:

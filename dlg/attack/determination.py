@@ -8,12 +8,14 @@ w = v − z, is open, and E ‖w‖² is the number of open dimensions for v ~ N
 the data's size less the rank of J. Products with JᵀJ that do not suffice leave
 some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
-their rounding.
+their rounding. Where a defence hides more than rounding does, the projection is
+damped, so that directions which move the gradients by less than that are open.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +23,7 @@ import numpy as np
 from dlg import random_streams
 from dlg.attack.losses import gradient_matching_divisor
 from dlg.attack.objective import FEATURES, SHARED, Objective
+from dlg.defense_knowledge import NOTHING
 
 # How many products with JᵀJ the projection takes. LeNet with one image took 0.5 s.
 _PRODUCTS = 150
@@ -60,57 +63,95 @@ class OpenPart:
         """How many numbers of the batch the gradients determine."""
         return self.size - self.dimensions
 
+    def with_unseen(self, count: int) -> OpenPart:
+        """The same for a batch that has so many more numbers, on which no gradient depends."""
+        return OpenPart(self.size + count, self.dimensions + count, self.unseen + count)
+
 
 def open_part(
-    objective: Objective, data: np.ndarray, mismatch: float, value_range: tuple[float, float] | None
+    objective: Objective, values: Sequence[np.ndarray], mismatch: float, value_range: tuple[float, float] | None
 ) -> OpenPart:
     """Estimate what of a batch its gradients leave open.
 
     Parameters
     ----------
     objective : Objective
-        In float64, by the l2 distance, with fixed labels.
-    data : ndarray, (B, ...), float64
-        The answer, whose gradients match the shared ones.
+        In float64, by the l2 distance.
+    values : sequence of ndarray, float64
+        The answer, whose gradients match the shared ones: the data, (B, ...),
+        and, unless the objective's labels are fixed, labels that are real
+        numbers. They are then part of what may be open.
     mismatch : float
         How far its gradients are from the shared ones, relative to their size.
         What moves them by less than a few times this is not seen.
     value_range : tuple of float, optional
         The range of the data, from 0 to 1 where it is not known.
     """
-    jacobian = _Jacobian(objective, data)
-    change = random_streams.probe().standard_normal(data.shape)
-    left = change - _projection(jacobian, change)
     low, high = value_range or (0.0, 1.0)
+    rounding = max(mismatch, float(np.finfo(np.float32).eps))
+    seen_from, visible, damping = _UNSEEN * rounding, _VISIBLE * (high - low), 0.0
+    jacobian = _Jacobian(objective, values, high - low, rounding)
+    if objective.knowledge != NOTHING:
+        # What a defence hides is independent in each entry, so each direction of the data is known to within that over
+        # its singular value. The errors of all directions add up, so each may have one dimension's share of a picture.
+        seen_from = rounding * math.sqrt(jacobian.size / jacobian.count)
+        damping = (rounding / visible) ** 2
+    change = random_streams.probe().standard_normal(jacobian.size)
+    left = change - _projection(jacobian, change, damping)
     length = float(np.sqrt(np.mean(left**2)))
-    moved = jacobian.relative_size(left) * _VISIBLE * (high - low) / max(length, _TINY)
+    moved = jacobian.relative_size(left) * visible / max(length, _TINY)
     unseen = int(np.sum(left == change))
-    if moved > _UNSEEN * max(mismatch, float(np.finfo(np.float32).eps)):
-        return OpenPart(data.size, unseen, unseen)
-    return OpenPart(data.size, max(round(float(np.sum(left**2))), unseen), unseen)
+    if moved > seen_from:
+        return OpenPart(jacobian.size, unseen, unseen)
+    # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
+    open_dimensions = min(max(round(float(np.sum(left**2))), unseen, 1), jacobian.size)
+    return OpenPart(jacobian.size, open_dimensions, unseen)
 
 
 class _Jacobian:
-    """J at a point, each gradient relative to its size."""
+    """J at a point, each gradient relative to its size, and labels by their size where the data are by their range.
 
-    def __init__(self, objective: Objective, data: np.ndarray) -> None:
-        self._objective, self._data = objective, data
+    An entry of which a defence hides more than rounding does counts by as much less.
+
+    Attributes
+    ----------
+    size : int
+        How many numbers the values have.
+    count : int
+        How many entries the gradients have.
+    """
+
+    def __init__(self, objective: Objective, values: Sequence[np.ndarray], width: float, rounding: float) -> None:
+        self._objective, self._values = objective, values
+        sizes = [float(np.sqrt(np.mean(label**2))) or 1.0 for label in values[1:]]
+        self._units = [1.0, *(size / width for size in sizes)]
+        self.size = sum(value.size for value in values)
         self._fetched = list(objective.dummy_gradients.values())
         if objective.features is not None:
             self._fetched.append(objective.features)
-        self._outputs = self._outputs_at(data)
+        self._outputs = self._outputs_at(values)
         gradients = self._outputs[: len(objective.dummy_gradients)]
-        self._weights = [np.sqrt(g.size) / max(float(np.linalg.norm(g)), _TINY) for g in gradients]
-        self._divisors = [gradient_matching_divisor(g.size, len(data)) for g in gradients]
-        self._count = sum(gradient.size for gradient in gradients)
+        scales = [np.sqrt(g.size) / max(float(np.linalg.norm(g)), _TINY) for g in gradients]
+        self._weights = [
+            scale * (rounding / np.maximum(rounding, scale * hidden))
+            for scale, hidden in zip(scales, _hidden(objective), strict=True)
+        ]
+        self._divisors = [gradient_matching_divisor(g.size, len(values[0])) for g in gradients]
+        self.count = sum(gradient.size for gradient in gradients)
 
-    def _outputs_at(self, data: np.ndarray) -> list[np.ndarray]:
-        return [np.asarray(output) for output in self._objective.evaluate([data], self._fetched)]
+    def _outputs_at(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.asarray(output) for output in self._objective.evaluate(values, self._fetched)]
+
+    def _moved(self, change: np.ndarray) -> list[np.ndarray]:
+        """The values plus a change, all of them in one vector."""
+        ends = np.cumsum([value.size for value in self._values])[:-1]
+        changes = zip(self._values, self._units, np.split(change, ends))
+        return [value + unit * part.reshape(value.shape) for value, unit, part in changes]
 
     def product(self, direction: np.ndarray) -> list[np.ndarray]:
         """J times a direction, by a forward difference."""
         size = _DIFFERENCE / max(float(np.abs(direction).max()), _TINY)
-        moved = self._outputs_at(self._data + size * direction)
+        moved = self._outputs_at(self._moved(size * direction))
         return [w * (after - before) / size for w, after, before in zip(self._weights, moved, self._outputs)]
 
     def transposed_product(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
@@ -124,23 +165,32 @@ class _Jacobian:
         }
         if self._objective.features is not None:
             targets[FEATURES] = self._outputs[-1]
-        (gradient,) = self._objective.evaluate([self._data], self._objective.gradients, targets)
-        return np.asarray(gradient) * norm
+        targets |= self._objective.no_bounds
+        gradients = self._objective.evaluate(self._values, self._objective.gradients, targets)
+        return np.concatenate([unit * np.ravel(g) for unit, g in zip(self._units, gradients)]) * norm
 
     def relative_size(self, direction: np.ndarray) -> float:
         """The root mean square of J times a direction: by what part of its size a gradient moves."""
-        return float(np.sqrt(sum(np.sum(vector**2) for vector in self.product(direction)) / self._count))
+        return float(np.sqrt(sum(np.sum(vector**2) for vector in self.product(direction)) / self.count))
 
 
-def _projection(jacobian: _Jacobian, change: np.ndarray) -> np.ndarray:
-    """What of a change the gradients see, by conjugate gradients."""
+def _hidden(objective: Objective) -> list[np.ndarray]:
+    """How much of each entry of the gradients a known defence hides, as a standard deviation."""
+    if objective.differences_within is None:
+        return [np.array(objective.knowledge.noise)] * len(objective.dummy_gradients)
+    # Of a number that may be anywhere within its bounds.
+    return [(within.highest - within.lowest) / math.sqrt(12) for within in objective.differences_within]
+
+
+def _projection(jacobian: _Jacobian, change: np.ndarray, damping: float) -> np.ndarray:
+    """What of a change the gradients see, by conjugate gradients on (JᵀJ + damping) z = JᵀJ v."""
     remainder = jacobian.transposed_product(jacobian.product(change))
     solution, direction = np.zeros_like(change), remainder
     square = first_square = float(np.sum(remainder**2))
     for _ in range(_PRODUCTS):
         if square <= _ACCURACY**2 * first_square:
             break
-        image = jacobian.transposed_product(jacobian.product(direction))
+        image = jacobian.transposed_product(jacobian.product(direction)) + damping * direction
         curvature = float(np.sum(direction * image))
         if not curvature > 0:
             break

@@ -46,6 +46,34 @@ def gradient_matching_loss(
     return functools.reduce(operator.add, differences) * float(batch_size**2)
 
 
+def outside_of_bounds(difference: Value, below: Value, above: Value, pull: float) -> Value:
+    """How far a gradient is outside of the bounds that a defence leaves it, with a weak pull inside of them.
+
+    With z the gradient's difference from the shared one, which lies from `below`
+    to `above` if the gradient is the true one, this is z less (1 − p) times the
+    number from `below` to `above` that is nearest to z: p z within the bounds,
+    and the distance from them, nearly, outside. The pull p decides where bounds
+    alone leave the batch open.
+
+    Parameters
+    ----------
+    difference : Value, any shape
+        z.
+    below, above : Value, of the same shape
+        Both are 0 where the defence left an entry as it is; the result is then z.
+    pull : float
+        p, over 0 and at most 1.
+    """
+    inside = paddle.logical_and(difference > below, difference < above)
+    inside = paddle.cast(inside, difference.dtype)
+    bound = paddle.minimum(paddle.maximum(difference, below), above)
+    for constant in (inside, bound):
+        constant.stop_gradient = True
+    share = paddle.full([], 1 - pull, difference.dtype)
+    one = paddle.full([], 1, difference.dtype)
+    return difference - share * (inside * difference + (one - inside) * bound)
+
+
 def gradient_matching_divisor(size: int, batch_size: int) -> float:
     """The number n / (2 B²): of a parameter with n elements, ∂D/∂∇W' is (∇W' − ∇W) divided by it."""
     return size / (2 * batch_size**2)

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 from paddle.base.libpaddle import pir
 
-from dlg.attack.dummies import make_dummies
+from dlg.attack.dummies import Dummies, fed_label, make_dummies
+from dlg.attack.features import Layout
 from dlg.attack.losses import (
     cosine_distance,
     gradient_matching_loss,
     loss_of_rounding,
     loss_of_storage,
+    outside_of_bounds,
     total_variation,
 )
-from dlg.attack.parameters import Ties, copy_weights, tie_all
-from dlg.attack.shared_step import LABEL, NetworkCall, SharedStep, first_samples
-from dlg.errors import PrecisionError, ProgramError
+from dlg.attack.parameters import Ties, copy_weights, tie, tie_all
+from dlg.attack.shared_step import NetworkCall, SharedStep, first_samples, input_name
+from dlg.defense_knowledge import NOTHING, Bounds, DefenseKnowledge
+from dlg.errors import InputError, PrecisionError, ProgramError
+from dlg.graph.blocks import Evaluator
+from dlg.graph.convolution_blocks import ConvolutionBlock, convolution_blocks
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
 from dlg.graph.failures import named_failures
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, linear_layers
 from dlg.graph.programs import in_program, traced_execution
 from dlg.graph.unrolling import unrolled_gradients
-from dlg.graph.values import Value, numpy_dtype
+from dlg.graph.values import Value, is_real, numpy_dtype
+from dlg.shared_update import SharedUpdate
 
 # The names under which the program is fed the shared gradients (followed by a number), and features known otherwise.
 SHARED = "shared_gradient_"
 FEATURES = "known_features"
+# The names under which it is fed the bounds of the true gradients, as differences from the shared ones, where a defence
+# leaves bounds.
+BELOW = "lowest_difference_"
+ABOVE = "highest_difference_"
 # The distance between 1 and the next larger number in float32, a unit in the last place.
 _FLOAT32_UNIT = float(np.finfo(np.float32).eps)
 # How far float32's rounding may move a gradient, relative to its size, where the shared gradients and the dummy batch's
@@ -42,6 +54,8 @@ PRECISE_ROUNDING = 32 * _FLOAT32_UNIT
 # An answer explains the shared gradients up to this many times the floor of an objective in float64. A right answer
 # that is not yet exact lies below; the wrong answers measured for LeNet lay at a thousand times the floor and more.
 _NEAR_THE_FLOOR = 300
+# By how many of its standard deviations the sum of squared noise may exceed its mean.
+NOISE_DEVIATIONS = 4
 # The error of storing weights has a known mean square; of a hundred numbers or more, it is not exceeded by this factor.
 STORAGE_MARGIN = 2
 # What messages say of PaddlePaddle.
@@ -64,26 +78,33 @@ class Objective:
         It is fed `dummies` and `constants`, and computes the other values below.
     dummies : list of Value
         What the attack may change: the dummy data, (B, ...), and, unless the
-        labels are fixed, the logits of the dummy label, (B, C).
+        labels are fixed, the dummy label, (B, ...).
     gradients : list of Value
         The loss's gradients with respect to `dummies`.
     loss : Value, ()
         What is minimised: the distance of the gradients, and what the options of
         `build_objective` add to it.
-    label_probability : Value, (B, C)
-        The probability vectors that stand for the label.
+    label_probability : Value, (B, ...)
+        What stands for the label, see `dlg.attack.dummies.Dummies`.
+    label_kind : LabelKind
+        What the label says of a sample.
     dummy_gradients : dict of str to Value
         The dummy batch's gradients ∇W', by the attack's names of the parameters;
         for a weight update, the mean gradients of the simulated local steps.
     layers : list of AffineOps
         The fully connected layers that the network ends in; see
         `dlg.graph.linear_layers.linear_layers`.
+    blocks : list of ConvolutionBlock
+        The convolutions before those layers, where these are the whole network;
+        see `dlg.graph.convolution_blocks.convolution_blocks`.
     features : Value or None, (B, d)
         The input of the last layer, where it is matched too.
     parameters : list of str
         The attack's names of all parameters, in the order of their program.
     trained : dict of str to str
         From the attack's name of each parameter with a gradient to the trained one's.
+    fixed_label : str or None
+        The name under which fixed labels are fed.
     constants : dict of str to ndarray
         What else is fed: the shared gradients ∇W, the labels if they are fixed,
         and zeros for the known features.
@@ -95,11 +116,21 @@ class Objective:
     scope : paddle.static.Scope
         The attack's own copy of the weights.
     executor : paddle.static.Executor
-        What runs the program.
+        What runs programs made of this one.
+    evaluator : Evaluator
+        What computes the program's values.
     notes : list of str
         What the attack takes for granted about this network.
     is_least_squares : bool
         Whether the gradients are compared by the l2 distance, with no prior.
+    layout : Layout
+        How the features lie in the dummy data.
+    tables : dict of str to str
+        From the attack's name of each table that an integer feature is looked up
+        in to the trained one's. Their gradients are not compared, for they
+        depend on the integers.
+    knowledge : DefenseKnowledge
+        What is known of the defence that the shared gradients went through.
     """
 
     program: paddle.static.Program
@@ -107,18 +138,25 @@ class Objective:
     gradients: list[Value]
     loss: Value
     label_probability: Value
+    label_kind: LabelKind
     dummy_gradients: dict[str, Value]
     layers: list[AffineOps]
+    blocks: list[ConvolutionBlock]
     features: Value | None
     parameters: list[str]
     trained: dict[str, str]
+    fixed_label: str | None
     constants: dict[str, np.ndarray]
     floor: float
     explained: float
     scope: paddle.static.Scope
     executor: paddle.static.Executor
+    evaluator: Evaluator
     notes: list[str]
     is_least_squares: bool
+    layout: Layout
+    tables: dict[str, str]
+    knowledge: DefenseKnowledge = NOTHING
 
     @property
     def is_precise(self) -> bool:
@@ -151,17 +189,43 @@ class Objective:
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
         with traced_execution(), named_failures(CANNOT_RUN, self.program):
-            return self.executor.run(self.program, feed=feed, fetch_list=list(fetched), scope=self.scope)
+            return self.evaluator.evaluate(feed, fetched)
+
+    def table_weights(self) -> dict[str, np.ndarray]:
+        """The tables that integer features are looked up in, (V, d), by the attack's names."""
+        return {name: np.array(self.scope.find_var(name).get_tensor()) for name in self.layout.tables}
+
+    def read_elsewhere(self, tokens: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is fed for tokens, by the number of their feature, that the program also reads itself."""
+        fed = {input_name(feature): values for feature, values in tokens.items()}
+        return {
+            name: values.astype(self.constants[name].dtype) for name, values in fed.items() if name in self.constants
+        }
+
+    def is_read_elsewhere(self, feature: int) -> bool:
+        """Whether the program reads the tokens of a feature besides its lookups, as a mask does."""
+        return input_name(feature) in self.constants
+
+    def with_tokens_read_elsewhere(self, tokens: dict[int, np.ndarray]) -> Objective:
+        """The same objective with these tokens where the program reads them besides its lookups."""
+        return dataclasses.replace(self, constants=self.constants | self.read_elsewhere(tokens))
 
     def explains(self, loss: float) -> bool:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
         return loss <= self.explained
 
+    def gradient_matching_loss_at(self, values: Sequence[np.ndarray]) -> float:
+        """The l2 distance of all gradients at a dummy batch, without what the loss may hold besides."""
+        dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
+        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(dummy_gradients))]
+        batch_size: int = self.label_probability.shape[0]
+        return float(gradient_matching_loss([np.asarray(ours) for ours in dummy_gradients], shared, batch_size))
+
     def gradient_scale_at(self, values: Sequence[np.ndarray]) -> float:
         """The factor s for which the shared gradients are nearest to s ∇W', all parameters together."""
         dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
-        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(dummy_gradients))]
-        product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in zip(dummy_gradients, shared))
+        pairs = zip(dummy_gradients, self.shared_gradients)
+        product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in pairs)
         square = sum(float(np.sum(ours * ours, dtype=np.float64)) for ours in dummy_gradients)
         return product / square if square else 1.0
 
@@ -169,22 +233,45 @@ class Objective:
         """The same objective for shared gradients that are this many times the network's own."""
         if scale == 1:
             return self
-        divided = {name: value / scale for name, value in self.constants.items() if name.startswith(SHARED)}
+        scaled = (SHARED, BELOW, ABOVE)
+        divided = {name: value / scale for name, value in self.constants.items() if name.startswith(scaled)}
         return dataclasses.replace(
             self,
             constants=self.constants | divided,
             floor=self.floor / scale**2,
             explained=self.explained / scale**2,
+            knowledge=dataclasses.replace(self.knowledge, noise=self.knowledge.noise / scale),
         )
 
+    @property
+    def shared_gradients(self) -> list[np.ndarray]:
+        """∇W, in the order of `dummy_gradients`."""
+        return [self.constants[f"{SHARED}{index}"] for index in range(len(self.dummy_gradients))]
+
+    @property
+    def differences_within(self) -> list[Bounds] | None:
+        """Between what the true gradients' differences from ∇W lie, in the order of `dummy_gradients`.
+
+        None where the defence leaves no bounds.
+        """
+        if self.knowledge.bounds is None:
+            return None
+        count = len(self.dummy_gradients)
+        return [Bounds(self.constants[f"{BELOW}{n}"], self.constants[f"{ABOVE}{n}"]) for n in range(count)]
+
+    @property
+    def no_bounds(self) -> dict[str, np.ndarray]:
+        """What is fed for the loss to be that of gradients without bounds."""
+        bounds = (BELOW, ABOVE)
+        return {name: np.zeros_like(value) for name, value in self.constants.items() if name.startswith(bounds)}
+
     def with_labels(self, labels: np.ndarray) -> Objective:
-        """The same objective with other labels, (B,), int64. It must have been built with fixed labels."""
-        before = self.constants[LABEL]
-        if np.issubdtype(before.dtype, np.floating):
-            fed = np.eye(before.shape[1], dtype=before.dtype)[labels]
-        else:
-            fed = labels.reshape(before.shape).astype(before.dtype)
-        return dataclasses.replace(self, constants=self.constants | {LABEL: fed})
+        """The same objective with other labels, see `make_dummies`. It must have been built with fixed labels."""
+        if self.fixed_label is None:
+            raise ValueError("this objective optimises its labels, expected one with fixed labels")
+        before = self.constants[self.fixed_label]
+        fed = fed_label(labels, before.shape, before.dtype.name, self.label_kind)
+        return dataclasses.replace(self, constants=self.constants | {self.fixed_label: fed})
 
 
 def build_objective(
@@ -206,9 +293,9 @@ def build_objective(
     ----------
     step : SharedStep
         The network and its gradients.
-    fixed_label : ndarray, shape (B,), int64, optional
-        Labels to take for granted. By default the label is optimised along with
-        the data.
+    fixed_label : ndarray, shape (B, ...), optional
+        Labels to take for granted, see `dlg.attack.dummies.make_dummies`. By
+        default the label is optimised along with the data.
     dtype : str, optional
         The floating-point type to build the program in; by default the
         network's own.
@@ -240,56 +327,85 @@ def build_objective(
         # Step 2: the dummy data and the dummy label.
         call = step.call(dtype)
         layers = linear_layers(call.prediction)
+        blocks = convolution_blocks(layers[0], call.data) if layers else []
+        # Their names are read here, for a parameter that nothing uses is removed with all that is not needed.
+        parameters = [parameter.name for parameter in call.parameters]
         dummies = make_dummies(call, fixed_label)
         # Step 3: the dummy batch's gradients, ∇W'.
-        seen_probability = _probability_of_seen(call, dummies.label_probability)
+        seen_label = _label_of_seen(call, dummies)
+        tables = _tied_tables(call, step, same_dtype=dtype is None)
         first = first_gradients(
             call.loss,
-            call.trainable,
+            [parameter for parameter in call.trainable if parameter.name not in tables],
             list(dummies.optimised.values()),
             label=call.seen_label,
-            label_probability=seen_probability,
-            label_is_fed=fixed_label is not None,
+            label_probability=seen_label,
+            label_is_fed=call.label.name in dummies.constants,
         )
-        ties = tie_all(call.parameters, first.parameters, step.trained, step.gradients, same_dtype=dtype is None)
+        compared = {name: gradient for name, gradient in step.gradients.items() if name not in tables.values()}
+        ties = tie_all(call.parameters, first.parameters, step.trained, compared, same_dtype=dtype is None)
         if step.local_steps is not None:
-            labels = [(call.label, call.seen_label), (dummies.label_probability, seen_probability)]
-            batch = [(call.data, call.seen_data), *labels]
-            first = unrolled_gradients(first, step.local_steps, list(dummies.optimised.values()), batch)
+            first = _unrolled(first, step.local_steps, ties, call, dummies, seen_label)
+        first = first.of(ties.gradients)
+        notes = [*first.notes, *call.notes, *_notes(ties, call, tables)]
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
         loss, constants = _compare(first, ties, step, distance)
         if tv:
-            loss = loss + tv * total_variation(call.data)
+            loss = loss + tv * total_variation(_picture(call))
         features = [layers[-1].inputs] if match_features and layers else []
         if features:
             mismatch, known_features = _feature_mismatch(features[0])
             loss, constants = loss + mismatch, constants | known_features
-        second = second_gradients(
-            loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label_probability]
-        )
+        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label])
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
-    floor, explained = known_floor(step, distance, tv, dtype)
+    floor, explained = known_floor(step, compared, distance, tv, dtype)
+    scope = copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype, step.weights)
+    executor = paddle.static.Executor(step.place)
     return Objective(
         program=program,
         dummies=list(dummies.optimised.values()),
         gradients=second.gradients,
         loss=second.loss,
-        label_probability=dummies.label_probability,
+        label_probability=dummies.label,
+        label_kind=call.label_kind,
         dummy_gradients=dict(zip(ties.gradients, dummy_gradients)),
         layers=layers,
+        blocks=blocks,
         features=features[0] if features else None,
-        parameters=[parameter.name for parameter in call.parameters],
+        parameters=parameters,
         trained=ties.gradients,
-        constants=dummies.constants | constants,
+        fixed_label=next(iter(dummies.constants), None),
+        constants=dummies.constants | call.constants | constants,
         floor=floor,
         explained=explained,
-        scope=copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype, step.weights),
-        executor=paddle.static.Executor(step.place),
-        notes=first.notes,
+        scope=scope,
+        executor=executor,
+        evaluator=Evaluator(executor, scope),
+        notes=notes,
         is_least_squares=distance == "l2" and not tv,
+        layout=call.layout,
+        tables=tables,
+        knowledge=step.knowledge,
     )
+
+
+def _tied_tables(call: NetworkCall, step: SharedStep, *, same_dtype: bool) -> dict[str, str]:
+    """The trained name of each trainable table that an integer feature is looked up in, by the attack's name."""
+    if not call.layout.rows:
+        return {}
+    names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=same_dtype)
+    return {name: names[name] for name in call.layout.tables if name in names}
+
+
+def _picture(call: NetworkCall) -> Value:
+    """The values of the program that are shown as pictures; all of the dummy data where there are none."""
+    part = call.layout.picture_part
+    if call.layout.is_single or part is None:
+        return call.data
+    shape = call.layout.shapes[part.feature]
+    return paddle.reshape(call.data[:, part.start : part.stop], [call.data.shape[0], *shape])
 
 
 def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
@@ -313,24 +429,75 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     return objective
 
 
-def _probability_of_seen(call: NetworkCall, probability: Value) -> Value:
-    """The labels' probability vectors of the samples that the network was called on, before its ops."""
-    pir.set_insertion_point_after(probability.get_defining_op())
-    seen = first_samples(probability, call.seen_data.shape[0])
+def _label_of_seen(call: NetworkCall, dummies: Dummies) -> Value:
+    """What stands for the label of the samples that the network was called on, before its ops."""
+    pir.set_insertion_point_after(dummies.label.get_defining_op())
+    seen = first_samples(dummies.label, call.seen_label.shape[0])
     pir.reset_insertion_point_to_end()
     return seen
 
 
+def _unrolled(
+    first: FirstGradients, rule: SharedUpdate, ties: Ties, call: NetworkCall, dummies: Dummies, seen_label: Value
+) -> FirstGradients:
+    """The mean gradients of local steps, from those of the first one."""
+    unknown = [parameter.name for parameter in first.parameters if parameter.name not in ties.gradients]
+    if unknown:
+        raise InputError(
+            f"the update does not have {unknown[0]!r}, which the local steps changed; give the weights of all trainable"
+            " parameters before and after them"
+        )
+    # A real label is the dummy label itself.
+    whole_label = dummies.label if is_real(call.label) else call.label
+    batch = [(call.data, call.seen_data), (whole_label, call.seen_label), (dummies.label, seen_label)]
+    return unrolled_gradients(first, rule, list(dummies.optimised.values()), batch)
+
+
+def _notes(ties: Ties, call: NetworkCall, tables: Mapping[str, str]) -> list[str]:
+    """Says where some gradients were not shared, and where labels belong to positions."""
+    notes = []
+    shared = len(ties.gradients)
+    trainable = sum(parameter.name not in tables for parameter in call.trainable)
+    if shared < trainable:
+        notes.append(f"gradients: those of {shared} of {trainable} trainable parameters were shared, and are matched")
+    positions = call.label_shape[1:-1]
+    if call.label_kind is LabelKind.CLASS and positions:
+        notes.append(
+            f"labels: one class for each of {math.prod(positions)} positions; where the network treats positions alike,"
+            " the gradients do not tell their order"
+        )
+    return notes
+
+
 def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:
     """The distance of the dummy batch's gradients from the shared ones, and what is fed for the shared ones."""
-    variables, constants = [], {}
+    variables: list[Value] = []
+    constants: dict[str, np.ndarray] = {}
     for number, (parameter, gradient) in enumerate(zip(first.parameters, first.gradients)):
         name = f"{SHARED}{number}"
         variables.append(paddle.static.data(name, gradient.shape, gradient.dtype))
         constants[name] = step.gradients[ties.gradients[parameter.name]].astype(numpy_dtype(gradient))
+    if step.knowledge.bounds is not None:
+        first, bounds = _within_bounds(first, variables, constants, step.knowledge)
+        constants |= bounds
     if distance == "cosine":
         return cosine_distance(first.gradients, variables), constants
     return gradient_matching_loss(first.gradients, variables, step.batch_size), constants
+
+
+def _within_bounds(
+    first: FirstGradients, shared: Sequence[Value], constants: dict[str, np.ndarray], knowledge: DefenseKnowledge
+) -> tuple[FirstGradients, dict[str, np.ndarray]]:
+    """The dummy batch's gradients less what a defence hides of them, and what is fed for the bounds."""
+    gradients, fed = [], {}
+    for number, (gradient, variable) in enumerate(zip(first.gradients, shared)):
+        value = constants[f"{SHARED}{number}"]
+        lowest, highest = knowledge.bounds_of(value)
+        fed[f"{BELOW}{number}"], fed[f"{ABOVE}{number}"] = lowest - value, highest - value
+        below, above = (paddle.static.data(f"{name}{number}", value.shape, gradient.dtype) for name in (BELOW, ABOVE))
+        outside = outside_of_bounds(gradient - variable, below, above, knowledge.pull)
+        gradients.append(variable + outside)
+    return dataclasses.replace(first, gradients=gradients), fed
 
 
 def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
@@ -340,14 +507,37 @@ def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
     return paddle.mean(paddle.square(features - known)), constants
 
 
-def known_floor(step: SharedStep, distance: str, tv: float, dtype: str | None) -> tuple[float, float]:
-    """The `floor` of a step's objective, and its `explained`, see `build_objective` for the arguments."""
+def known_floor(
+    step: SharedStep, compared: Mapping[str, np.ndarray], distance: str, tv: float, dtype: str | None
+) -> tuple[float, float]:
+    """An objective's `floor`, and its `explained`, the loss up to which an answer explains the compared gradients."""
     if tv:
         # The total variation of the right answer is not zero, so nothing is known about its loss.
         return 0.0, 0.0
     rounding = PRECISE_ROUNDING if dtype == "float64" else _ROUNDING
-    gradients = list(step.gradients.values())
-    floor = loss_of_rounding(distance, gradients, step.batch_size, rounding)
-    storage = STORAGE_MARGIN * loss_of_storage(distance, gradients, step.batch_size, step.storage_variances)
+    gradients, variances = list(compared.values()), dict(zip(step.gradients, step.storage_variances))
+    rounded = loss_of_rounding(distance, gradients, step.batch_size, rounding)
+    stored = [variances[name] for name in compared]
+    storage = STORAGE_MARGIN * loss_of_storage(distance, gradients, step.batch_size, stored)
+    floor = rounded + storage
     # The last factor makes it the same loss in both precisions.
-    return floor + storage, floor * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2 + storage
+    explained = rounded * _NEAR_THE_FLOOR * (PRECISE_ROUNDING / rounding) ** 2 + storage
+    if distance == "l2":
+        return floor, explained + loss_left_by(step.knowledge, gradients, step.batch_size)
+    return floor, explained
+
+
+def loss_left_by(knowledge: DefenseKnowledge, shared_gradients: Sequence[np.ndarray], batch_size: int) -> float:
+    """The largest gradient-matching loss that a known defence leaves the right answer.
+
+    Noise of the standard deviation σ leaves B² σ² for each parameter in the
+    mean, and exceeds it by four standard deviations hardly ever. Bounds leave
+    what the pull towards the shared gradients may win against them.
+    """
+    counts = np.array([gradient.size for gradient in shared_gradients])
+    noise = knowledge.noise**2 * (len(counts) + NOISE_DEVIATIONS * np.sqrt(np.sum(2 / counts)))
+    bounds = 0.0
+    if knowledge.bounds is not None:
+        halves = [(b.highest - b.lowest) / 2 for b in map(knowledge.bounds_of, shared_gradients)]
+        bounds = knowledge.pull**2 * sum(float(np.mean(np.square(half, dtype=np.float64))) for half in halves)
+    return float(batch_size**2 * (noise + bounds))

@@ -7,7 +7,7 @@ there may get other names, so equal names alone do not tie parameters together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,10 +36,10 @@ class Ties:
     Attributes
     ----------
     gradients : dict of str to str
-        From the attack's name to the trained one's, for the parameters that have
-        a gradient.
+        From the attack's name to the trained one's, for the parameters whose
+        gradients were shared.
     weights : dict of str to str
-        The same for all parameters, those without a gradient last.
+        The same for all parameters.
     """
 
     gradients: dict[str, str]
@@ -53,8 +53,8 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
     ----------
     origin_grad : sequence of ndarray, mapping of str to ndarray, or sequence of pairs
         The gradients in the order of `trained`, or by name, or as pairs of a
-        parameter, or its name, and its gradient. None stands for a parameter
-        that has no gradient.
+        parameter, or its name, and its gradient. None stands for a gradient that
+        was not shared.
     trained : sequence of Value
         The training program's trainable parameters.
 
@@ -158,15 +158,17 @@ def tie_all(
     attacked: Sequence[Value],
     with_gradient: Sequence[Value],
     trained: Sequence[Value],
-    shared: Collection[str],
+    shared: Mapping[str, np.ndarray],
     *,
     same_dtype: bool,
 ) -> Ties:
     """Pair all of the attack's parameters with the trained ones.
 
-    First those that have a gradient are paired, then the others. A parameter
-    without a gradient, such as a buffer or a frozen weight, is part of the model
-    all the same.
+    First the trainable ones are paired, then the others: a buffer or a frozen
+    weight is part of the model all the same. Of the trainable ones, those whose
+    gradients were shared are compared. Where the training program holds other
+    networks' parameters too, those that have a gradient must be those whose
+    gradients were shared.
 
     Parameters
     ----------
@@ -176,22 +178,49 @@ def tie_all(
         Those among them that have a gradient.
     trained : sequence of Value
         The parameters of the training program.
-    shared : collection of str
-        The names of the trained parameters whose gradients were shared.
+    shared : mapping of str to ndarray
+        The shared gradients by the names of the trained parameters.
     same_dtype : bool
         See `tie`.
 
     Raises
     ------
     InputError
-        See `tie`.
+        See `tie`. Also where no shared gradient is one that the network has, or
+        one is not zero for a parameter that its loss does not depend on.
     """
-    gradients = tie(with_gradient, [p for p in trained if p.name in shared], exactly=True, same_dtype=same_dtype)
-    others = [p for p in attacked if p.name not in gradients]
-    remaining = [p for p in trained if p.name not in shared]
+    trainable = [p for p in attacked if p.trainable], [p for p in trained if p.trainable]
+    if len(trainable[0]) == len(trainable[1]):
+        first = tie(*trainable, exactly=True, same_dtype=same_dtype)
+        gradients = _shared_among(first, [p.name for p in with_gradient], shared)
+    else:
+        of_network = [p for p in trained if p.name in shared]
+        first = gradients = tie(with_gradient, of_network, exactly=True, same_dtype=same_dtype)
+    others = [p for p in attacked if p.name not in first]
+    paired = set(first.values())
+    remaining = [p for p in trained if p.name not in paired]
     # Where the names of the first pairs differ, equal names among the others would be chance.
-    names_agree = all(ours == theirs for ours, theirs in gradients.items())
-    return Ties(gradients, gradients | tie(others, remaining, exactly=not names_agree, same_dtype=same_dtype))
+    names_agree = all(ours == theirs for ours, theirs in first.items())
+    return Ties(gradients, first | tie(others, remaining, exactly=not names_agree, same_dtype=same_dtype))
+
+
+def _shared_among(
+    names: Mapping[str, str], with_gradient: Sequence[str], shared: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """Those of the attack's parameters, with the trained ones, that have a gradient and whose gradients were shared."""
+    for ours, theirs in names.items():
+        if ours not in with_gradient and theirs in shared and np.any(shared[theirs]):
+            raise InputError(
+                f"the gradient of {theirs!r} is not zero, but the network's loss does not depend on this parameter;"
+                " give the callable that built the training program"
+            )
+    gradients = {ours: names[ours] for ours in with_gradient if names[ours] in shared}
+    if not gradients:
+        raise InputError(
+            f"origin_grad has {', '.join(shared)}, and the network's loss depends on none of these parameters; give the"
+            " gradients of those that it does depend on"
+        )
+    return gradients
 
 
 def tie(attacked: Sequence[Value], trained: Sequence[Value], *, exactly: bool, same_dtype: bool) -> dict[str, str]:

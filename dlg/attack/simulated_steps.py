@@ -18,7 +18,7 @@ from dlg.graph.values import Value
 from dlg.shared_update import SharedUpdate
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulatedSteps(Objective):
     """The objective of a weight update, for a batch whose labels are known.
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlg.attack.analytic.labels import labels_from_gradients
+from dlg.attack.analytic.labels import labels_from_gradients, rough_gradient_scale
+from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_objective, build_precise_objective, known_floor
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
@@ -17,7 +18,9 @@ from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.simulated_steps import SimulatedSteps
 from dlg.attack.verification import verify
+from dlg.defense_knowledge import NOTHING
 from dlg.errors import LabelError, PrecisionError
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import is_real
 from dlg.options import AUTO, AttackOptions
 from dlg.results.pictures import picture_shape
@@ -51,6 +54,8 @@ class Strategy:
         How many independent starts it has unless an option says otherwise.
     gradient_scale : float
         The factor on the shared gradients that was found and taken out of them.
+    open_part : OpenPart, optional
+        What of the batch the gradients leave open, where the recovery told.
     fallback : str
         Why ``auto`` did not take its strongest attack; empty where it did.
     is_determined : bool
@@ -63,6 +68,7 @@ class Strategy:
     notes: list[str]
     restarts: int
     gradient_scale: float = 1.0
+    open_part: OpenPart | None = None
     fallback: str = ""
     is_determined: bool = False
 
@@ -73,7 +79,7 @@ class _InferredLabels:
 
     Attributes
     ----------
-    labels : ndarray, (B,), int64
+    labels : ndarray, (B,), int64, or (B, ...)
     note : str
         How sure they are.
     """
@@ -116,18 +122,20 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
 
     Least squares, where every sample was read off the gradients, and for a
     small network whose labels are known or are classes. L-BFGS for other small
-    networks, and where each label's minibatch would have to be known. The recipe for deep networks for the rest.
+    networks, and where each label's minibatch would have to be known. The recipe
+    for deep networks for the rest.
     """
     leakage = _leakage(step, options)
     size = sum(gradient.size for gradient in step.gradients.values())
     is_small = size <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
-    labels_are_classes = (leakage is not None and leakage.certain) or not is_real(step.label)
+    labels_are_known = leakage is not None and leakage.certain
+    labels_are_classes = labels_are_known or (not is_real(step.label) and step.label_kind is LabelKind.CLASS)
     labels_can_be_fixed = labels_are_classes and not step.has_minibatches
     if is_small and step.has_minibatches:
         reason = "which minibatch of the local steps has which label is not known"
     elif is_small:
-        reason = "a label may be any mixture of classes"
+        reason = "the labels are not known, and may be any numbers or mixtures of classes"
     else:
         reason = f"the network has {size} trained numbers, and least squares takes too long from {_SMALL_NETWORK} on"
     if (leakage is not None and leakage.is_exact) or (is_small and labels_can_be_fixed):
@@ -154,10 +162,18 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
         learning_rate=ADAM_ENTRY.default_step,
         labels="optimize" if inferred is None else "infer",
         loss="cosine",
-        tv=0.0 if picture_shape(step.feature.shape[1:]) is None else _PRIOR_WEIGHT,
+        tv=_PRIOR_WEIGHT if _has_pictures(step) else 0.0,
     )
     strategy = _from_random_start(ADAM_ENTRY, step, chosen, inferred)
     return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
+
+
+def _has_pictures(step: SharedStep) -> bool:
+    """Whether the first of the features that are real is shown as pictures."""
+    shapes = [feature.shape[1:] for feature in step.features if is_real(feature)]
+    if len(step.features) > 1:
+        shapes = [shape for shape in shapes if len(shape) > 1]
+    return any(picture_shape(shape) is not None for shape in shapes)
 
 
 def _from_random_start(
@@ -174,6 +190,8 @@ def _from_random_start(
         try:
             objective = _objective(entry, step, options, None)
         except LabelError as error:
+            if step.label_kind is not LabelKind.CLASS:
+                raise LabelError(f"{error}; by a label that is read so there is no derivative") from error
             labels = labels_from_gradients(step)
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
             objective = _objective(entry, step, options, labels)
@@ -202,9 +220,14 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
+    if scale == 1 and step.knowledge.is_scaled:
+        scale = rough_gradient_scale(step)
+        objective = objective.with_gradient_scale(scale)
     optimizer = entry.build(objective, options.learning_rate, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
+    if leakage is not None:
+        notes += leakage.findings
     if leakage is not None and found:
         name = _recovery_name(leakage, found, step.batch_size, optimizer)
     if options.range is not None and found < step.batch_size:
@@ -221,7 +244,8 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
         notes.append(f"gradients: {scale:.6g} times those of the network's loss, as the last layers' samples show")
     # Nothing is random where every sample is known.
     restarts = 1 if found == step.batch_size else entry.default_restarts
-    return Strategy(name, objective, optimizer, notes, restarts, scale)
+    open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
+    return Strategy(name, objective, optimizer, notes, restarts, scale, open_part)
 
 
 def _known_batch(
@@ -229,7 +253,7 @@ def _known_batch(
 ) -> Strategy:
     """A batch that was read off an update of several local steps, to be checked by simulating them."""
     verify(step.of_one_local_step(), objective.one_step, value_range=options.range)
-    floor, explained = known_floor(step, "l2", 0.0, "float64")
+    floor, explained = known_floor(step, step.gradients, "l2", 0.0, "float64")
     scale = leakage.gradient_scale
     objective = dataclasses.replace(objective, floor=floor / scale**2, explained=explained / scale**2)
     optimizer = KnownBatch(objective, inputs)
@@ -241,6 +265,8 @@ def _known_batch(
 
 
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
+    if leakage.approximate:
+        return f"closed form from the gradients of {leakage.source}, then {optimizer.description}"
     name = f"exact recovery from the gradients of {leakage.source}"
     return name if found == batch_size else f"{name} ({found} of {batch_size}), the rest by {optimizer.description}"
 
@@ -253,6 +279,7 @@ def _knowledge(leakage: Leakage | None, options: AttackOptions) -> BatchKnowledg
     known = dataclasses.replace(known, scale_is_fitted=leakage.gradient_scale != 1)
     if leakage.inputs is not None:
         return dataclasses.replace(known, inputs=leakage.inputs)
+    known = dataclasses.replace(known, start=leakage.start)
     if leakage.certain:
         return dataclasses.replace(known, features=leakage.features, feature_errors=leakage.feature_errors)
     return known
@@ -265,9 +292,12 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        return find_leakage(step, options.seed, nonnegative=nonnegative)
+        leakage = find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
     except PrecisionError:
         return None
+    # What a defence has changed is no leakage; the attack that knows the defence starts from the labels alone.
+    hidden = step.knowledge != NOTHING and leakage is not None and not leakage.certain
+    return None if hidden else leakage
 
 
 def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from dlg.attack.determination import OpenPart, open_part
+from dlg.attack.dummies import recovered_label
 from dlg.attack.losses import gradient_matching_loss, loss_of_storage
-from dlg.attack.objective import SHARED, STORAGE_MARGIN, Objective, build_precise_objective
+from dlg.attack.objective import (
+    NOISE_DEVIATIONS,
+    STORAGE_MARGIN,
+    Objective,
+    build_precise_objective,
+    loss_left_by,
+)
 from dlg.attack.optimizers import BatchKnowledge, DummyBatch
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy
 from dlg.errors import InputError
-from dlg.graph.values import is_real
-from dlg.options import AUTO, AttackOptions
+from dlg.graph.label_readers import LabelKind
+from dlg.options import AUTO, NO_DEFENSE, AttackOptions
 
 EXPLAINED, UNDETERMINED, FAILED = "explained", "undetermined", "failed"
 # Gradients match where the root of the relative loss is at most this: 17 times what float32's rounding left of LeNet's
@@ -69,12 +77,15 @@ class Verdict:
     rank : int or None
         How many of the batch's numbers the gradients determine, by an estimate.
         None where it was not estimated.
+    gradient_scale : float
+        The factor on the shared gradients at which they match.
     """
 
     kind: str
     reason: str
     mismatch: float
     rank: int | None = None
+    gradient_scale: float = 1.0
 
 
 def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: AttackOptions, ended: str) -> Verdict:
@@ -100,36 +111,54 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
         a time limit, there is no time for a polish, nor for an estimate of the
         rank.
     """
+    judged, scale = strategy.objective, strategy.gradient_scale
+    if scale != 1 or judged.knowledge.is_scaled:
+        # What rounding, or a defence, has left of the factor's error is no mismatch.
+        further = judged.gradient_scale_at(answer.values)
+        judged, scale = judged.with_gradient_scale(further), scale * further
+    verdict = _verdict(step, dataclasses.replace(strategy, gradient_scale=scale), judged, answer, options, ended)
+    return dataclasses.replace(verdict, gradient_scale=scale)
+
+
+def _verdict(
+    step: SharedStep, strategy: Strategy, judged: Objective, answer: DummyBatch, options: AttackOptions, ended: str
+) -> Verdict:
+    """The verdict on an answer, for an objective with the factor that suits it."""
     thorough = ended not in ("interrupted", "time limit")
-    judged = strategy.objective
-    if strategy.gradient_scale != 1:
-        # What rounding has left of the factor's error is no mismatch.
-        judged = judged.with_gradient_scale(judged.gradient_scale_at(answer.values))
-    mismatch = mismatch_at(judged, answer)
-    if not mismatch <= max(MATCHED, storage_mismatch(step)):
+    mismatch = mismatch_at(judged, answer.values)
+    if not _is_match(step, judged, answer.values, mismatch):
         nearly = thorough and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
         return polished or _failed(mismatch, options, ended)
+    kind = strategy.objective.label_kind
     if strategy.is_determined:
         nothing_open = OpenPart(answer.values[0].size, dimensions=0, unseen=0)
-        return _matched(step, mismatch, nothing_open, answer, strategy.gradient_scale, options)
-    objective = _precise_objective(step, strategy.objective, answer) if thorough else None
-    part = (
-        None
-        if objective is None
-        else open_part(objective, answer.values[0].astype(np.float64), mismatch, options.range)
-    )
-    return _matched(step, mismatch, part, answer, strategy.gradient_scale, options)
+        return _matched(step, mismatch, nothing_open, answer, kind, strategy.gradient_scale, options)
+    if strategy.open_part is not None:
+        return _matched(step, mismatch, strategy.open_part, answer, kind, strategy.gradient_scale, options)
+    objective = _precise_objective(step, judged, answer) if thorough else None
+    if objective is None:
+        return _matched(step, mismatch, None, answer, kind, strategy.gradient_scale, options)
+    values = _values(objective, answer)
+    if kind is not LabelKind.VALUE and len(answer.values) > 1 and not _matches(step, objective, values):
+        # Only mixtures of labels match, and no label is one.
+        return _polished_verdict(step, strategy, answer, mismatch, options) or _mixed(mismatch)
+    part = open_part(objective, values, mismatch, options.range)
+    if kind is LabelKind.VALUE and objective.fixed_label:
+        part = part.with_unseen(answer.label_probability.size)
+    return _matched(step, mismatch, part, answer, kind, strategy.gradient_scale, options)
 
 
-def mismatch_at(objective: Objective, batch: DummyBatch) -> float:
-    """The mismatch of a whole network's gradients at a batch, see `Verdict`."""
-    gradients = objective.evaluate(batch.values, list(objective.dummy_gradients.values()))
+def mismatch_at(objective: Objective, values: Sequence[np.ndarray]) -> float:
+    """The mismatch of a whole network's gradients at the values of a dummy batch, see `Verdict`."""
+    gradients = objective.evaluate(values, list(objective.dummy_gradients.values()))
     ours = [np.asarray(gradient, np.float64) for gradient in gradients]
-    theirs = [np.asarray(objective.constants[f"{SHARED}{index}"], np.float64) for index in range(len(ours))]
-    nothing = [np.zeros_like(gradient) for gradient in theirs]
-    loss = float(gradient_matching_loss(ours, theirs, len(batch.label_probability)))
-    largest = float(gradient_matching_loss(nothing, theirs, len(batch.label_probability)))
+    theirs = [np.asarray(gradient, np.float64) for gradient in objective.shared_gradients]
+    if (bounds := objective.differences_within) is not None:
+        # What a known defence hides of a gradient is no mismatch.
+        theirs = [shared + np.clip(each - shared, *within) for each, shared, within in zip(ours, theirs, bounds)]
+    loss = float(gradient_matching_loss(ours, theirs, len(values[0])))
+    largest = _loss_of_nothing(objective, len(values[0]))
     return float(np.sqrt(loss / largest)) if largest else np.inf
 
 
@@ -141,17 +170,59 @@ def storage_mismatch(step: SharedStep) -> float:
     return float(np.sqrt(STORAGE_MARGIN * stored / largest))
 
 
+def _loss_of_nothing(objective: Objective, batch_size: int) -> float:
+    """The gradient-matching loss of gradients of zero."""
+    shared = [np.asarray(gradient, np.float64) for gradient in objective.shared_gradients]
+    return float(gradient_matching_loss([np.zeros_like(each) for each in shared], shared, batch_size))
+
+
+def _matches(step: SharedStep, objective: Objective, values: Sequence[np.ndarray]) -> bool:
+    """Whether a whole network's gradients match the shared ones, up to rounding, storage and a known defence."""
+    return _is_match(step, objective, values, mismatch_at(objective, values))
+
+
+def _is_match(step: SharedStep, objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
+    """Whether a mismatch at these values is a match, see `_matches`."""
+    return mismatch <= max(MATCHED, storage_mismatch(step)) or _is_left_by_defense(objective, values, mismatch)
+
+
+def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
+    """Whether a mismatch is no larger than a known defence may leave the right answer."""
+    noise = objective.knowledge.noise
+    if noise:
+        gradients = objective.evaluate(values, list(objective.dummy_gradients.values()))
+        squares = [float(np.sum((g - s) ** 2)) for g, s in zip(gradients, objective.shared_gradients)]
+        count = sum(gradient.size for gradient in objective.shared_gradients)
+        return sum(squares) <= noise**2 * (count + NOISE_DEVIATIONS * np.sqrt(2 * count))
+    batch_size = len(values[0])
+    left = loss_left_by(objective.knowledge, objective.shared_gradients, batch_size)
+    return mismatch**2 * _loss_of_nothing(objective, batch_size) <= left
+
+
 def _precise_objective(step: SharedStep, objective: Objective, answer: DummyBatch) -> Objective | None:
-    """The objective in float64 by the l2 distance with the answer's labels fixed. None where it takes too long."""
+    """The objective in float64 by the l2 distance. None where it takes too long, or the label may be any mixture.
+
+    Labels are fixed to the answer's unless they are real numbers: those are as
+    open as the data. Where the gradients have no derivative by them, as under
+    absolute differences, they stay fixed.
+    """
     small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
-    if objective.is_precise and objective.is_least_squares and len(objective.dummies) == 1:
+    is_value = objective.label_kind is LabelKind.VALUE
+    if objective.is_precise and objective.is_least_squares and (objective.fixed_label is None) is is_value:
         return objective
-    if not small or is_real(step.label):
+    if not small or objective.label_kind is LabelKind.PROBABILITY:
         return None
+    labels = None if is_value else recovered_label(objective.label_kind, answer.label_probability)
     try:
-        return build_precise_objective(step, fixed_label=answer.label_probability.argmax(axis=1))
+        return build_precise_objective(step, fixed_label=labels)
     except InputError:
-        return None
+        return objective if is_value and objective.is_precise and objective.is_least_squares else None
+
+
+def _values(objective: Objective, answer: DummyBatch) -> list[np.ndarray]:
+    """What an objective in float64 is fed for an answer."""
+    label = [] if objective.fixed_label else [answer.label_probability]
+    return [value.astype(np.float64) for value in (answer.values[0], *label)]
 
 
 def _polished_verdict(
@@ -160,13 +231,13 @@ def _polished_verdict(
     """The verdict on what least squares makes of an answer, said of the answer; None where that does not match."""
     objective = _precise_objective(step, strategy.objective, answer)
     # Least squares has ended where it could not go on.
-    if objective is None or isinstance(strategy.optimizer, LevenbergMarquardt):
+    if objective is None or objective.fixed_label is None or isinstance(strategy.optimizer, LevenbergMarquardt):
         return None
     polished = _polish(objective, answer, options)
-    if not (reached := mismatch_at(objective, polished)) <= MATCHED:
+    if not (reached := mismatch_at(objective, polished.values)) <= MATCHED:
         return None
-    part = open_part(objective, polished.values[0], reached, options.range)
-    verdict = _matched(step, reached, part, polished, strategy.gradient_scale, options)
+    part = open_part(objective, polished.values, reached, options.range)
+    verdict = _matched(step, reached, part, polished, objective.label_kind, strategy.gradient_scale, options)
     low, high = options.range or (0.0, 1.0)
     error = float(np.mean((polished.values[0] - answer.values[0]) ** 2)) / (high - low) ** 2
     reason = (
@@ -196,10 +267,11 @@ def _matched(
     mismatch: float,
     part: OpenPart | None,
     answer: DummyBatch,
+    kind: LabelKind,
     scale: float,
     options: AttackOptions,
 ) -> Verdict:
-    match = _match_in_words(step, mismatch, scale)
+    match = _match_in_words(step, mismatch, scale, options)
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0:
@@ -207,8 +279,8 @@ def _matched(
     causes = []
     if part.unseen:
         causes.append(f"{part.unseen} of them no gradient depends on")
-    if _are_alike(answer, options):
-        causes.append("some samples of one class are alike, and may differ in the batch")
+    if _are_alike(answer, kind, options):
+        causes.append("some samples of one label are alike, and may differ in the batch")
     why = f" ({'; '.join(causes)})" if causes else ""
     return Verdict(
         UNDETERMINED,
@@ -219,35 +291,48 @@ def _matched(
     )
 
 
-def _match_in_words(step: SharedStep, mismatch: float, scale: float) -> str:
+def _match_in_words(step: SharedStep, mismatch: float, scale: float, options: AttackOptions) -> str:
     """What matches, and how closely."""
     if step.local_steps is None:
         up_to = "" if scale == 1 else f", up to the factor {scale:.6g}"
-        return f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}"
+        hidden = "" if options.knows == NO_DEFENSE else f", as closely as {options.knows} allows"
+        return f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}{hidden}"
     at_rate = "" if scale == 1 else f" at {scale:.6g} times the stated learning rate"
     steps = f"the whole network's {step.local_steps.local_steps} local steps, simulated{at_rate},"
     return f"{steps} match the shared update to {mismatch:.0e} of its size"
 
 
-def _are_alike(answer: DummyBatch, options: AttackOptions) -> bool:
-    """Whether two samples of one class are nearly equal."""
+def _are_alike(answer: DummyBatch, kind: LabelKind, options: AttackOptions) -> bool:
+    """Whether two samples of one label are nearly equal."""
     low, high = options.range or (0.0, 1.0)
     flat = answer.values[0].reshape(len(answer.values[0]), -1)
-    labels = answer.label_probability.argmax(axis=1)
+    labels = recovered_label(kind, answer.label_probability).reshape(len(flat), -1)
     for first in range(len(flat)):
-        others = flat[first + 1 :][labels[first + 1 :] == labels[first]]
+        others = flat[first + 1 :][np.isclose(labels[first + 1 :], labels[first]).all(axis=1)]
         distances = np.sqrt(np.mean((others - flat[first]) ** 2, axis=1))
         if np.any(distances < _ALIKE * (high - low)):
             return True
     return False
 
 
+def _mixed(mismatch: float) -> Verdict:
+    return Verdict(
+        UNDETERMINED,
+        f"the gradients match to {mismatch:.0e} of their size, but with probabilities of labels that are not certain,"
+        " as no label is; other batches may match as well",
+        mismatch,
+    )
+
+
 def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
+    return Verdict(FAILED, failure_reason(mismatch, options, ended), mismatch)
+
+
+def failure_reason(mismatch: float, options: AttackOptions, ended: str) -> str:
+    """Why an attack has failed whose gradients mismatch by so much, and what to check."""
     early = _EARLY_ENDS.get(ended, "")
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
-    return Verdict(
-        FAILED,
+    return (
         f"the gradients match to {mismatch:.2g} of their size only{early}, so nothing is known about what leaks,"
-        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}",
-        mismatch,
+        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}"
     )

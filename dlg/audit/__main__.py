@@ -16,11 +16,11 @@ from dlg.start_up import REFUSED, imports_of
 PROGRAM = "python -m dlg.audit"
 
 with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
+    from dlg import defenses
     from dlg.audit.grid import DEFAULT_GRID, MOST_ITERATIONS, QUICK_GRID
     from dlg.errors import InputError, error_line, one_line, quoted
     from dlg.options import OneLineParser, argument_type, folder_path, integer_between, seconds
     from dlg.output import forgiving_streams
-    from dlg.participant import defenses
     from dlg.participant.networks import NETWORKS
 
 # The packages that only the audit needs, by the names they are imported by.

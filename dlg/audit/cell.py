@@ -19,13 +19,12 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from dlg import random_streams
+from dlg import defenses, random_streams
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
 from dlg.audit.grid import Cell
 from dlg.dlg import Reconstruction, dlg_attack
 from dlg.errors import InputError, one_line
 from dlg.interrupts import forget_paddles_handlers, interrupts_deferred
-from dlg.participant import defenses
 from dlg.participant.networks import NETWORKS
 from dlg.participant.training_step import Known, TrainingStep
 from dlg.results import metrics
@@ -73,9 +72,9 @@ def run_cell(
 ) -> Outcome:
     """Train one step, defend its gradients, attack them, and say how close the attack came.
 
-    Defended gradients are attacked twice, by each of `ATTACKS`: a method that
-    solves for the batch fits the defence's noise as well, and the magnitudes
-    that it compares may no longer be there. The reconstruction with the best
+    Defended gradients are attacked twice, by each of `ATTACKS`: by one that knows
+    the defence, and by one that does not compare magnitudes, which a defence may
+    have changed. The reconstruction with the best
     mean PSNR is kept. An attacker has no target to compare with and could not
     choose so; the row is the worst case for the participant. Defended
     gradients get one start of each attack, and undefended ones as many as
@@ -204,6 +203,8 @@ def _reconstructions(
                 # One start saves time: no start explains what a defence changed much, so that all three would be run.
                 restarts=1 if defended else None,
                 time_limit=_share_of_time(time_limit, started, len(ATTACKS) - index if defended else 1),
+                # A defence is public. The cosine distance is for an attacker who is not told.
+                knows=cell.defense if name == "auto" else "none",
                 **attack.options,
             )
             try:

@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from markupsafe import Markup
 
+from dlg import defenses
 from dlg.audit.cell_result import CellResult, Scores
 from dlg.audit.findings import Finding
-from dlg.participant import defenses
-from dlg.participant.defenses import DEFENSES, UNDEFENDED, Family
+from dlg.defenses import DEFENSES, UNDEFENDED, Family
 
 # matplotlib logs where it has its cache, and that it builds one. PaddlePaddle lets the root logger print that.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from dlg import defenses
 from dlg.audit.cell_result import CellResult
-from dlg.participant import defenses
 from dlg.results.metrics import RECOVERED
 
 # From this PSNR in dB something may be recognised in a picture. Of 200 digits, noise in place of the digit has 7 to

@@ -25,7 +25,7 @@ class Cell:
         A key of `dlg.participant.networks.NETWORKS`.
     batch_size : int
     defense : str
-        The canonical spelling of a defence; see `dlg.participant.defenses.parse`.
+        The canonical spelling of a defence; see `dlg.defenses.parse`.
     seed : int
         It chooses the batch, the weights, the noise and the attack's start.
     """

@@ -15,11 +15,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from dlg import defenses
 from dlg.audit.curves import MOST_DECIBELS, curves
 from dlg.audit.findings import LEAKS, VISIBLE_PSNR, VISIBLE_SSIM, Finding, Leak, Summary, claims, findings, leak_of
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
-from dlg.participant import defenses
 from dlg.results.metrics import RECOVERED
 
 

@@ -15,11 +15,12 @@ compare with.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import paddle
 
 from dlg.errors import InputError
+from dlg.graph.label_readers import ignored_labels
 from dlg.graph.rewriting import (
     make_deterministic,
     make_differentiable,
@@ -49,6 +50,11 @@ class FirstGradients:
     parameters: list[Value]
     gradients: list[Value]
     notes: list[str]
+
+    def of(self, names: Collection[str]) -> FirstGradients:
+        """Those of the parameters of these names."""
+        pairs = [pair for pair in zip(self.parameters, self.gradients) if pair[0].name in names]
+        return FirstGradients([parameter for parameter, _ in pairs], [gradient for _, gradient in pairs], self.notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +97,9 @@ def first_gradients(
         What the second differentiation will be with respect to.
     label : Value, (B, ...)
         The label the network was called with.
-    label_probability : Value, (B, C)
-        The probability vectors that stand for it. They must come before the
-        network's ops in the program.
+    label_probability : Value, (B, ...)
+        What stands for it: probability vectors, (B, ..., C), for classes. It must
+        come before the network's ops in the program.
     label_is_fed : bool
         Whether the program is fed `label`. If it is not, no op that the
         gradients need may read it.
@@ -107,6 +113,7 @@ def first_gradients(
         Where an op has neither a gradient nor a rule.
     """
     probability_of = replace_label(label, label_probability)
+    ignored = ignored_labels(loss)
     loss, notes = make_deterministic(loss)
     loss = rewrite_network(loss, probability_of)
     pairs = zip(parameters, paddle.static.gradients([loss], list(parameters)))
@@ -114,7 +121,7 @@ def first_gradients(
     gradients = make_differentiable([gradient for _, gradient in with_gradient], probability_of, dummies)
     if not label_is_fed:
         refuse_label_readers(gradients, label)
-    return FirstGradients([parameter for parameter, _ in with_gradient], gradients, notes)
+    return FirstGradients([parameter for parameter, _ in with_gradient], gradients, [*notes, *ignored])
 
 
 def second_gradients(

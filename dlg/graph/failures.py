@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import paddle
+from paddle.jit.dy2static.error import ERROR_DATA
 
 from dlg.errors import InputError, PrecisionError, ProgramError, TimeLimitReachedError, one_line
 from dlg.graph.values import is_of_paddle, short_name, where
@@ -67,4 +68,18 @@ def line_of(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not (is_of_paddle(frame.filename) or frame.filename.startswith(_OWN_FOLDER)):
             return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+    return ""
+
+
+def untransformed_line(error: BaseException) -> str:
+    """The same for an error of `paddle.jit.to_static`, which runs a copy of the user's code."""
+    data = getattr(error, ERROR_DATA, None)
+    if data is None:
+        return line_of(error)
+    for file, line, _, code in reversed(data.origin_traceback):
+        origin = data.origin_info_map.get((file, line))
+        if origin is not None:
+            file, line, code = origin.location.filepath, origin.location.lineno, origin.source_code
+        if not (is_of_paddle(file) or file.startswith(_OWN_FOLDER)):
+            return f" ({Path(file).name}, line {line}: {code.strip()})"
     return ""

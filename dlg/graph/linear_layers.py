@@ -28,7 +28,8 @@ class AffineOps:
         The names of the parameters in that program. The weight is shaped
         (in, out), the bias (out,).
     activation : str or None
-        The name of the activation op that follows; None for the last layer.
+        The name of the activation op that follows. None for the last layer, and
+        where the next layer follows at once.
     """
 
     product: Operation
@@ -65,11 +66,10 @@ def linear_layers(prediction: Value) -> list[AffineOps]:
     op = maker(prediction, (*PROBABILITIES, *_SHAPING))
     while (layer := _affine_ops(op, activation)) is not None:
         layers.insert(0, layer)
-        op = maker(layer.inputs, _SHAPING)
-        if op is None or len(op.operands_source()) != 1:
-            break
-        activation = short_name(op)
-        op = maker(op.operand_source(0), ())
+        op, activation = maker(layer.inputs, _SHAPING), None
+        if op is not None and len(op.operands_source()) == 1:
+            activation = short_name(op)
+            op = maker(op.operand_source(0), ())
     return layers
 
 

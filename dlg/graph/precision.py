@@ -11,7 +11,7 @@ from dlg.graph.values import Value
 
 # The types that stand for one another: parameters of these become parameters of the type asked for. Half precision is
 # left out, for a network in it has casts of its own.
-_EXCHANGED = (paddle.float32, paddle.float64)
+EXCHANGED = (paddle.float32, paddle.float64)
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def typed_as(parameters: Sequence[Value], dtype: str | None) -> Iterator[None]:
         them as they are.
     """
     wanted = getattr(paddle, dtype) if dtype else None
-    exchanged = [p for p in parameters if wanted and p.dtype in _EXCHANGED and p.dtype != wanted]
+    exchanged = [p for p in parameters if wanted and p.dtype in EXCHANGED and p.dtype != wanted]
     before = [parameter.type() for parameter in exchanged]
     scratch = paddle.static.Program()
     with paddle.static.program_guard(scratch, paddle.static.Program()):

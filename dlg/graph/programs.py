@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import paddle
+from paddle.base import framework
 from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
@@ -41,6 +42,22 @@ def in_program(program: paddle.static.Program, dtype: str | None = None) -> Iter
             yield
         finally:
             paddle.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def static_mode() -> Iterator[None]:
+    """Let PaddlePaddle build programs in the block, with gradients, in whichever mode it was before."""
+    # paddle.enable_static() does not leave a mode that was entered by a context manager, and paddle.disable_static()
+    # forgets settings such as no_grad's.
+    with paddle.enable_grad(), framework._dygraph_guard(None):
+        yield
+
+
+@contextlib.contextmanager
+def dynamic_mode() -> Iterator[None]:
+    """Let PaddlePaddle compute at once in the block, with gradients, in whichever mode it was before."""
+    with paddle.base.dygraph.guard():
+        yield
 
 
 _check: ContextVar[Callable[[], None]] = ContextVar("_check", default=lambda: None)

@@ -22,7 +22,15 @@ from dlg.graph.unusable import refuse_random_ops
 from dlg.graph.values import Operation, Value, is_real, ops_behind, short_name, where
 
 # The ops that a network may apply to its integer label before an op that has a rule reads it.
-_LABEL_SHAPING = ("pd_op.unsqueeze", "pd_op.squeeze", "pd_op.reshape", "pd_op.flatten", "pd_op.cast", "pd_op.assign")
+_LABEL_SHAPING = (
+    "pd_op.assign",
+    "pd_op.cast",
+    "pd_op.expand",
+    "pd_op.flatten",
+    "pd_op.reshape",
+    "pd_op.squeeze",
+    "pd_op.unsqueeze",
+)
 
 
 def replace_label(label: Value, probability: Value) -> ProbabilityOf:

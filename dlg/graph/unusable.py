@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from paddle.base.libpaddle import pir
 
 from dlg.errors import SecondDerivativeError
-from dlg.graph.values import Value, ops_behind, short_name, where
+from dlg.graph.values import Operation, Value, ops_behind, short_name, where
 
 # What PaddlePaddle's users call the ops that hold blocks of other ops. Differentiating the gradient of `if` aborts the
 # process (signal 6), that of the others raises errors that name no op; met in 3.0.0 and 3.3.1.
@@ -39,6 +39,8 @@ RANDOM = (
     "uniform",
     "uniform_inplace",
 )
+# Pooling whose windows depend on one random number, which PaddlePaddle draws where it is 0.
+FRACTIONAL_POOLING = ("fractional_max_pool2d", "fractional_max_pool3d")
 
 
 def refuse_control_flow(block: pir.Block) -> None:
@@ -59,8 +61,18 @@ def refuse_control_flow(block: pir.Block) -> None:
 def refuse_random_ops(results: Sequence[Value]) -> None:
     """Raise SecondDerivativeError, with name and line, where one of these results needs an op that draws numbers."""
     for op in ops_behind(results):
-        if short_name(op) in RANDOM:
+        if short_name(op) in RANDOM or _draws_its_windows(op) or _draws_its_slopes(op):
             raise SecondDerivativeError(
                 f"the network is random: {short_name(op)}{where(op)} draws numbers that nobody tells the attacker;"
                 " take it out of the network, or fix what it draws"
             )
+
+
+def _draws_its_slopes(op: Operation) -> bool:
+    """Whether an op is RReLU in training, whose slopes are random."""
+    return short_name(op) == "rrelu" and not op.attrs()["is_test"]
+
+
+def _draws_its_windows(op: Operation) -> bool:
+    """Whether an op is fractional max pooling that was not given its random number."""
+    return short_name(op) in FRACTIONAL_POOLING and op.attrs()["random_u"] == 0

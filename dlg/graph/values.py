@@ -15,6 +15,9 @@ Value: TypeAlias = pir.Value
 # The files of PaddlePaddle that make ops which hold blocks.
 _CONTROL_FLOW_FILES = ("control_flow.py", "static_pylayer.py")
 
+# The file that calls a layer of dynamic mode; a layer of PaddlePaddle's own has no line of the user's.
+_TRACING_FILE = Path(__file__).with_name("traced_layer.py")
+
 # What builds a network: (feature, label) -> (prediction, loss).
 Network: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 
@@ -70,6 +73,8 @@ def where(op: Operation) -> str:
     op = _forward_op(op)
     frames = call_frames(op) or _frames_around_blocks(op)
     for frame in reversed(frames):
+        if Path(frame.file) == _TRACING_FILE:
+            break
         if not is_of_paddle(frame.file):
             return f" ({Path(frame.file).name}, line {frame.line}: {frame.code})"
     return ""

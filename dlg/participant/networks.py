@@ -47,6 +47,20 @@ def lenet(feature: Value, label: Value) -> tuple[Value, Value]:
     return prediction, F.cross_entropy(prediction, label)
 
 
+def cnn(feature: Value, label: Value) -> tuple[Value, Value]:
+    """The LeNet of ``paddle.vision.models``, layer for layer, for images of any size.
+
+    Two convolutions with ReLU and max pooling, and three fully connected layers
+    with nothing between them.
+    """
+    hidden = F.max_pool2d(F.relu(nn.Conv2D(feature.shape[1], 6, 3, padding=1)(feature)), 2)
+    hidden = F.max_pool2d(F.relu(nn.Conv2D(6, 16, 5)(hidden)), 2)
+    hidden = paddle.flatten(hidden, start_axis=1)
+    for width in (120, 84, CLASSES):
+        hidden = nn.Linear(hidden.shape[1], width)(hidden)
+    return hidden, F.cross_entropy(hidden, label)
+
+
 def resnet18(feature: Value, label: Value) -> tuple[Value, Value]:
     """PaddlePaddle's ResNet-18 in training mode; it is given a grey image as three equal colours."""
     colour = paddle.concat([feature] * 3, axis=1) if feature.shape[1] == 1 else feature
@@ -67,4 +81,4 @@ def vit(feature: Value, label: Value) -> tuple[Value, Value]:
 
 
 # What --network takes.
-NETWORKS: dict[str, Network] = {network.__name__: network for network in (softmax, mlp, lenet, resnet18, vit)}
+NETWORKS: dict[str, Network] = {network.__name__: network for network in (softmax, mlp, lenet, cnn, resnet18, vit)}

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dlg.results.folder import ResultFolder
+from dlg.results.label_rows import label_text
 from dlg.results.metrics import ImageScore, decibels
 from dlg.results.pictures import SNAPSHOTS, pictures, save_picture
 
@@ -69,9 +70,9 @@ def save_progress(
         The recovered batch, in an order of its own.
     scores : sequence of ImageScore
         The recovered image that belongs to each true one, and how close it is.
-    true_label : ndarray, shape (B,), int64
+    true_label : ndarray, shape (B,) or (B, ...)
         The labels of `target`.
-    recovered_label : ndarray, shape (B,), int64
+    recovered_label : ndarray, shape (B,) or (B, ...)
         The labels of `recovered`.
     """
     true, final = pictures(target), pictures(recovered)
@@ -81,8 +82,8 @@ def save_progress(
     height, width = true.shape[1:3]
     matches = [
         (
-            (true[score.image], f"label {true_label[score.image]}"),
-            (final[score.recovered], f"label {recovered_label[score.recovered]}\n{decibels(score.psnr)}"),
+            (true[score.image], f"label {label_text(true_label[score.image])}"),
+            (final[score.recovered], f"label {label_text(recovered_label[score.recovered])}\n{decibels(score.psnr)}"),
         )
         for score in scores[:shown]
     ]

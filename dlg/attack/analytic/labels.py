@@ -8,9 +8,13 @@ import paddle
 from dlg.attack.parameters import tie
 from dlg.attack.shared_step import SharedStep
 from dlg.errors import LabelError
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import PROBABILITIES, is_parameter, maker
 from dlg.graph.programs import in_program
 from dlg.graph.values import Operation
+
+# What stands for one class for each sample has two axes: the samples and the classes.
+_CLASSES_OF_SAMPLES = 2
 
 
 def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | None = None) -> np.ndarray:
@@ -49,6 +53,31 @@ def infer_labels(class_gradient: np.ndarray, batch_size: int, impact: float | No
     return np.array(sorted(labels), np.int64)
 
 
+def scale_of_classes(class_gradient: np.ndarray) -> float:
+    """The factor on the gradients that the last bias's gradient shows, roughly.
+
+    The gradient of the bias for class c is s times the mean of (probability of
+    c − [label is c]). Each sample has 1 of labels, and the k classes that are
+    negative have about k/C of probability. So the negative entries sum to
+    about −s (1 − k/C), whatever the batch size. It holds where the network is
+    not yet sure of its classes.
+
+    Parameters
+    ----------
+    class_gradient : ndarray, shape (C,), floating
+        The gradient of the bias.
+    """
+    negative = class_gradient[class_gradient < 0]
+    share = 1 - len(negative) / len(class_gradient)
+    return float(-negative.sum(dtype=np.float64) / share) if len(negative) and share else 1.0
+
+
+def rough_gradient_scale(step: SharedStep) -> float:
+    """The factor on the shared gradients by `scale_of_classes`; 1 where the network does not end in a biased layer."""
+    gradients = _last_layer_gradients(step)
+    return scale_of_classes(gradients[0]) if gradients and gradients[0].ndim == 1 else 1.0
+
+
 def labels_from_gradients(step: SharedStep) -> np.ndarray:
     """Find the network's last layer, and read the labels off its bias's gradient, or its weight's if it has no bias.
 
@@ -68,14 +97,10 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
         Where the prediction does not come out of a fully connected layer, or
         no gradient was shared of that layer.
     """
-    with in_program(paddle.static.Program()):
-        call = step.call()
-        op = maker(call.prediction, PROBABILITIES)
-        names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
-        gradients = [step.gradients[names[name]] for name in _parameters_of(op) if names.get(name) in step.gradients]
-        has_bias = op is not None and op.name() == "pd_op.add"
-    if gradients and has_bias:
-        return infer_labels(gradients[0], step.batch_size)
+    gradients = _last_layer_gradients(step)
+    if gradients and gradients[0].ndim == 1:
+        scale = scale_of_classes(gradients[0]) if step.knowledge.is_scaled else 1.0
+        return infer_labels(gradients[0] / scale, step.batch_size)
     if gradients and gradients[0].ndim == 2:
         by_class = gradients[0].sum(axis=0, dtype=np.float64)
         return infer_labels(by_class, step.batch_size, _weight_impact(by_class, step.batch_size))
@@ -83,6 +108,16 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
         "the labels cannot be read off the gradients either, for the prediction does not come out of a fully connected"
         " layer; let cross_entropy, nll_loss or one_hot read the label, or end the network in one"
     )
+
+
+def _last_layer_gradients(step: SharedStep) -> list[np.ndarray]:
+    """The shared gradients of the last fully connected layer, the bias's first."""
+    with in_program(paddle.static.Program()):
+        call = step.call()
+        _refuse_other_labels(call.label_kind, call.label_shape)
+        op = maker(call.prediction, PROBABILITIES)
+        names = tie(call.trainable, [p for p in step.trained if p.trainable], exactly=False, same_dtype=True)
+        return [step.gradients[names[name]] for name in _parameters_of(op) if names.get(name) in step.gradients]
 
 
 def _weight_impact(class_gradient: np.ndarray, batch_size: int) -> float:
@@ -96,7 +131,20 @@ def _weight_impact(class_gradient: np.ndarray, batch_size: int) -> float:
 
 
 def _parameters_of(op: Operation | None) -> list[str]:
-    """The names of the parameters among the operands of a sum or a matrix product."""
+    """The names of the bias and the weight of a fully connected layer, of which `op` is the sum or the product."""
     if op is None or op.name() not in ("pd_op.add", "pd_op.matmul"):
         return []
-    return [operand.name for operand in op.operands_source() if is_parameter(operand.get_defining_op())]
+    own = [operand.name for operand in op.operands_source() if is_parameter(operand.get_defining_op())]
+    if op.name() == "pd_op.matmul":
+        return own
+    return [*own, *_parameters_of(op.operand_source(0).get_defining_op())]
+
+
+def _refuse_other_labels(kind: LabelKind, shape: list[int]) -> None:
+    """Raise LabelError for labels that are not one class for each sample."""
+    if kind not in (LabelKind.CLASS, LabelKind.PROBABILITY) or len(shape) != _CLASSES_OF_SAMPLES:
+        what = "one class for each position" if kind is LabelKind.CLASS else f"of the kind {kind.value!r}"
+        raise LabelError(
+            f"the labels are {what}, and only one class for each sample can be read off the gradients; optimise them"
+            " with the data: take auto, lbfgs, adam or sgd, and leave labels at optimize"
+        )

@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import erf, expit
+from scipy.special import erf, expit, logit
+
+# Where an activation levels off, its inverse is taken of the number nearest to that level.
+_BELOW_ONE = 1 - 1e-12
+_ABOVE_MINUS_ONE = -_BELOW_ONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +72,14 @@ class Activation:
     ----------
     function, derivative : callable
         From an ndarray of pre-activations to one of the same shape.
+    inverse : callable, optional
+        The pre-activations where the derivative is not zero, of a function that
+        never falls. None for other functions.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
     derivative: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _normal_density(z: np.ndarray) -> np.ndarray:
@@ -82,16 +90,35 @@ def _normal_distribution(z: np.ndarray) -> np.ndarray:
     return (1 + erf(z / np.sqrt(2))) / 2
 
 
+def _identity(z: np.ndarray) -> np.ndarray:
+    return z
+
+
 # By the names of PaddlePaddle's ops.
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype)),
-    "leaky_relu": Activation(lambda z: np.where(z > 0, z, 0.01 * z), lambda z: np.where(z > 0, 1, 0.01)),
-    "elu": Activation(lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), lambda z: np.exp(np.minimum(z, 0))),
-    "tanh": Activation(np.tanh, lambda z: 1 - np.tanh(z) ** 2),
-    "sigmoid": Activation(expit, lambda z: expit(z) * expit(-z)),
+    "relu": Activation(lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype), _identity),
+    "relu6": Activation(lambda z: np.clip(z, 0, 6), lambda z: ((z > 0) & (z < 6)).astype(z.dtype), _identity),
+    "leaky_relu": Activation(
+        lambda z: np.where(z > 0, z, 0.01 * z),
+        lambda z: np.where(z > 0, 1, 0.01),
+        lambda y: np.where(y > 0, y, y / 0.01),
+    ),
+    "elu": Activation(
+        lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+        lambda z: np.exp(np.minimum(z, 0)),
+        lambda y: np.where(y > 0, y, np.log1p(np.clip(y, _ABOVE_MINUS_ONE, 0))),
+    ),
+    "tanh": Activation(
+        np.tanh, lambda z: 1 - np.tanh(z) ** 2, lambda y: np.arctanh(np.clip(y, -_BELOW_ONE, _BELOW_ONE))
+    ),
+    "sigmoid": Activation(
+        expit, lambda z: expit(z) * expit(-z), lambda y: logit(np.clip(y, 1 - _BELOW_ONE, _BELOW_ONE))
+    ),
     "gelu": Activation(
         lambda z: z * _normal_distribution(z), lambda z: _normal_distribution(z) + z * _normal_density(z)
     ),
     "silu": Activation(lambda z: z * expit(z), lambda z: expit(z) * (1 + z * expit(-z))),
-    "softplus": Activation(lambda z: np.logaddexp(0, z), expit),
+    "softplus": Activation(
+        lambda z: np.logaddexp(0, z), expit, lambda y: y + np.log(-np.expm1(-np.maximum(y, 1 - _BELOW_ONE)))
+    ),
 }

@@ -8,20 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlg.attack.analytic import local_steps, perceptron, softmax_regression
+from dlg.attack.analytic import (
+    bags,
+    convolutions,
+    local_steps,
+    perceptron,
+    single_sample,
+    softmax_regression,
+    transformer,
+)
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
+    bags.read_off,
     perceptron.read_off,
+    convolutions.read_off,
+    transformer.read_off,
+    single_sample.read_off,
     softmax_regression.read_off,
 )
 # The same for the update of several local steps.
 ATTACKS_ON_LOCAL_STEPS: tuple[Callable[[Reading], Leakage | None], ...] = (local_steps.read_off,)
 
 
-def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage | None:
+def find_leakage(
+    step: SharedStep, seed: int, *, nonnegative: bool, value_range: tuple[float, float] | None = None
+) -> Leakage | None:
     """Read labels, and the inputs or features that come with them, off the gradients.
 
     Parameters
@@ -32,20 +46,22 @@ def find_leakage(step: SharedStep, seed: int, *, nonnegative: bool) -> Leakage |
         Of the random streams within. The same seed gives the same leakage.
     nonnegative : bool
         Whether the network's inputs are known not to be negative, like pixels.
+    value_range : tuple of float, optional
+        The lowest and the highest value of the network's inputs.
 
     Returns
     -------
     Leakage or None
         None where no analytic attack applies. All of them need a network that
-        ends in a fully connected layer with a bias, under softmax cross
-        entropy, averaged over the batch.
+        ends in a fully connected layer with a bias, and, but for batches of one,
+        softmax cross entropy, averaged over the batch.
 
     Raises
     ------
     PrecisionError
         Where the network cannot be built in float64.
     """
-    reading = Reading.of(step, seed, nonnegative=nonnegative)
+    reading = Reading.of(step, seed, nonnegative=nonnegative, value_range=value_range)
     for attack in ANALYTIC_ATTACKS if step.local_steps is None else ATTACKS_ON_LOCAL_STEPS:
         leakage = attack(reading)
         if leakage is not None:

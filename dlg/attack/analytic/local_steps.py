@@ -82,7 +82,7 @@ def read_off(reading: Reading) -> Leakage | None:
     found = None if training is None else _search(training, reading) or _search_with_rate(training, reading)
     if training is None or found is None:
         return None
-    inputs = training.span.features(found.rows).reshape(-1, *reading.input_shape)
+    inputs = training.span.features(found.rows).reshape(-1, *reading.probe.dummies[0].shape[1:])
     probe = reading.probe.with_gradient_scale(found.rate)
     return Leakage(
         objective=SimulatedSteps.of(probe, reading.rule.at_rate(found.rate), found.labels),

@@ -152,7 +152,9 @@ def read_off(reading: Reading) -> Leakage | None:
     is_complete = len(samples.labels) == reading.batch_size
     scale = samples.scale / reading.loss_multiple
     labels = likely_labels(last.divided_by(scale), reading.batch_size, samples.labels)
-    inputs = samples.inputs.reshape(-1, *reading.input_shape)
+    inputs = reading.dummy_data(samples.inputs, samples.labels, samples.scale)
+    if inputs is None:
+        return None
     objective = reading.probe.with_labels(labels)
     if is_complete:
         # More exact than the lengths of single samples' gradients.

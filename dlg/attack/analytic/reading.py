@@ -10,15 +10,23 @@ import numpy as np
 import scipy.special
 
 from dlg import random_streams
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, forward, read_convolutions
+from dlg.attack.analytic.embeddings import InputMap, Table, dummy_data_of, find_input_map, input_gradients
 from dlg.attack.analytic.layers import Layer
+from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
+from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, reads
 from dlg.graph.values import Value
 from dlg.shared_update import SharedUpdate
 
 # How closely layers that were read off the graph must give the network's own gradients and features, both in float64.
 _TOLERANCE = 1e-6
+# By how much the labels of the batches that a loss is examined at are shifted, after a batch of one class.
+_PROBED_SHIFTS = (1, 2, 3)
+# How many of these batches must have a gradient.
+_TELLING_BATCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Leakage:
     ----------
     objective : Objective
         In float64, with these labels fixed; it matches gradients and features.
-    labels : ndarray, shape (B,), int64
+    labels : ndarray, shape (B,), int64, or (B, ...) where each label is several numbers
         The labels; where they are not certain, the likeliest.
     certain : bool
         Whether labels and inputs, or labels and features, explain the gradients
@@ -48,6 +56,15 @@ class Leakage:
         compares with the shared ones divided by it.
     source : str
         Whose gradients gave the inputs away, in words.
+    findings : list of str
+        What was found out on the way, a line each.
+    start : ndarray, shape (B, ...), float64, optional
+        Inputs that do not explain the gradients, from which a search may start.
+    open_part : OpenPart, optional
+        What of the inputs the gradients leave open, where the recovery tells.
+    approximate : bool
+        Whether the whole network's gradients at the inputs, of all samples, do
+        not match to float32's rounding. They are then a start.
     """
 
     objective: Objective
@@ -58,6 +75,10 @@ class Leakage:
     feature_errors: np.ndarray | None = None
     gradient_scale: float = 1.0
     source: str = "the fully connected layers"
+    findings: list[str] = dataclasses.field(default_factory=list)
+    start: np.ndarray | None = None
+    open_part: OpenPart | None = None
+    approximate: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -83,6 +104,13 @@ class Reading:
         Of the searches' random streams.
     nonnegative : bool
         Whether the network's inputs are known not to be negative, like pixels.
+    step : SharedStep
+        What the attacker holds.
+    value_range : tuple of float, optional
+        The lowest and the highest value of the network's inputs.
+    convolutions : list of ConvolutionLayer
+        The convolutions before those layers, first to last, where the two are
+        the whole network and all have gradients.
     rule : SharedUpdate or None
         The rule of several local steps, whose update the layers' gradients are
         then the mean gradients of. The probe has the samples of one step.
@@ -93,10 +121,15 @@ class Reading:
     batch_size: int
     seed: int
     nonnegative: bool
+    step: SharedStep
+    value_range: tuple[float, float] | None = None
+    convolutions: list[ConvolutionLayer] = dataclasses.field(default_factory=list)
     rule: SharedUpdate | None = None
 
     @classmethod
-    def of(cls, step: SharedStep, seed: int, *, nonnegative: bool) -> Reading:
+    def of(
+        cls, step: SharedStep, seed: int, *, nonnegative: bool, value_range: tuple[float, float] | None = None
+    ) -> Reading:
         """Read the layers off the network's graph.
 
         Raises
@@ -105,10 +138,12 @@ class Reading:
             Where the network cannot be built in float64.
         """
         one_step = step.of_one_local_step()
+        # One number a sample, whatever shape its label has.
         any_labels = np.zeros(one_step.batch_size, np.int64)
         probe = build_precise_objective(one_step, fixed_label=any_labels, match_features=True)
         layers = [_as_numbers(layer, step, probe) for layer in probe.layers]
-        return cls(probe, layers, step.batch_size, seed, nonnegative, step.local_steps)
+        convolutions = read_convolutions(probe, step.gradients) if step.local_steps is None else []
+        return cls(probe, layers, step.batch_size, seed, nonnegative, step, value_range, convolutions, step.local_steps)
 
     @functools.cached_property
     def softmax_regression(self) -> Layer | None:
@@ -116,8 +151,8 @@ class Reading:
 
         The network's own gradients at a random batch decide. A network whose
         loss is a multiple of the mean cross entropy, the sum for one, has its
-        layer's gradients divided by that multiple. Label smoothing or another
-        loss fails.
+        layer's gradients divided by that multiple. Label smoothing, class weights
+        or another loss fails.
         """
         multiple = self.loss_multiple
         if multiple is None:
@@ -127,17 +162,42 @@ class Reading:
 
     @functools.cached_property
     def loss_multiple(self) -> float | None:
-        """By what the network's loss exceeds the mean cross entropy; B for the sum. None for another loss."""
+        """By what the network's loss exceeds the mean cross entropy; B for the sum. None for another loss.
+
+        Two batches with different labels decide: one alone says nothing of a loss
+        that weighs its samples, by their classes or by how well they are
+        classified.
+        """
         last = self.layers[-1] if self.layers else None
-        if last is None:
+        if last is None or self.probe.label_kind not in (LabelKind.CLASS, LabelKind.PROBABILITY):
             return None
-        names = self.probe.layers[-1].weight, self.probe.layers[-1].bias
-        features, labels, weight_gradient, bias_gradient = self._at_random_batch(
-            [self.probe.features, self.probe.label_probability, *(self.probe.dummy_gradients[name] for name in names)]
+        classes = len(last.bias)
+        multiples = [self._multiple_at(self.probe, last)]
+        for shift in _PROBED_SHIFTS:
+            labels = np.arange(shift, shift + self.probe.dummies[0].shape[0]) % classes
+            multiples.append(self._multiple_at(self.probe.with_labels(labels), last))
+        if None in multiples:
+            return None
+        telling = [multiple for multiple in multiples if multiple]
+        if len(telling) < _TELLING_BATCHES or max(telling) / min(telling) - 1 > _TOLERANCE:
+            return None
+        return telling[0]
+
+    def _multiple_at(self, probe: Objective, last: Layer) -> float | None:
+        """The multiple of the mean cross entropy at a random batch with a probe's labels; 0 without a gradient."""
+        names = probe.layers[-1].weight, probe.layers[-1].bias
+        features, labels, weight_gradient, bias_gradient = at_random_batch(
+            probe, [probe.features, probe.label_probability, *(probe.dummy_gradients[name] for name in names)]
         )
         logits = features @ last.weight + last.bias
+        if labels.shape != logits.shape:
+            # A sequence has one label for each position.
+            return None
         delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
         of_mean = features.T @ delta
+        if not np.any(of_mean):
+            # The network is certain of these labels.
+            return 0.0
         multiple = float(np.sum(weight_gradient * of_mean) / np.sum(of_mean * of_mean))
         # Exactly 1 for the mean, so that no gradient is rounded again.
         multiple = 1.0 if abs(multiple - 1) < _TOLERANCE else multiple
@@ -151,29 +211,98 @@ class Reading:
         The network's own features at a random batch decide.
         """
         probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
-        if probe.features is None or len(layers) < len(self.layers) or not reads(probe.layers[0], probe.dummies[0]):
+        if probe.features is None or len(layers) < len(self.layers):
+            return None
+        if not self._reads_dummy_data and self.input_map is None:
             return None
         activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
         if len(activations) < len(layers) - 1:
             return None
-        data, features = self._at_random_batch([probe.dummies[0], probe.features])
+        first = probe.dummies[0] if self._reads_dummy_data else probe.layers[0].inputs
+        data, features = at_random_batch(probe, [first, probe.features])
         hidden = data.reshape(len(data), -1)
         for layer, activation in zip(layers, activations):
             hidden = activation.function(hidden @ layer.weight + layer.bias)
         return layers if _agree(hidden, features) else None
 
+    @functools.cached_property
+    def convolutional_network(self) -> list[ConvolutionLayer] | None:
+        """All convolutions, if the network consists of them and of the fully connected layers.
+
+        The network's own features at a random batch decide.
+        """
+        probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
+        if probe.features is None or not self.convolutions or len(layers) < len(self.layers):
+            return None
+        if any(layer.activation is not None and layer.known_activation is None for layer in layers):
+            return None
+        data, features = at_random_batch(probe, [probe.dummies[0], probe.features])
+        hidden = np.stack([forward(self.convolutions, image) for image in data]).reshape(len(data), -1)
+        if hidden.shape[1] != len(layers[0].weight):
+            return None
+        for layer in layers[:-1]:
+            hidden = hidden @ layer.weight + layer.bias
+            hidden = hidden if layer.known_activation is None else layer.known_activation.function(hidden)
+        return self.convolutions if _agree(hidden, features) else None
+
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one of the network's inputs."""
-        return tuple(self.probe.dummies[0].shape[1:])
+    def _reads_dummy_data(self) -> bool:
+        """Whether the first layer's input is the dummy data, flattened."""
+        return bool(self.probe.layers) and reads(self.probe.layers[0], self.probe.dummies[0])
+
+    @functools.cached_property
+    def input_map(self) -> InputMap | None:
+        """How the first layer's input is made of several features, or of rows. None for another network."""
+        probe = self.probe
+        if probe.layout.is_single or not probe.layers:
+            return None
+        first = probe.layers[0].inputs
+        return find_input_map(probe.layout, lambda data: probe.evaluate([data], [first])[0], self.batch_size)
+
+    @functools.cached_property
+    def tables(self) -> dict[str, Table]:
+        """The tables that integer features are looked up in, by the attack's names."""
+        shared = self.step.gradients
+        return {
+            name: Table(weight.astype(np.float64), shared.get(self.probe.tables.get(name, "")))
+            for name, weight in self.probe.table_weights().items()
+        }
+
+    def dummy_data(self, inputs: np.ndarray, labels: np.ndarray, multiple: float) -> np.ndarray | None:
+        """The dummy data that gives a perceptron's first layer these inputs.
+
+        Parameters
+        ----------
+        inputs : ndarray, shape (k, in), float64
+            Of all samples or of some.
+        labels : ndarray, shape (k,), int64
+            Theirs.
+        multiple : float
+            How many times the gradients of the mean cross entropy the shared
+            ones are.
+
+        Returns
+        -------
+        ndarray, shape (k, ...), float64, or None
+            None where it cannot be told, see `embeddings.dummy_data_of`.
+        """
+        if self._reads_dummy_data:
+            return inputs.reshape(-1, *self.probe.dummies[0].shape[1:])
+        layers, input_map = self.perceptron, self.input_map
+        if layers is None or input_map is None:
+            return None
+        gradients = multiple * input_gradients(layers, inputs, labels)
+        return dummy_data_of(input_map, self.probe.layout, self.tables, inputs, gradients, self.batch_size)
 
     def random_stream(self) -> np.random.Generator:
         """The stream of a search, from its beginning."""
         return random_streams.analytic_search(self.seed)
 
-    def _at_random_batch(self, fetched: Sequence[Value]) -> list[np.ndarray]:
-        data = random_streams.probe().standard_normal(self.probe.dummies[0].shape)
-        return self.probe.evaluate([data], fetched)
+
+def at_random_batch(probe: Objective, fetched: Sequence[Value]) -> list[np.ndarray]:
+    """Values of a probe's program at a batch from N(0, 1), always the same."""
+    data = random_streams.probe().standard_normal(probe.dummies[0].shape)
+    return probe.evaluate([data], fetched)
 
 
 def _as_numbers(layer: AffineOps, step: SharedStep, probe: Objective) -> Layer | None:

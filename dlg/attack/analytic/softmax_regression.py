@@ -98,12 +98,15 @@ def read_off(reading: Reading) -> Leakage | None:
     if separation is None:
         labels = likely_labels(last, reading.batch_size)
         return Leakage(reading.probe.with_labels(labels), labels, certain=False)
-    recovers_inputs = is_whole and separation.certain
+    inputs: np.ndarray | None = None
+    if is_whole and separation.certain:
+        multiple = separation.scale * (reading.loss_multiple or 1.0)
+        inputs = reading.dummy_data(separation.features, separation.labels, multiple)
     return Leakage(
         objective=reading.probe.with_labels(separation.labels).with_gradient_scale(separation.scale),
         labels=separation.labels,
         certain=separation.certain,
-        inputs=separation.features.reshape(-1, *reading.input_shape) if recovers_inputs else None,
+        inputs=inputs,
         features=separation.features,
         feature_errors=separation.errors,
         gradient_scale=separation.scale,

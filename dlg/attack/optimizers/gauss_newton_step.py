@@ -1,10 +1,15 @@
 """One damped Gauss-Newton step for the whole batch, as one run of a program.
 
 The residual r(x) is ∇W'(x) − ∇W, each parameter relative to the size of its
-shared gradient; and, where the last layer's features are known, their weighted
-difference. Pixels outside of their range add a penalty. With the Jacobian
-J = ∂r/∂x, a symmetric preconditioner S over the samples, the damping λ, and the
-penalty's gradient c and diagonal curvature C, the step is S s, where s solves
+shared gradient; where noise was added, all parameters are weighed alike, for the
+noise is as large in each. Where a defence leaves bounds for the true gradients,
+the residual is the distance from these. Where the factor on the shared gradients
+is unknown, the residual's part along them is left out: what remains does not
+depend on the factor (variable projection, Golub and Pereyra 1973). And, where
+the last layer's features are known, their weighted difference. Pixels outside
+of their range add a penalty. With the Jacobian J = ∂r/∂x, a symmetric
+preconditioner S over the samples, the damping λ, and the penalty's gradient c
+and diagonal curvature C, the step is S s, where s solves
 
     (S (JᵀJ + C) S + λ) s = −S (Jᵀr + c)
 
@@ -28,7 +33,7 @@ import paddle
 from paddle.autograd.backward_utils import ValueDict
 
 from dlg import random_streams
-from dlg.attack.losses import gradient_matching_divisor
+from dlg.attack.losses import gradient_matching_divisor, outside_of_bounds
 from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, SHARED, Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.failures import named_failures
@@ -47,6 +52,8 @@ SECONDS_PER_RUN = 1.0
 _PROBED_DIRECTIONS = 2
 # Mixtures of samples whose effect is below this share of the strongest one's (as a square) are stretched no further.
 _LEAST_EFFECT = 1e-6
+# The names under which the step's program is fed the bounds of the gradients' differences from the shared ones.
+_SIDES = ("step_below_", "step_above_")
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
 
@@ -117,6 +124,9 @@ class GaussNewtonStep:
         ∇W, in the order of the objective's.
     residual_size : int
         How many numbers the residual has.
+    noise : float
+        The standard deviation of the defence's noise in an entry of the
+        residual; 0 without noise.
     """
 
     def __init__(
@@ -133,7 +143,10 @@ class GaussNewtonStep:
         names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
         targets = {name: objective.constants[name] for name in names}
         self.shared_gradients = list(targets.values())
-        self._gradient_weights = [np.sqrt(g.size) / (np.linalg.norm(g) or 1.0) for g in self.shared_gradients]
+        self._gradient_weights = _gradient_weights(self.shared_gradients, objective.knowledge.noise)
+        self.noise = objective.knowledge.noise * self._gradient_weights[0]
+        bounds = objective.differences_within or []
+        self._bounds = {f"{side}{n}": values for n, pair in enumerate(bounds) for side, values in zip(_SIDES, pair)}
         if objective.features is not None:
             targets[FEATURES] = objective.constants[FEATURES] if features is None else features
         self.residual_size = sum(target.size for target in targets.values())
@@ -182,7 +195,7 @@ class GaussNewtonStep:
         if objective.features is not None:
             feed["feature_weight"] = np.zeros((self.batch_size, 1)) if feature_weight is None else feature_weight
         change, products, predicted_reduction, before, after, *outputs = self._run(
-            objective.constants | self._targets | feed, most_products
+            objective.constants | objective.no_bounds | self._bounds | self._targets | feed, most_products
         )
         self.evaluations += int(products) + 1
         return DampedStep(change, int(products), float(predicted_reduction), float(before), float(after), outputs)
@@ -278,7 +291,7 @@ class GaussNewtonStep:
         most_products = paddle.static.data("most_products", [], "int64")
         range_weight = paddle.static.data("range_weight", [], data.dtype)
         preconditioner = paddle.static.data("preconditioner", [self.batch_size] * 2, data.dtype)
-        residual = _Residual(self._objective, x, self._targets, self._gradient_weights)
+        residual = _Residual(self._objective, x, self._targets, self._gradient_weights, self._bounds)
         samples = _SampleScaling(preconditioner, x, held)
         penalty = _RangePenalty(x, range_weight, value_range)
         equations = _NormalEquations(residual, penalty, samples, damping)
@@ -309,7 +322,12 @@ class _Residual:
     """
 
     def __init__(
-        self, objective: Objective, x: Value, targets: Mapping[str, np.ndarray], gradient_weights: Sequence[float]
+        self,
+        objective: Objective,
+        x: Value,
+        targets: Mapping[str, np.ndarray],
+        gradient_weights: Sequence[float],
+        bounds: Mapping[str, np.ndarray],
     ) -> None:
         self._data = objective.dummies[0]
         self._x = x
@@ -323,6 +341,10 @@ class _Residual:
         self._weights = [_constant(weight, x) for weight in gradient_weights]
         if objective.features is not None:
             self._weights.append(paddle.static.data("feature_weight", [x.shape[0], 1], x.dtype))
+        self._pull = objective.knowledge.pull
+        self._is_scaled = objective.knowledge.is_scaled
+        self._gradient_targets = [value for name, value in self._targets.items() if name != FEATURES]
+        self._bounds = {name: paddle.static.data(name, values.shape, x.dtype) for name, values in bounds.items()}
         self._copies = copy_ops(self._ops_before_targets, exchange(ValueDict(), [self._data], [x]))
         self.outputs = [self._copies[output] for output in self._network_outputs]
 
@@ -342,21 +364,64 @@ class _Residual:
         return [copies[output] for output in self._network_outputs]
 
     def of(self, outputs: Sequence[Value]) -> list[Value]:
-        """The residual of these outputs: their weighted differences from the targets."""
-        targets = self._targets.values()
-        return [w * (output - target) for w, output, target in zip(self._weights, outputs, targets, strict=True)]
+        """The residual of these outputs: their weighted differences from the targets, or from the bounds."""
+        differences = self._differences(outputs)
+        if self._bounds:
+            differences = [
+                difference if bounds is None else outside_of_bounds(difference, *bounds, self._pull)
+                for difference, bounds in zip(differences, self._bounds_of_outputs())
+            ]
+        weighted = [weight * difference for weight, difference in zip(self._weights, differences, strict=True)]
+        return self._without_factor(weighted)
+
+    def _without_factor(self, vectors: list[Value]) -> list[Value]:
+        """Vectors less their part along the shared gradients, where the factor on these is unknown."""
+        if not self._is_scaled:
+            return vectors
+        count = len(self._gradient_targets)
+        shared = [weight * target for weight, target in zip(self._weights, self._gradient_targets)]
+        product = functools.reduce(paddle.add, [paddle.sum(v * s) for v, s in zip(vectors, shared)])
+        share = product / paddle.maximum(_sum_of_squares(shared), _constant(_TINY, self._x))
+        return [*(v - share * s for v, s in zip(vectors, shared)), *vectors[count:]]
+
+    def _differences(self, outputs: Sequence[Value]) -> list[Value]:
+        return [output - target for output, target in zip(outputs, self._targets.values(), strict=True)]
+
+    def _bounds_of_outputs(self) -> list[tuple[Value, Value] | None]:
+        """The bounds of each output's difference from its target; None for the features, which have none."""
+        below, above = ([self._bounds.get(f"{side}{n}") for n in range(len(self._targets))] for side in _SIDES)
+        return [None if low is None or high is None else (low, high) for low, high in zip(below, above)]
+
+    def _slopes(self) -> list[Value | None]:
+        """The derivative of each residual by its output at x, without the weight: 1 but within bounds."""
+        slopes: list[Value | None] = []
+        for difference, bounds in zip(self._differences(self.outputs), self._bounds_of_outputs()):
+            if bounds is None:
+                slopes.append(None)
+                continue
+            inside = paddle.logical_and(difference > bounds[0], difference < bounds[1])
+            slopes.append(
+                _constant(1, self._x) - _constant(1 - self._pull, self._x) * paddle.cast(inside, self._x.dtype)
+            )
+        return slopes
 
     def jacobian_vector_product(self, direction: Value) -> list[Value]:
         """Jv by a forward difference."""
         size = _constant(_DIFFERENCE, self._x) / paddle.max(paddle.abs(direction))
         moved = self.outputs_at(self._x + size * direction)
-        return [
+        products = [
             weight * (after - before) / size
             for weight, after, before in zip(self._weights, moved, self.outputs, strict=True)
         ]
+        products = self._without_factor(products)
+        if not self._bounds:
+            return products
+        return [each if slope is None else slope * each for slope, each in zip(self._slopes(), products)]
 
     def vector_jacobian_product(self, vectors: Sequence[Value]) -> Value:
         """Jᵀu: the objective's gradient where its targets are the outputs less u."""
+        if self._bounds:
+            vectors = [each if slope is None else slope * each for slope, each in zip(self._slopes(), vectors)]
         # u at its own size would drown in the rounding of the outputs, so it is scaled to norm 1.
         norm = paddle.maximum(paddle.sqrt(_sum_of_squares(vectors)), _constant(_TINY, self._x))
         moved_targets = {
@@ -521,6 +586,14 @@ def conjugate_gradients(
     ]
     state = CGState(*paddle.static.nn.while_loop(not_done, iterate, start))
     return state, state.square > enough
+
+
+def _gradient_weights(shared_gradients: Sequence[np.ndarray], noise: float) -> list[float]:
+    """What each gradient's residual is multiplied by: 1 over its root mean square; with noise, over that of all."""
+    if not noise:
+        return [np.sqrt(g.size) / (np.linalg.norm(g) or 1.0) for g in shared_gradients]
+    square = sum(float(np.sum(np.square(gradient, dtype=np.float64))) for gradient in shared_gradients)
+    return [np.sqrt(sum(g.size for g in shared_gradients) / (square or 1.0))] * len(shared_gradients)
 
 
 def _divisors(objective: Objective, targets: Mapping[str, np.ndarray]) -> dict[str, float]:

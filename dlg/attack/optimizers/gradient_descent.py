@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 from paddle.autograd.backward_utils import ValueDict
 
-from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, Objective
+from dlg.attack.analytic.sample_differences import difference_directions
+from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, SHARED, Objective
 from dlg.attack.optimizers.interface import (
     BatchKnowledge,
     DummyBatch,
@@ -19,8 +20,10 @@ from dlg.attack.optimizers.interface import (
     evaluate,
     random_start,
 )
+from dlg.graph.blocks import copy_in_blocks
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.failures import named_failures
+from dlg.graph.linear_layers import reads
 from dlg.graph.programs import traced_execution
 from dlg.graph.values import Value, ops_behind
 from dlg.interrupts import interrupts_deferred
@@ -29,6 +32,12 @@ from dlg.interrupts import interrupts_deferred
 SECONDS_PER_RUN = 1.0
 # The step with which plain descent recovers two digits from softmax regression in 3000 iterations.
 SGD_STEP = -8.5
+# How far a sample starts from the batch's mean at most, in widths of the features' range. Samples of one class differ
+# in ways that the gradients hardly show. So descent leaves their differences about as large as they were at the start.
+# Two samples that differ by the whole range in some pixel would need 0.5; nearly black and white digits come close.
+_SPREAD = 0.4
+# The largest weight, in numbers, whose gradient is decomposed for the start: a tenth of a second.
+_MOST_DECOMPOSED = 500_000
 # Adam's step.
 ADAM_STEP = -0.05
 # Adam's β₁, as Kingma and Ba (2015) recommend.
@@ -53,14 +62,20 @@ class GradientDescent:
         What to descend.
     learning_rate : float
         The step, negative to descend.
+    value_range : tuple of float, optional
+        The lowest and the highest value of the data, which the start of a batch
+        of several samples uses; see `start`.
     """
 
     description = "sgd"
     # How many moments of the gradient are kept for each value that is optimised.
     moments_per_value = 0
 
-    def __init__(self, objective: Objective, learning_rate: float) -> None:
+    def __init__(
+        self, objective: Objective, learning_rate: float, value_range: tuple[float, float] | None = None
+    ) -> None:
         self._objective = objective
+        self._value_range = value_range
         self.evaluations = 0
         self.findings: list[str] = []
         self._program = paddle.static.Program()
@@ -95,16 +110,14 @@ class GradientDescent:
 
         def iterate(iteration: Value, *state: Value) -> list[Value]:
             values, moments = state[: len(dummies)], state[len(dummies) :]
-            copies = copy_ops(gradient_ops, exchange(known, dummies, values))
-            gradients = [copies[gradient] for gradient in objective.gradients]
+            gradients = copy_in_blocks(gradient_ops, exchange(known, dummies, values), objective.gradients)
             iteration = iteration + one
             directions, next_moments = self.directions(gradients, moments, iteration)
             stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
             return [iteration, *stepped, *next_moments]
 
         _, *end = paddle.static.nn.while_loop(not_done, iterate, [first, *self._state])
-        copies = copy_ops(evaluation_ops, exchange(known, dummies, end[: len(dummies)]))
-        return [*end, *(copies[result] for result in results)]
+        return [*end, *copy_in_blocks(evaluation_ops, exchange(known, dummies, end[: len(dummies)]), results)]
 
     def directions(
         self, gradients: Sequence[Value], moments: Sequence[Value], iteration: Value
@@ -113,8 +126,30 @@ class GradientDescent:
         return gradients, moments
 
     def start(self, seed: int, restart: int) -> DummyBatch:
-        """See `dlg.attack.optimizers.interface.random_start`."""
-        return evaluate(self._objective, random_start(self._objective, seed, restart))
+        """Start at random data, which differ as the gradients say that the samples do.
+
+        The data are those of `dlg.attack.optimizers.interface.random_start`. In a
+        network that begins with a fully connected layer, the samples of a batch
+        get the mean of these, and differ from it at random within the
+        directions of `dlg.attack.analytic.sample_differences`.
+        """
+        data, *label = random_start(self._objective, seed, restart)
+        return evaluate(self._objective, [self._spread_apart(data), *label])
+
+    def _spread_apart(self, data: np.ndarray) -> np.ndarray:
+        """Samples, (B, ...), of which each differs from their mean in the directions that the gradients show."""
+        gradients = _first_layer_gradients(self._objective)
+        if self._value_range is None or gradients is None or len(data) == 1:
+            return data
+        samples = data.reshape(len(data), -1).astype(np.float64)
+        mean = samples.mean(axis=0)
+        directions = difference_directions(*gradients, len(data))
+        differences = (samples - mean) @ directions @ directions.T
+        low, high = self._value_range
+        largest = np.abs(differences).max(initial=0)
+        if largest == 0:
+            return data
+        return (mean + differences * (_SPREAD * (high - low) / largest)).reshape(data.shape).astype(data.dtype)
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
         """Do steps 3 to 5 of the attack `iterations` times. The observer is called after each run of the program."""
@@ -165,6 +200,18 @@ class GradientDescent:
         return DummyBatch(state[: len(values)], probability, float(loss)), state[len(values) :]
 
 
+def _first_layer_gradients(objective: Objective) -> tuple[np.ndarray, np.ndarray] | None:
+    """The shared gradients of the fully connected layer that reads the data, its weight's and its bias's, if any."""
+    layers = objective.layers
+    if not layers or not reads(layers[0], objective.dummies[0]):
+        return None
+    shared = {name: objective.constants[f"{SHARED}{number}"] for number, name in enumerate(objective.trained)}
+    weight, bias = (shared.get(name) for name in (layers[0].weight, layers[0].bias))
+    if weight is None or bias is None or weight.size > _MOST_DECOMPOSED:
+        return None
+    return weight, bias
+
+
 class Adam(GradientDescent):
     """Adam (Kingma and Ba 2015, algorithm 1) on the dummy data and the dummy label.
 
@@ -204,7 +251,8 @@ def _adam_direction(mean: Value, square: Value, iteration: Value) -> Value:
 def _build_gradient_descent(
     objective: Objective, learning_rate: float | None, knowledge: BatchKnowledge
 ) -> GradientDescent:
-    return GradientDescent(objective, SGD_STEP if learning_rate is None else learning_rate)
+    step = SGD_STEP if learning_rate is None else learning_rate
+    return GradientDescent(objective, step, knowledge.value_range)
 
 
 def _build_adam(objective: Objective, learning_rate: float | None, knowledge: BatchKnowledge) -> Adam:

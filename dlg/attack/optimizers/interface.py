@@ -26,9 +26,9 @@ class DummyBatch:
     ----------
     values : list of ndarray
         What is optimised: the dummy data, (B, ...), and, unless the labels are
-        fixed, the dummy labels' logits, (B, C).
-    label_probability : ndarray, shape (B, C)
-        The labels' probability vectors.
+        fixed, the dummy labels, (B, ...).
+    label_probability : ndarray, shape (B, ...)
+        What stands for the labels, see `dlg.attack.dummies.Dummies`.
     loss : float
         The gradient-matching loss at these values.
     """
@@ -89,6 +89,8 @@ class BatchKnowledge:
     feature_errors : ndarray, shape (B,), float64, optional
         How far off each sample's features may be, relative to how much the
         samples differ.
+    start : ndarray, shape (B, ...), float64, optional
+        Samples that were recovered in part, from which the first start begins.
     scale_is_fitted : bool
         Whether the shared gradients were divided by a factor that was fitted to
         them. An optimiser may correct it by what rounding has left.
@@ -98,6 +100,7 @@ class BatchKnowledge:
     inputs: np.ndarray | None = None
     features: np.ndarray | None = None
     feature_errors: np.ndarray | None = None
+    start: np.ndarray | None = None
     scale_is_fitted: bool = False
 
 
@@ -147,7 +150,7 @@ class OptimizerEntry:
 
 
 def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarray]:
-    """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable.
+    """Step 2 of the attack: data from N(0, 0.1²), all labels equally probable, values zero.
 
     Parameters
     ----------
@@ -162,7 +165,7 @@ def random_start(objective: Objective, seed: int, restart: int) -> list[np.ndarr
     -------
     list of ndarray
         The dummy data, (B, ...), and, unless the labels are fixed, the dummy
-        labels' logits, (B, C), all zero.
+        labels, (B, ...), all zero.
     """
     data, *label = objective.dummies
     noise = START_DEVIATION * random_streams.attack_start(seed, restart).standard_normal(data.shape)

@@ -92,6 +92,10 @@ _PATIENCE = 20
 # lower the sum of squares by less than this share.
 _LEAST_REDUCTION = 0.2
 
+# Fitting noise lowers the sum of squares by the noise's share of the unknowns. A step within the noise's level that
+# lowers it by less than this part of that share is the last.
+_LEAST_SHARE_OF_NOISE = 0.05
+
 
 # What an error is divided by where it would be divided by zero.
 _TINY = 1e-300
@@ -151,7 +155,9 @@ class LevenbergMarquardt:
         return self._evaluations + self._step.evaluations
 
     def start(self, seed: int, restart: int) -> DummyBatch:
-        """`random_start` at first; later starts are N(0, 1), clipped to the pixels' range, to differ more."""
+        """What was recovered in part, or else `random_start`; later N(0, 1), clipped to the range, to differ more."""
+        if not restart and self._knowledge.start is not None:
+            return self._evaluate(self._knowledge.start)
         if not restart:
             return self._evaluate(random_start(self._objective, seed, restart)[0])
         noise = random_streams.attack_start(seed, restart).standard_normal(self._objective.dummies[0].shape)
@@ -186,20 +192,32 @@ class LevenbergMarquardt:
             Whether the observer ended it, or the gradients are explained.
         """
         low, high = self._knowledge.value_range or (0.0, 1.0)
-        search = Search(self._step.batch_size, self._step.residual_size, high - low)
+        search = Search(
+            self._step.batch_size,
+            self._step.residual_size,
+            high - low,
+            batch.values[0].size,
+            self._step.noise,
+        )
         while iteration < iterations and not search.is_without_a_step:
             step = self._solve(batch.values[0], search, in_range=in_range)
             iteration += 1
             if step.after < step.before:
-                if self._knowledge.scale_is_fitted and search.is_near_solution:
+                if self._fits_scale(search):
                     self._step.fit_scale(step.outputs[: len(self._step.shared_gradients)])
                 batch = self._dummy_batch(batch.values[0] + step.change, step.outputs)
             search.update(step)
             if observe(iteration, batch, True):
                 return batch, iteration, True
-            if search.is_stuck or (search.is_still and self._objective.explains(batch.loss)):
+            if search.is_stuck or search.is_within_noise or (search.is_still and self._objective.explains(batch.loss)):
                 break
         return batch, iteration, self._objective.explains(batch.loss)
+
+    def _fits_scale(self, search: Search) -> bool:
+        """Whether the shared gradients are to be scaled to the dummy batch's: a factor is open, or was rounded."""
+        if self._objective.knowledge.is_scaled:
+            return True
+        return self._knowledge.scale_is_fitted and search.is_near_solution
 
     def _contradicts_range(self, batch: DummyBatch) -> bool:
         """Whether the gradients pull pixels out of their range against the penalty: the range may be wrong."""
@@ -226,6 +244,9 @@ class LevenbergMarquardt:
         """The dummy batch with these outputs, of which the gradients come first."""
         shared = self._step.shared_gradients
         gradients = [np.asarray(output) for output in outputs[: len(shared)]]
+        bounds = self._objective.differences_within
+        if bounds is not None:
+            shared = [s + np.clip(g - s, *within) for g, s, within in zip(gradients, shared, bounds)]
         loss = gradient_matching_loss(gradients, shared, self._step.batch_size)
         return DummyBatch([x], self._label_probability, float(loss))
 
@@ -289,6 +310,11 @@ class Search:
         How many numbers the residual has.
     range_width : float
         The distance between the lowest and the highest pixel.
+    unknowns : int
+        How many numbers are searched for.
+    noise : float
+        The standard deviation of the defence's noise in an entry of the
+        residual; 0 without noise.
 
     Attributes
     ----------
@@ -302,13 +328,17 @@ class Search:
         Whether the residual is small already.
     """
 
-    def __init__(self, batch_size: int, residual_size: int, range_width: float) -> None:
+    def __init__(
+        self, batch_size: int, residual_size: int, range_width: float, unknowns: int = 1, noise: float = 0.0
+    ) -> None:
         self.damping = Damping()
         self.most_products = min(_FIRST_MOST_PRODUCTS, _PRODUCTS_PER_SAMPLE * (1 + batch_size))
         self.is_fine = False
         self.is_near_solution = False
         self._near_solution = _NEAR_SOLUTION * residual_size
         self._still_length = _STILL_LENGTH * range_width
+        self._noise_level = noise**2 * residual_size
+        self._noise_in_unknowns = noise**2 * unknowns
         self._still_steps = 0
         self._sums_of_squares: list[float] = []
 
@@ -321,6 +351,18 @@ class Search:
     def is_still(self) -> bool:
         """Whether the fine search's last steps hardly moved the batch."""
         return self.is_fine and self._still_steps >= _STILL_STEPS
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether the sum of squares is that of the noise, and the last step won nothing that is no noise.
+
+        The discrepancy principle (Morozov 1966): the right batch leaves the
+        noise's sum of squares, and what lowers it further fits the noise.
+        """
+        sums = self._sums_of_squares
+        if not self._noise_level or len(sums) < 2 or sums[-1] > self._noise_level:
+            return False
+        return sums[-2] - sums[-1] < _LEAST_SHARE_OF_NOISE * self._noise_in_unknowns
 
     @property
     def is_stuck(self) -> bool:

@@ -4,8 +4,10 @@ A rule is a function under the name of its op. It is given the op and returns th
 values that take the place of the op's results. There is one file for each family
 of ops:
 
-- `activations`, `losses`, `layers`, `shapes`, `arithmetic`: ops that PaddlePaddle
-  cannot differentiate twice;
+- `activations`, `arithmetic`, `convolutions`, `elementwise`, `embedding`,
+  `indexing`, `interpolation`, `layers`, `linear_algebra`, `losses`,
+  `normalisation`, `pooling`, `products`, `recurrent`, `reductions`, `sampling`,
+  `shapes`: ops that PaddlePaddle cannot differentiate twice;
 - `corrections`: ops for which PaddlePaddle claims a second derivative that is
   wrong, or fails when it runs;
 - `simplifications`: ops that have a form with the same values at less cost.
@@ -21,7 +23,26 @@ differentiate through those. `dlg.attack.verification` refuses a network for whi
 a rule is wrong.
 """
 
-from dlg.graph.rules import activations, arithmetic, corrections, layers, losses, shapes, simplifications
+from dlg.graph.rules import (
+    activations,
+    arithmetic,
+    convolutions,
+    corrections,
+    embedding,
+    indexing,
+    interpolation,
+    layers,
+    linear_algebra,
+    losses,
+    normalisation,
+    pooling,
+    products,
+    recurrent,
+    reductions,
+    sampling,
+    shapes,
+    simplifications,
+)
 from dlg.graph.rules.registry import (
     DROPOUT_RULES,
     FORWARD_CORRECTIONS,
@@ -50,9 +71,20 @@ __all__ = [
     "Table",
     "activations",
     "arithmetic",
+    "convolutions",
     "corrections",
+    "embedding",
+    "indexing",
+    "interpolation",
     "layers",
+    "linear_algebra",
     "losses",
+    "normalisation",
+    "pooling",
+    "products",
+    "recurrent",
+    "reductions",
+    "sampling",
     "shapes",
     "simplifications",
 ]

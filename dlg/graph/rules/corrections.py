@@ -6,14 +6,13 @@ ones. A rule can go when its example in the tests passes without it.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import paddle
-import paddle.nn.functional as F
 
-from dlg.errors import SecondDerivativeError
-from dlg.graph.rules.arithmetic import sum_to_shape
-from dlg.graph.rules.layers import scatter_to_maxima
+from dlg.graph.rules import convolutions, pooling
+from dlg.graph.rules.elementwise import sum_to_shape
 from dlg.graph.rules.registry import (
     FORWARD_CORRECTIONS,
     GRADIENT_CORRECTIONS,
@@ -22,12 +21,13 @@ from dlg.graph.rules.registry import (
     Replacement,
     constant_integers,
     constant_like,
+    constant_number,
     has_fixed_shape,
     inputs_of,
+    list_of,
     rule,
 )
-from dlg.graph.rules.shapes import fold, patch_paddings
-from dlg.graph.values import Operation, Value, short_name, where
+from dlg.graph.values import Operation, Value
 
 
 @rule("depthwise_conv2d", table=FORWARD_CORRECTIONS)
@@ -38,37 +38,37 @@ def depthwise_convolution(op: Operation, _: ProbabilityOf) -> Replacement:
 
 
 @rule("conv2d_transpose", "depthwise_conv2d_transpose", table=FORWARD_CORRECTIONS)
-def transposed_convolution(op: Operation, _: ProbabilityOf) -> Replacement:
-    """The patches that each pixel stands for, added up where they overlap: the transpose of a convolution by patches.
+def transposed_convolution(op: Operation, probability_of: ProbabilityOf) -> Replacement:
+    """The second derivative of this op ends in a type error when it is built.
 
-    The second derivative of this op ends in a type error when it is built, and
-    its gradient's vector-Jacobian product ends the process.
+    Its gradient's vector-Jacobian product ends the process.
     """
-    (x, weight), attributes, out = op.operands_source()[:2], op.attrs(), op.result(0)
-    if attributes["padding_algorithm"] == "SAME" or attributes["data_format"] not in ("NCHW", "AnyLayout"):
-        raise SecondDerivativeError(
-            f"{short_name(op)}{where(op)} with {attributes['padding_algorithm']} padding in"
-            f" {attributes['data_format']}: the attack takes explicit padding and NCHW"
-        )
-    if not (has_fixed_shape(x) and has_fixed_shape(out)):
-        raise SecondDerivativeError(
-            f"{short_name(op)}{where(op)} of an input shaped {x.shape}: the attack needs every size to be known"
-        )
-    patches = _patches_of_pixels(x, weight, attributes["groups"])
-    paddings = patch_paddings(attributes["paddings"])
-    return [fold(patches, out.shape[2:], weight.shape[2:], attributes["strides"], paddings, attributes["dilations"])]
+    return convolutions.transposed_convolution(op, probability_of)
 
 
-def _patches_of_pixels(x: Value, weight: Value, groups: int) -> Value:
-    """The patches that a transposed convolution makes of each pixel, (B, out channels · height · width, pixels)."""
-    if groups == 1:
-        kernels = paddle.transpose(paddle.reshape(weight, [weight.shape[0], -1]), [1, 0])
-        return paddle.matmul(kernels, paddle.reshape(x, [*x.shape[:2], -1]))
-    pixels = paddle.reshape(x, [x.shape[0], groups, x.shape[1] // groups, -1])
-    kernels = paddle.transpose(paddle.reshape(weight, [1, groups, weight.shape[0] // groups, -1]), [0, 1, 3, 2])
-    # PaddlePaddle's derivatives of a product fail where it is broadcast over the batch.
-    kernels = paddle.expand(kernels, [x.shape[0], *kernels.shape[1:]])
-    return paddle.reshape(paddle.matmul(kernels, pixels), [x.shape[0], groups * kernels.shape[2], -1])
+@rule("pad", "pad3d", table=FORWARD_CORRECTIONS)
+def padding(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """Padding with 0, plus a constant: where PaddlePaddle's second derivative should pad with 0, it has the value."""
+    x, value = op.operand_source(0), _padding_value(op)
+    if not value or not has_fixed_shape(x):
+        return None
+    return [_padded(op, x, 0.0) + _padded(op, paddle.zeros(x.shape, x.dtype), value)]
+
+
+def _padding_value(op: Operation) -> float:
+    """What an op pads with. 0 where it repeats the image's own numbers."""
+    if op.name() == "pd_op.pad":
+        return constant_number(inputs_of(op)["pad_value"])
+    return op.attrs()["pad_value"] if op.attrs()["mode"] == "constant" else 0.0
+
+
+def _padded(op: Operation, x: Value, value: float) -> Value:
+    attributes = op.attrs()
+    if op.name() == "pd_op.pad":
+        return paddle._C_ops.pad(x, attributes["paddings"], value)
+    return paddle._C_ops.pad3d(
+        x, constant_integers(op.operand_source(1)), attributes["mode"], value, attributes["data_format"]
+    )
 
 
 # Applied after the second differentiation, too: there these forms are only cheaper.
@@ -88,23 +88,42 @@ def sum_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [x_gradient, y_gradient]
 
 
+@rule("builtin.split", table=GRADIENT_CORRECTIONS)
+def parts_of_a_concatenation(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """The parts' gradients as slices: the second derivative of concat ends the process where a part has no gradient."""
+    concatenation = op.operand_source(0).get_defining_op()
+    if concatenation.name() != "pd_op.concat_grad":
+        return None
+    inputs = inputs_of(concatenation)
+    gradient, parts = inputs["out_grad"], list_of(inputs["x"])
+    axis = int(constant_number(inputs["axis"])) % len(gradient.shape)
+    ends = list(itertools.accumulate(part.shape[axis] for part in parts))
+    starts = [0, *ends[:-1]]
+    return [paddle.slice(gradient, [axis], [start], [end]) for start, end in zip(starts, ends)]
+
+
 @rule("batch_norm_grad", table=GRADIENT_CORRECTIONS)
 def batch_norm_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     """PaddlePaddle is wrong where a channel has one element, and slow elsewhere."""
     inputs, attributes = inputs_of(op), op.attrs()
     x, scale = inputs["x"], inputs["scale"]
+    has_scale, has_bias = (inputs[name].initialized() for name in ("scale", "bias"))
     channel = 1 if attributes["data_format"].startswith("NC") else len(x.shape) - 1
     count = math.prod(x.shape) // x.shape[channel]
     has_fixed_statistics = attributes["is_test"] or attributes["use_global_stats"]
     if count == 1 and not has_fixed_statistics:
         # PaddlePaddle's batch norm gives back a single element as it is.
-        return [inputs["out_grad"], paddle.zeros_like(scale), paddle.zeros_like(scale)]
+        zeros = [paddle.zeros_like(scale) if has else None for has in (has_scale, has_bias)]
+        return [inputs["out_grad"], *zeros]
     # A row for each channel: broadcasting along the last axis takes a fraction of the time.
     order = [channel, *(axis for axis in range(len(x.shape)) if axis != channel)]
     rows, gradient = (paddle.reshape(paddle.transpose(value, order), [-1, count]) for value in (x, inputs["out_grad"]))
     if has_fixed_statistics:
-        centred = rows - paddle.unsqueeze(inputs["mean_out"], 1)
-        variance = paddle.unsqueeze(inputs["variance_out"], 1)
+        # The parameters, not mean_out and variance_out, which equal them: PaddlePaddle may compute in the buffer of a
+        # result that nothing reads any more, and the buffers of these two are the parameters' own.
+        forward = inputs_of(inputs["mean_out"].get_defining_op())
+        centred = rows - paddle.unsqueeze(forward["mean"], 1)
+        variance = paddle.unsqueeze(forward["variance"], 1)
     else:
         centred = rows - paddle.mean(rows, 1, keepdim=True)
         variance = paddle.mean(paddle.square(centred), 1, keepdim=True)
@@ -116,34 +135,17 @@ def batch_norm_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
         through_mean = paddle.unsqueeze(bias_gradient * constant_like(x, 1 / count), 1)
         through_variance = paddle.unsqueeze(scale_gradient * constant_like(x, 1 / count), 1)
         gradient = gradient - through_mean - normed * through_variance
-    gradient = gradient * (inverse_deviation * paddle.unsqueeze(scale, 1))
+    factor = inverse_deviation * paddle.unsqueeze(scale, 1) if has_scale else inverse_deviation
+    gradient = gradient * factor
     x_gradient = paddle.reshape(gradient, [x.shape[axis] for axis in order])
     x_gradient = paddle.transpose(x_gradient, [order.index(axis) for axis in range(len(order))])
-    return [x_gradient, scale_gradient, bias_gradient]
+    return [x_gradient, scale_gradient if has_scale else None, bias_gradient if has_bias else None]
 
 
 @rule("pool2d_grad", table=GRADIENT_CORRECTIONS)
-def max_pool_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
+def max_pool_gradient(op: Operation, probability_of: ProbabilityOf) -> Replacement | None:
     """Max pooling, whose second derivative fails when it runs; that of average pooling is right, and kept."""
-    inputs, attributes = inputs_of(op), op.attrs()
-    if attributes["pooling_type"] != "max":
-        return None
-    x, gradient = inputs["x"], inputs["out_grad"]
-    if attributes["padding_algorithm"] != "EXPLICIT" or attributes["data_format"] != "NCHW" or attributes["adaptive"]:
-        raise SecondDerivativeError(
-            f"max pooling{where(op)} with {attributes['padding_algorithm']} padding in"
-            f" {attributes['data_format']}: the attack takes explicit padding and NCHW"
-        )
-    kernel = x.shape[2:] if attributes["global_pooling"] else constant_integers(inputs["kernel_size"])
-    top, bottom, left, right = attributes["paddings"] if len(attributes["paddings"]) == 4 else (0, 0, 0, 0)
-    # The op that gives the places of the maxima takes one number for top and bottom, and one for left and right.
-    padded = F.pad(x, [left, right, top, bottom], value=-math.inf) if top or bottom or left or right else x
-    paddings = attributes["paddings"] if len(attributes["paddings"]) == 2 else 0
-    _, places = F.max_pool2d(
-        padded, kernel, attributes["strides"], paddings, return_mask=True, ceil_mode=attributes["ceil_mode"]
-    )
-    maxima = scatter_to_maxima(padded, places, gradient)
-    return [maxima if padded is x else maxima[:, :, top : top + x.shape[2], left : left + x.shape[3]]]
+    return pooling.max_pool_gradient(op, probability_of)
 
 
 @rule("multiply_grad", table=GRADIENT_CORRECTIONS)

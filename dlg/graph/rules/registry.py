@@ -51,7 +51,8 @@ def rule(*names: str, table: Table = GRADIENT_RULES) -> Callable[[Rule], Rule]:
     Parameters
     ----------
     *names : str
-        The ops' names without PaddlePaddle's prefix ``pd_op.``.
+        The ops' names without PaddlePaddle's prefix ``pd_op.``; one with another
+        prefix, such as ``builtin.split``, as it is.
     table : dict
         When the rule is applied, and why: one of the tables of this module. A
         rule with two reasons is entered in two tables, by two decorators.
@@ -59,7 +60,7 @@ def rule(*names: str, table: Table = GRADIENT_RULES) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for name in names:
-            table[f"pd_op.{name}"] = function
+            table[name if "." in name else f"pd_op.{name}"] = function
         return function
 
     return register
@@ -68,6 +69,22 @@ def rule(*names: str, table: Table = GRADIENT_RULES) -> Callable[[Rule], Rule]:
 def inputs_of(op: Operation) -> dict[str, Value]:
     """An op's inputs by their names."""
     return dict(zip(op.get_input_names(), op.operands_source()))
+
+
+def list_of(value: Value) -> list[Value]:
+    """The values in a list, which PaddlePaddle's graphs have as one value."""
+    return list(value.get_defining_op().operands_source())
+
+
+def without_first_gradient(value: Value) -> Value:
+    """The same value, which the first differentiation takes for a constant and the second does not.
+
+    It is for inputs to which PaddlePaddle gives no gradient, though the op
+    depends on them: the shared gradients lack what went through them.
+    """
+    constant = paddle.assign(value)
+    constant.stop_gradient = True
+    return constant
 
 
 def constant_number(value: Value) -> float:

@@ -8,6 +8,7 @@ import paddle
 import paddle.nn.functional as F
 
 from dlg.graph.rules.registry import (
+    FORWARD_RULES,
     GRADIENT_RULES,
     SIMPLIFICATIONS,
     ProbabilityOf,
@@ -37,6 +38,43 @@ def fold_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     attributes = op.attrs()
     names = ("kernel_sizes", "strides", "paddings", "dilations")
     return [F.unfold(inputs_of(op)["out_grad"], *(attributes[name] for name in names))]
+
+
+# The inverse of each of these rearrangements is its transpose, and so what takes gradients back through it.
+@rule("pixel_shuffle_grad")
+def pixel_shuffle_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    attributes = op.attrs()
+    return [F.pixel_unshuffle(inputs_of(op)["out_grad"], attributes["upscale_factor"], attributes["data_format"])]
+
+
+@rule("pixel_unshuffle_grad")
+def pixel_unshuffle_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    attributes = op.attrs()
+    return [F.pixel_shuffle(inputs_of(op)["out_grad"], attributes["downscale_factor"], attributes["data_format"])]
+
+
+@rule("channel_shuffle_grad")
+def channel_shuffle_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    attributes, gradient = op.attrs(), inputs_of(op)["out_grad"]
+    channels = gradient.shape[3 if attributes["data_format"] == "NHWC" else 1]
+    return [F.channel_shuffle(gradient, channels // attributes["groups"], attributes["data_format"])]
+
+
+@rule("temporal_shift", table=FORWARD_RULES)
+def temporal_shift(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The first channels of the previous picture, the next ones of the following picture, the others as they are."""
+    x, attributes = op.operand_source(0), op.attrs()
+    channels_last = attributes["data_format"] == "NHWC"
+    axis = 4 if channels_last else 2
+    pictures = paddle.reshape(x, [-1, attributes["seg_num"], *x.shape[1:]])
+    channels = x.shape[axis - 1]
+    first, second = (int(channels * times * attributes["shift_ratio"]) for times in (1, 2))
+    if second == 0:
+        return [x]
+    earlier, later, others = paddle.split(pictures, [first, second - first, channels - second], axis)
+    earlier = paddle.concat([paddle.zeros_like(earlier[:, :1]), earlier[:, :-1]], 1)
+    later = paddle.concat([later[:, 1:], paddle.zeros_like(later[:, :1])], 1)
+    return [paddle.reshape(paddle.concat([earlier, later, others], axis), [-1, *x.shape[1:]])]
 
 
 def fold(

@@ -2,7 +2,9 @@
 
 A defence is spelt the same way everywhere, such as ``gaussian:1e-3`` or
 ``int8``. `parse` reads the spelling and gives a `Defense`, which turns
-gradients into those that are shared. `distortion` says how far they moved.
+gradients into those that are shared, and says what an attacker who knows the
+defence can tell of the gradients behind them. `distortion` says how far they
+moved. A participant's rule is public, so both sides may read this module.
 
 To add a defence, write one function that changes gradients, and add one row to
 `DEFENSES`.
@@ -11,11 +13,20 @@ To add a defence, write one function that changes gradients, and add one row to
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from dlg.defense_knowledge import (
+    NOTHING,
+    Bounds,
+    DefenseKnowledge,
+    bounds_of_levels,
+    bounds_of_pruned,
+    bounds_of_rounded,
+)
 from dlg.errors import InputError
 
 Gradients = Mapping[str, np.ndarray]
@@ -23,6 +34,10 @@ Gradients = Mapping[str, np.ndarray]
 # The largest level of int8. The levels run from -127 to 127; -128 has no positive counterpart and is left out, so that
 # zero stays zero.
 _INT8_LEVELS = 127
+# The binary digits of half precision and of bfloat16, and the distance of their numbers near zero (IEEE 754 for the
+# first; the second has the exponents of float32).
+_FP16_DIGITS, _FP16_LEAST = 11, 2.0**-24
+_BF16_DIGITS, _BF16_LEAST = 8, 2.0**-133
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +99,9 @@ class Kind:
     epsilon : callable (delta, distance, *numbers) -> float, or None
         The ε of its (ε, δ)-differential privacy; see `Defense.epsilon`. None
         where it promises no privacy.
+    knowledge : callable (*numbers) -> DefenseKnowledge
+        What an attacker who knows the defence can tell of the gradients behind
+        the shared ones.
     """
 
     name: str
@@ -92,6 +110,7 @@ class Kind:
     numbers: tuple[Number, ...] = ()
     example: str = ""
     epsilon: Callable[..., float] | None = None
+    knowledge: Callable[..., DefenseKnowledge] = lambda: NOTHING
 
     @property
     def spelling(self) -> str:
@@ -129,6 +148,11 @@ class Defense:
     def family(self) -> Family:
         """Which of the audit's plots show it."""
         return DEFENSES[self.kind].family
+
+    @property
+    def knowledge(self) -> DefenseKnowledge:
+        """What an attacker who knows the defence can tell of the gradients behind the shared ones."""
+        return DEFENSES[self.kind].knowledge(*self.numbers)
 
     def __call__(self, gradients: Gradients, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Make the gradients that are shared in place of these.
@@ -393,6 +417,42 @@ def _over_zero(name: str) -> Number:
     return Number(name, "a finite number over 0", lambda number: 0 < number < math.inf)
 
 
+# Pruning leaves other entries exact, and these decide. On LeNet under pruning of 50 %, two digits came back at 52 and
+# 46 dB with this pull, and at 36 and 30 dB with ten times as much.
+_PRUNED_PULL = 3e-3
+# Rounding leaves no entry exact, and the middle of its bounds is as likely as their ends. On softmax regression under
+# int8 with four digits, a pull of 0.02 left searches without an end, and 0.3 gave 25 to 55 dB.
+_ROUNDED_PULL = 0.3
+
+
+def _noise_knowledge(sigma: float) -> DefenseKnowledge:
+    return DefenseKnowledge(noise=sigma)
+
+
+def _prune_knowledge(fraction: float) -> DefenseKnowledge:
+    return DefenseKnowledge(bounds_of_pruned, _PRUNED_PULL)
+
+
+def _clip_knowledge(norm: float, multiplier: float) -> DefenseKnowledge:
+    return DefenseKnowledge(noise=multiplier * norm, is_scaled=True)
+
+
+def _rounding_knowledge(bounds: Callable[..., Bounds], **numbers: float) -> DefenseKnowledge:
+    return DefenseKnowledge(functools.partial(bounds, **numbers), _ROUNDED_PULL)
+
+
+def _fp16_knowledge() -> DefenseKnowledge:
+    return _rounding_knowledge(bounds_of_rounded, digits=_FP16_DIGITS, least=_FP16_LEAST)
+
+
+def _bf16_knowledge() -> DefenseKnowledge:
+    return _rounding_knowledge(bounds_of_rounded, digits=_BF16_DIGITS, least=_BF16_LEAST)
+
+
+def _int8_knowledge() -> DefenseKnowledge:
+    return _rounding_knowledge(bounds_of_levels, levels=_INT8_LEVELS)
+
+
 _SIGMA = _over_zero("SIGMA")
 _NORM = _over_zero("NORM")
 _MULTIPLIER = _over_zero("MULTIPLIER")
@@ -409,13 +469,13 @@ DEFENSES = {
     kind.name: kind
     for kind in (
         Kind("none", _none, UNDEFENDED),
-        Kind("gaussian", _gaussian, NOISE, (_SIGMA,), "gaussian:1e-3"),
-        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3"),
-        Kind("prune", _prune, PRUNING, (_FRACTION,), "prune:0.2"),
-        Kind("clip", _clip, CLIPPING, (_NORM, _MULTIPLIER), "clip:1.0:0.01", _clip_epsilon),
-        Kind("fp16", _fp16, QUANTISATION),
-        Kind("bf16", _bf16, QUANTISATION),
-        Kind("int8", _int8, QUANTISATION),
+        Kind("gaussian", _gaussian, NOISE, (_SIGMA,), "gaussian:1e-3", knowledge=_noise_knowledge),
+        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3", knowledge=_noise_knowledge),
+        Kind("prune", _prune, PRUNING, (_FRACTION,), "prune:0.2", knowledge=_prune_knowledge),
+        Kind("clip", _clip, CLIPPING, (_NORM, _MULTIPLIER), "clip:1.0:0.01", _clip_epsilon, _clip_knowledge),
+        Kind("fp16", _fp16, QUANTISATION, knowledge=_fp16_knowledge),
+        Kind("bf16", _bf16, QUANTISATION, knowledge=_bf16_knowledge),
+        Kind("int8", _int8, QUANTISATION, knowledge=_int8_knowledge),
         Kind("sign", _sign, QUANTISATION),
     )
 }

@@ -1,0 +1,149 @@
+"""What `auto` recovers of a batch of one from convolutional networks with ReLU.
+
+    python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
+        [--data bundled | FOLDER]
+
+Each seed is one target: it draws the image, the weights and the attack's random
+numbers. Grey images are digits; colour ones are random crops of scikit-image's
+pictures (pip install scikit-image), at least 96 pixels wide, scaled to 32×32.
+Trained networks have taken 300 steps of stochastic gradient descent on other
+digits. A line for each seed has its PSNR, its verdict and the attack's seconds;
+the row of each network has the share of images from 30 dB on, with Wilson's
+interval at 95 %, and the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from scipy.stats import binomtest
+
+from benchmarks.machine import machine
+from benchmarks.participant import Participant, fresh_scope, participant
+from dlg import dlg_attack
+from dlg.graph.values import Network, Value
+from dlg.participant import data, networks
+from dlg.results import metrics
+
+# The training before the attack on a trained network.
+_TRAINING_STEPS, _TRAINING_RATE, _TRAINING_BATCH = 300, 0.05, 64
+# Together with the seed, these make the streams of the training batches and of the crops.
+_TRAINING_STREAM, _CROP_STREAM = 2, 3
+# The pictures that colour targets are cropped from.
+_PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
+_COLOUR_SIDE, _LEAST_CROP = 32, 96
+
+
+def two_convolutions(first_stride: int, second_stride: int) -> Network:
+    """Convolutions of 16 and 32 filters (3×3) with ReLU, max pooling and a fully connected layer."""
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
+        hidden = F.relu(nn.Conv2D(feature.shape[1], 16, 3, stride=first_stride, padding=1)(feature))
+        hidden = F.relu(nn.Conv2D(16, 32, 3, stride=second_stride, padding=1)(hidden))
+        flat = paddle.flatten(F.max_pool2d(hidden, 2), 1)
+        prediction = nn.Linear(flat.shape[1], networks.CLASSES)(flat)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
+
+
+def zhu_with_relu(feature: Value, label: Value) -> tuple[Value, Value]:
+    """The LeNet of Zhu et al. (2019) with ReLU in the place of the sigmoids."""
+    uniform, hidden = nn.initializer.Uniform(-0.5, 0.5), feature
+    for stride in (2, 2, 1):
+        convolution = nn.Conv2D(
+            hidden.shape[1], 12, 5, stride=stride, padding=2, weight_attr=uniform, bias_attr=uniform
+        )
+        hidden = F.relu(convolution(hidden))
+    flat = paddle.flatten(hidden, 1)
+    prediction = nn.Linear(flat.shape[1], networks.CLASSES, weight_attr=uniform, bias_attr=uniform)(flat)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+# The network, whether its images are in colour, and whether it is trained before the attack.
+NETWORKS: dict[str, tuple[Network, bool, bool]] = {
+    "lenet": (networks.cnn, False, False),
+    "lenet-trained": (networks.cnn, False, True),
+    "strides-11": (two_convolutions(1, 1), False, False),
+    "strides-12": (two_convolutions(1, 2), False, False),
+    "strides-22": (two_convolutions(2, 2), False, False),
+    "zhu": (zhu_with_relu, False, False),
+    "zhu-colour": (zhu_with_relu, True, False),
+}
+
+
+def colour_crop(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random square of a picture, (1, 3, 32, 32) in float32, with a random label."""
+    import skimage.data
+    from skimage.transform import resize
+
+    rng = np.random.default_rng((seed, _CROP_STREAM))
+    picture = getattr(skimage.data, _PICTURES[rng.integers(len(_PICTURES))])()[..., :3] / 255
+    side = int(rng.integers(_LEAST_CROP, min(picture.shape[:2]) + 1))
+    top, left = (int(rng.integers(size - side + 1)) for size in picture.shape[:2])
+    crop = resize(picture[top : top + side, left : left + side], (_COLOUR_SIDE, _COLOUR_SIDE), anti_aliasing=True)
+    image = crop.transpose(2, 0, 1)[None].astype(np.float32)
+    return np.ascontiguousarray(image), rng.integers(networks.CLASSES, size=(1, 1))
+
+
+def train(trained: Participant, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
+    """Take steps of stochastic gradient descent on random batches of these images."""
+    rng, scope = np.random.default_rng((seed, _TRAINING_STREAM)), paddle.static.global_scope()
+    for _ in range(_TRAINING_STEPS):
+        chosen = rng.integers(len(images), size=_TRAINING_BATCH)
+        for name, gradient in trained.training.capture(images[chosen], labels[chosen]).items():
+            tensor = scope.find_var(name).get_tensor()
+            tensor.set(np.array(tensor) - _TRAINING_RATE * gradient, paddle.CPUPlace())
+
+
+def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, seed: int) -> tuple[float, float]:
+    """Attack the target of a seed, print its line, and give its PSNR and the attack's seconds."""
+    network, in_colour, is_trained = NETWORKS[name]
+    shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
+    image, label = colour_crop(seed) if in_colour else (shuffled[:1], shuffled_labels[:1])
+    with fresh_scope(), tempfile.TemporaryDirectory() as folder:
+        target = participant(network, image, label, seed)
+        if is_trained:
+            train(target, shuffled[1:], shuffled_labels[1:], seed)
+        options = SimpleNamespace(batch_size=1, result_dir=folder, optimizer="auto", seed=seed)
+        found = dlg_attack(options, *target.attack_arguments)
+    psnr = metrics.compare(image, found.feature)[0].psnr
+    print(f"{name} seed {seed}: {psnr:.1f} dB, {found.verdict}, rank {found.rank}, {found.seconds:.1f} s", flush=True)
+    return psnr, found.seconds
+
+
+def row(name: str, attack: Callable[[int], tuple[float, float]], seeds: int) -> str:
+    """Attack all seeds; give the row of the table."""
+    psnrs, seconds = zip(*(attack(seed) for seed in range(seeds)))
+    recovered = sum(psnr >= metrics.RECOVERED for psnr in psnrs)
+    low, high = binomtest(recovered, seeds).proportion_ci(method="wilson")
+    median = f"{statistics.median(psnrs):.1f} dB | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s"
+    return f"| {name} | {recovered} of {seeds} | {low:.0%} to {high:.0%} | {median} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--data", default="bundled")
+    args = parser.parse_args()
+    paddle.enable_static()
+    print(machine())
+    images, labels = data.load([args.data])
+    rows = [
+        row(name, lambda seed, name=name: attack_seed(name, images, labels, seed), args.seeds) for name in args.network
+    ]
+    print("| network | images ≥ 30 dB | 95 % interval | median PSNR | median seconds | max seconds |")
+    print("\n".join(["|---|---|---|---|---|---|", *rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""The input of a convolution from its filters' gradient and from its outputs, by least squares.
+
+With the gradients D at a convolution's outputs known, its filters' gradient is
+linear in its input x, and so is every output that is known:
+
+    Σ over positions p of D[o, p] · patch_p(x) = ∂L/∂W[o]        (gradient equations)
+    W[o] · patch_p(x) + b[o] = z[o, p]        where z is known     (forward equations)
+    W[o] · patch_p(x) + b[o] ≤ bound[o, p]    everywhere
+
+The gradient equations are those of R-GAP (Zhu and Blaschko 2021, section 3),
+of COPA (Chen and Campbell 2021, section 4) and of R-CONV (Eltaras et al. 2024).
+They determine x where out · height · width of the filters, and the number of
+known outputs over the input's channels, together reach the size of one channel
+of x, and no number of x goes without a gradient. The rank is a result.
+
+Behind a max pooling, the position of a window's maximum is not known. Weights
+u ≥ 0, which sum to 1 in each window, take its place:
+
+    Σ over windows q of D[o, q] Σ over j u[o, q, j] · patch_{q, j}(x) = ∂L/∂W[o]
+
+and the same in the forward equations. Least squares for x and for u take turns,
+from equal weights on, until the nearest pattern of maxima fits to rounding. The
+relaxation is this project's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import block_diag
+from scipy.optimize import minimize, nnls
+from scipy.sparse.linalg import lsmr
+
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
+
+# The weight of a forward equation beside 1 for a gradient equation, both relative to the largest right side.
+_FORWARD_WEIGHT = 0.3
+# The weight of "the weights of a window sum to 1" in the least squares for these weights.
+_SUM_WEIGHT = 3.0
+# The weight of "the weights of a window stay as they are".
+_INERTIA = 1e-3
+# The rounds of the relaxation, at most. LeNet's second layer took 12 to 33.
+_MOST_ROUNDS = 60
+# Every so many rounds the nearest pattern of maxima is tried.
+_ROUNDS_PER_TRIAL = 3
+# How often a trial replaces its pattern by the maxima at its solution, at most.
+_MOST_REPLACEMENTS = 4
+# A trial goes on only while the residual falls to this share.
+_TRIAL_REDUCTION = 0.7
+# The iterations of a bounded least squares: in a round, whose weights are not final,
+_ROUND_ITERATIONS = 60
+# and where the pattern is.
+_FIT_ITERATIONS = 150
+# A fit with a residual below this share of the right side is made exact.
+_NEARLY_EXACT = 2e-3
+# A pattern explains a layer where the residual is below this share of the right side. LeNet's true patterns came to
+# 1e-7, wrong ones to 6e-4 and more.
+EXPLAINED = 1e-5
+# How often the exact fit gives up a bound or holds a number at one.
+_MOST_BOUND_CHANGES = 8
+# The iterations of the exact fit's solver, and its tolerance.
+_SOLVER_ITERATIONS, _SOLVER_TOLERANCE = 1500, 1e-13
+# In how many windows the position is moved, one at a time, where the pattern does not change any more. In both of
+# LeNet's layers that ended with one wrong position it was in the first.
+_FLIPPED_WINDOWS = 3
+# The trials have come to an end where the residual falls by less than this share, and is below this one.
+_STALLED, _NEARLY_EXPLAINED = 0.01, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Equations:
+    """Linear equations in a layer's input: matrix · x = right_side."""
+
+    matrix: sparse.csr_matrix
+    right_side: np.ndarray
+
+    def and_also(self, other: Equations) -> Equations:
+        """These equations and others."""
+        matrix = sparse.vstack([self.matrix, other.matrix]).tocsr()
+        return Equations(matrix, np.concatenate([self.right_side, other.right_side]))
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Which numbers of the input some equation has, shape (n,), bool."""
+        return np.bincount(self.matrix.indices, minlength=self.matrix.shape[1]) > 0
+
+    def residual(self, x: np.ndarray) -> float:
+        """How far x is from a solution, relative to the right side."""
+        return float(np.linalg.norm(self.matrix @ x - self.right_side) / np.linalg.norm(self.right_side))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The lowest and the highest value that a layer's input can have."""
+
+    low: float
+    high: float
+
+    def clip(self, x: np.ndarray) -> np.ndarray:
+        """The nearest numbers within."""
+        return np.clip(x, self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInput:
+    """A layer's input as it was recovered.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n,), float64
+    upstream : ndarray, shape (out, P)
+        The gradients at the convolution's outputs, for these values.
+    residual : float
+        How far the equations are from being met, relative to their right side.
+    equations : Equations
+        They tell what is determined.
+    """
+
+    values: np.ndarray
+    upstream: np.ndarray
+    residual: float
+    equations: Equations
+
+
+class LayerEquations:
+    """The equations of one layer, for weights of the positions in each window, (out, Q, k)."""
+
+    def __init__(self, layer: ConvolutionLayer, known: KnownOutputs) -> None:
+        self.layer, self.known = layer, known
+        self.gradient_size = max(float(np.abs(layer.weight_gradient).max()), np.finfo(float).tiny)
+        self.output_size = max(float(np.abs(known.largest).max()), np.finfo(float).tiny)
+        self._outputs, self._bias = layer.outputs, np.broadcast_to(layer.bias[:, None], known.active.shape)
+
+    def upstream(self, weights: np.ndarray) -> np.ndarray:
+        """The gradients at the convolution's outputs, shape (out, P)."""
+        upstream = np.zeros(self.layer.matrix.shape[0])
+        shares = weights * self.known.upstream[..., None]
+        inside = self._outputs >= 0
+        np.add.at(upstream, self._outputs[inside], shares[inside])
+        return upstream.reshape(len(self.layer.weight), -1)
+
+    def of(self, weights: np.ndarray) -> Equations:
+        """The gradient and the forward equations."""
+        active = self.known.active
+        gradient = self.layer.gradient_matrix(self.upstream(weights)) / self.gradient_size
+        rows = np.broadcast_to(np.arange(active.sum())[:, None], weights[active].shape)
+        inside = self._outputs[active] >= 0
+        chosen = sparse.csr_matrix(
+            (weights[active][inside], (rows[inside], self._outputs[active][inside])),
+            (int(active.sum()), self.layer.matrix.shape[0]),
+        )
+        weight = _FORWARD_WEIGHT / self.output_size
+        forward = weight * (self.known.largest - self._bias)[active]
+        return Equations(gradient, self.layer.weight_gradient.ravel() / self.gradient_size).and_also(
+            Equations(weight * (chosen @ self.layer.matrix), forward)
+        )
+
+    def violated(self, x: np.ndarray) -> Equations:
+        """The inequalities that x violates, as equations."""
+        above = self.layer.pre_activations(x) > self.known.bound[..., None] + EXPLAINED**2 * self.output_size
+        weight = _FORWARD_WEIGHT / self.output_size
+        right_side = np.broadcast_to((self.known.bound - self._bias)[..., None], above.shape)[above]
+        return Equations(weight * self.layer.matrix[self._outputs[above]], weight * right_side)
+
+    def pattern(self, x: np.ndarray) -> np.ndarray:
+        """The first maximum of each window, as PaddlePaddle takes it, as weights of 0 and 1."""
+        return self.one_hot(self.layer.pre_activations(x).argmax(axis=2))
+
+    def one_hot(self, choice: np.ndarray) -> np.ndarray:
+        """The weights that choose a position in each window, (out, Q)."""
+        return np.eye(self.layer.windows.shape[1])[choice] * self.known.active[..., None]
+
+
+def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) -> LayerInput:
+    """Solve the equations for a layer's input.
+
+    Parameters
+    ----------
+    layer : ConvolutionLayer
+    known : KnownOutputs
+        What its output and the gradient there say.
+    bounds : Bounds
+        Of the input.
+
+    Returns
+    -------
+    LayerInput
+        Whose residual says whether it explains the layer, see `EXPLAINED`.
+    """
+    problem = LayerEquations(layer, known)
+    start = bounds.clip(np.zeros(layer.size))
+    if layer.windows.shape[1] == 1:
+        return fit_pattern(problem, known.active[..., None].astype(float), start, bounds)
+    return _relaxed(problem, start, bounds)
+
+
+def fit_pattern(problem: LayerEquations, pattern: np.ndarray, start: np.ndarray, bounds: Bounds) -> LayerInput:
+    """Solve for the input where the positions of the maxima are given, as weights of 0 and 1."""
+    equations = problem.of(pattern)
+    x = bounded_least_squares(equations, start, bounds, _FIT_ITERATIONS)
+    if problem.layer.windows.shape[1] == 1:
+        # The inequalities say most where few outputs are known.
+        x = bounded_least_squares(equations.and_also(problem.violated(x)), x, bounds, _FIT_ITERATIONS)
+    if problem.layer.windows.shape[1] == 1 or equations.residual(x) < _NEARLY_EXACT:
+        x = exact_least_squares(equations, x, bounds)
+    return LayerInput(x, problem.upstream(pattern), equations.residual(x), equations)
+
+
+def _relaxed(problem: LayerEquations, x: np.ndarray, bounds: Bounds) -> LayerInput:
+    """Turn by turn solve for the input and for the weights of the positions."""
+    inside = np.broadcast_to(problem.layer.windows >= 0, problem.layer.outputs.shape)
+    weights = inside / inside.sum(axis=2, keepdims=True) * problem.known.active[..., None]
+    best: LayerInput | None = None
+    for number in range(1, _MOST_ROUNDS + 1):
+        equations = problem.of(weights)
+        if number > 1:
+            equations = equations.and_also(problem.violated(x))
+        x = bounded_least_squares(equations, x, bounds, _ROUND_ITERATIONS)
+        weights = _position_weights(problem, x, weights)
+        if number % _ROUNDS_PER_TRIAL == 0:
+            best, before = _nearest_pattern(problem, weights, x, bounds), best
+            if before is not None and _has_stalled(before.residual, best.residual):
+                best = _flipped(problem, best, bounds)
+            best = best if before is None or best.residual < before.residual else before
+            if best.residual < EXPLAINED:
+                break
+    assert best is not None
+    return best
+
+
+def _has_stalled(before: float, after: float) -> bool:
+    return EXPLAINED <= after < _NEARLY_EXPLAINED and after > (1 - _STALLED) * before
+
+
+def _nearest_pattern(problem: LayerEquations, weights: np.ndarray, x: np.ndarray, bounds: Bounds) -> LayerInput:
+    """Round the weights, and follow the maxima of the solution while that lowers the residual."""
+    pattern = problem.one_hot(weights.argmax(axis=2))
+    best = fit_pattern(problem, pattern, x, bounds)
+    for _ in range(_MOST_REPLACEMENTS - 1):
+        before, pattern = pattern, problem.pattern(best.values)
+        if best.residual < EXPLAINED or np.array_equal(pattern, before):
+            break
+        tried = fit_pattern(problem, pattern, best.values, bounds)
+        if tried.residual > _TRIAL_REDUCTION * best.residual:
+            break
+        best = tried
+    return best
+
+
+def _position_weights(problem: LayerEquations, x: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Least squares for the weights of the positions, each filter by itself."""
+    layer, known = problem.layer, problem.known
+    patches, outputs = layer.patches(x), np.maximum(layer.pre_activations(x), np.finfo(np.float32).min)
+    weights = before.copy()
+    for filter_ in range(len(layer.weight)):
+        windows = np.flatnonzero(known.active[filter_])
+        if not len(windows):
+            continue
+        positions, count = layer.windows[windows].ravel(), layer.windows.shape[1]
+        shares = np.repeat(known.upstream[filter_, windows], count) / problem.gradient_size
+        forward = _FORWARD_WEIGHT / problem.output_size
+        old = before[filter_, windows].ravel()
+        outside = np.where(positions < 0, _SUM_WEIGHT, 0.0)
+        matrix = np.vstack(
+            [
+                patches[:, positions] * shares,
+                block_diag(*(forward * np.where(np.isfinite(o), o, 0) for o in outputs[filter_, windows])),
+                np.kron(np.eye(len(windows)), np.ones(count)) * _SUM_WEIGHT,
+                np.diag(_INERTIA + outside),
+            ]
+        )
+        right_side = np.concatenate(
+            [
+                layer.weight_gradient[filter_].ravel() / problem.gradient_size,
+                forward * known.largest[filter_, windows],
+                np.full(len(windows), _SUM_WEIGHT),
+                _INERTIA * old,
+            ]
+        )
+        weights[filter_, windows] = nnls(matrix, right_side, maxiter=20 * len(old))[0].reshape(-1, count)
+    return weights
+
+
+def _flipped(problem: LayerEquations, best: LayerInput, bounds: Bounds) -> LayerInput:
+    """Move single maxima to the position that lowers the residual most, while that falls by much."""
+    pattern = problem.pattern(best.values)
+    while best.residual >= EXPLAINED:
+        flips = _likely_flips(problem, best, pattern)
+        tried = [fit_pattern(problem, flip, best.values, bounds) for flip in flips]
+        better = min(tried, key=lambda found: found.residual, default=best)
+        if better.residual > _TRIAL_REDUCTION * best.residual:
+            break
+        best, pattern = better, problem.pattern(better.values)
+    return best
+
+
+def _likely_flips(problem: LayerEquations, found: LayerInput, pattern: np.ndarray) -> list[np.ndarray]:
+    """The patterns that differ in one of the windows whose forward equation is met the least."""
+    outputs = np.sum(np.where(pattern > 0, problem.layer.pre_activations(found.values), 0), axis=2)
+    missing = np.where(problem.known.active, np.abs(problem.known.largest - outputs), 0)
+    flips = []
+    for index in np.argsort(-missing, axis=None)[:_FLIPPED_WINDOWS]:
+        filter_, window = np.unravel_index(index, missing.shape)
+        others = (problem.layer.windows[window] >= 0) & (pattern[filter_, window] == 0)
+        for position in np.flatnonzero(others):
+            flipped = pattern.copy()
+            flipped[filter_, window] = np.eye(pattern.shape[2])[position]
+            flips.append(flipped)
+    return flips
+
+
+def bounded_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds, iterations: int) -> np.ndarray:
+    """Some iterations of L-BFGS-B on the sum of squares, from x."""
+    matrix, transposed, right_side = equations.matrix, equations.matrix.T.tocsr(), equations.right_side
+
+    def cost(x: np.ndarray) -> tuple[float, np.ndarray]:
+        residual = matrix @ x - right_side
+        return 0.5 * float(residual @ residual), transposed @ residual
+
+    options = {"maxiter": iterations, "maxcor": 20, "ftol": 0, "gtol": 1e-14}
+    limits = [(bounds.low, bounds.high)] * len(x)
+    return bounds.clip(minimize(cost, x, jac=True, method="L-BFGS-B", bounds=limits, options=options).x)
+
+
+def exact_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Least squares to rounding, from x, with an active set of bounds.
+
+    Numbers at a bound are held there. The others are solved for by LSMR, whose
+    change of x is the shortest, so that what the equations leave open stays as
+    it was.
+    """
+    free = (x > bounds.low) & (x < bounds.high)
+    for _ in range(_MOST_BOUND_CHANGES):
+        x, outside = _least_squares_of(equations, x, free, bounds)
+        free &= ~outside
+        released = ~free & _wants_inside(equations, x, bounds)
+        if not outside.any() and not released.any():
+            break
+        free |= released
+    return x
+
+
+def _least_squares_of(
+    equations: Equations, x: np.ndarray, free: np.ndarray, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares for the free numbers, clipped to the bounds, and which of them had to be clipped."""
+    columns = np.flatnonzero(free)
+    missing = equations.right_side - equations.matrix @ x
+    options = {"atol": _SOLVER_TOLERANCE, "btol": _SOLVER_TOLERANCE, "maxiter": _SOLVER_ITERATIONS}
+    moved = x.copy()
+    moved[columns] += lsmr(equations.matrix[:, columns], missing, **options)[0]
+    return bounds.clip(moved), (moved < bounds.low) | (moved > bounds.high)
+
+
+def _wants_inside(equations: Equations, x: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Which numbers at a bound would lower the residual by leaving it, shape (n,), bool."""
+    residual = equations.right_side - equations.matrix @ x
+    descent = equations.matrix.T @ residual
+    columns = np.sqrt(np.asarray(equations.matrix.power(2).sum(axis=0)).ravel())
+    least = EXPLAINED * np.linalg.norm(residual) * columns
+    return ((x <= bounds.low) & (descent > least)) | ((x >= bounds.high) & (descent < -least))

@@ -1,0 +1,243 @@
+"""Integer features after an attack: from the rows that it found in the dummy data to tokens, and what is claimed.
+
+The gradient of a table has a row that is not zero for each token that is in the
+batch, whatever the model and the batch size: dE[t] = Σ over the places with
+token t of ∂L/∂row. So the set of tokens leaks by itself, and each row that an
+attack found is taken for the nearest one of the table among those. What an
+attack found counts only if the gradients of the unchanged network at these
+tokens, the tables' included, are the shared ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from dlg.attack.dummies import fed_label, recovered_label
+from dlg.attack.features import PADDING, UNREAD, Layout, Rows
+from dlg.attack.losses import gradient_matching_loss
+from dlg.attack.objective import Objective
+from dlg.attack.optimizers import DummyBatch
+from dlg.attack.shared_step import SharedStep
+from dlg.attack.strategy import Strategy
+from dlg.attack.verdict import EXPLAINED, FAILED, MATCHED, UNDETERMINED, Verdict, failure_reason
+from dlg.attack.verification import UnchangedNetwork
+from dlg.errors import PrecisionError, ProgramError
+from dlg.graph.label_readers import LabelKind
+from dlg.graph.values import numpy_dtype
+from dlg.options import AttackOptions
+
+# A place whose row has a gradient below this share of the largest is one that the loss does not depend on: float32's
+# rounding.
+_NO_GRADIENT = 1e-7
+
+
+def tokens_present(step: SharedStep, objective: Objective) -> dict[str, np.ndarray]:
+    """The rows of each table's shared gradient that are not zero: the tokens of the batch.
+
+    A token has no such row where it is the table's ``padding_idx``, or where the
+    loss does not depend on any of its places, as under a mask. A table that the
+    network uses elsewhere too, as its last layer for one, has a gradient without
+    zeros; all of its rows are then given.
+
+    Returns
+    -------
+    dict of str to ndarray, int64
+        By the trained name of each table that a gradient was shared of.
+    """
+    return {
+        trained: np.flatnonzero(np.any(step.gradients[trained] != 0, axis=1))
+        for trained in objective.tables.values()
+        if trained in step.gradients
+    }
+
+
+def nearest_tokens(step: SharedStep, objective: Objective, data: np.ndarray) -> dict[int, np.ndarray]:
+    """The tokens whose rows are nearest to those in dummy data.
+
+    Where several lookups read a token, the squared distances are added.
+
+    Parameters
+    ----------
+    step : SharedStep
+        Its gradients say which tokens are in the batch.
+    objective : Objective
+        Its layout and tables.
+    data : ndarray, (B, n)
+        Dummy data.
+
+    Returns
+    -------
+    dict of int to ndarray, (B, ...), int64
+        By the number of the feature. `UNREAD` stands where no lookup reads the
+        feature.
+    """
+    tables, present = objective.table_weights(), tokens_present(step, objective)
+    layout = objective.layout
+    found: dict[int, np.ndarray] = {}
+    for feature in dict.fromkeys(rows.feature for rows in layout.rows):
+        lookups = [rows for rows in layout.rows if rows.feature == feature]
+        shape = layout.shapes[feature]
+        tokens = np.full((len(data), int(np.prod(shape))), UNREAD, np.int64)
+        for place in np.unique(np.concatenate([rows.places for rows in lookups])):
+            candidates, distances = _distances(int(place), lookups, objective, tables, present, data)
+            tokens[:, place] = candidates[distances.argmin(axis=1)]
+        found[feature] = tokens.reshape(len(data), *shape)
+    return found
+
+
+def _distances(
+    place: int,
+    lookups: list[Rows],
+    objective: Objective,
+    tables: dict[str, np.ndarray],
+    present: dict[str, np.ndarray],
+    data: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that may be at a place, (n,), and how far each one's rows are from those found, (B, n)."""
+    readers = [(rows, int(index)) for rows in lookups for index in np.flatnonzero(rows.places == place)]
+    candidates = _candidates(readers, objective, tables, present)
+    distances = np.zeros((len(data), len(candidates)))
+    for rows, index in readers:
+        indices = candidates + rows.offsets[index]
+        of_table = tables[rows.table][indices]
+        if rows.padding is not None:
+            of_table = np.where(indices[:, None] == rows.padding, 0, of_table)
+        distances += cdist(rows.of(data)[:, index], of_table, "sqeuclidean")
+    return candidates, distances
+
+
+def _candidates(
+    readers: list[tuple[Rows, int]],
+    objective: Objective,
+    tables: dict[str, np.ndarray],
+    present: dict[str, np.ndarray],
+) -> np.ndarray:
+    """The tokens that every lookup of a place may have read there."""
+    possible: np.ndarray | None = None
+    for rows, index in readers:
+        indices = present.get(objective.tables.get(rows.table, ""), np.arange(len(tables[rows.table])))
+        # Padding has no gradient, and so no row.
+        if rows.padding is not None:
+            indices = np.union1d(indices, [rows.padding])
+        elif objective.is_read_elsewhere(rows.feature):
+            indices = np.union1d(indices, [PADDING])
+        tokens = indices - rows.offsets[index]
+        tokens = tokens[tokens >= 0]
+        both = tokens if possible is None else np.intersect1d(possible, tokens)
+        # Where no token fits all lookups, the gradients are not those of any batch; what is found will not match.
+        possible = both if len(both) or possible is None else possible
+    return possible if possible is not None and len(possible) else np.zeros(1, np.int64)
+
+
+def judge_tokens(
+    step: SharedStep,
+    strategy: Strategy,
+    answer: DummyBatch,
+    tokens: dict[int, np.ndarray],
+    options: AttackOptions,
+    ended: str,
+) -> Verdict:
+    """Say what may be claimed of tokens, by the gradients of the unchanged network at them.
+
+    Parameters
+    ----------
+    step, strategy, answer, options, ended
+        See `dlg.attack.verdict.judge`.
+    tokens : dict of int to ndarray
+        From `nearest_tokens`.
+    """
+    check = _Check(step, strategy, answer)
+    mismatch = check.mismatch(tokens)
+    known = _known(tokens_present(step, strategy.objective), strategy.objective)
+    if not mismatch <= MATCHED:
+        reason = f"{known}; what else leaks was not found: {failure_reason(mismatch, options, ended)}"
+        return Verdict(FAILED, reason, mismatch)
+    match = (
+        "the unchanged network's gradients at the recovered tokens, the tables' included, match the shared ones to"
+        f" {mismatch:.0e} of their size"
+    )
+    open_parts = []
+    rolled = rolled_within_samples(tokens, strategy.objective.layout)
+    if rolled is not None and check.mismatch(rolled) <= MATCHED:
+        open_parts.append("the order of a sample's tokens, which these gradients do not depend on")
+    if unread := check.places_without_gradient(tokens):
+        open_parts.append(f"{unread} tokens whose places the loss does not depend on, as under a mask")
+    if open_parts:
+        return Verdict(UNDETERMINED, f"{known}; {match}, but leave open {' and '.join(open_parts)}", mismatch)
+    return Verdict(EXPLAINED, match, mismatch)
+
+
+def _known(present: dict[str, np.ndarray], objective: Objective) -> str:
+    """What the tables' gradients alone say, in words."""
+    if not present:
+        return "no gradient of a table was shared, so any token may be in the batch"
+    weights = objective.table_weights()
+    sizes = {objective.tables[name]: len(weights[name]) for name in objective.tables}
+    return "; ".join(_shown(name, len(rows), sizes[name]) for name, rows in present.items())
+
+
+def _shown(table: str, count: int, size: int) -> str:
+    """What one table's gradient shows."""
+    if count == size:
+        return f"the gradient of {table!r} has no row of zeros, and so does not show which tokens are in the batch"
+    return f"the gradient of {table!r} shows which tokens are in the batch, {count} of {size}"
+
+
+def rolled_within_samples(tokens: dict[int, np.ndarray], layout: Layout) -> dict[int, np.ndarray] | None:
+    """The same tokens of each sample in another order; None where that is not another batch."""
+    rolled = {feature: values.copy() for feature, values in tokens.items()}
+    for rows in layout.rows:
+        flat = rolled[rows.feature].reshape(len(tokens[rows.feature]), -1)
+        original = tokens[rows.feature].reshape(flat.shape)
+        if len(set(rows.places.tolist())) > 1 and (rows.offsets == rows.offsets[0]).all():
+            flat[:, rows.places] = np.roll(original[:, rows.places], 1, axis=1)
+    is_other = any((rolled[feature] != tokens[feature]).any() for feature in tokens)
+    return rolled if is_other else None
+
+
+class _Check:
+    """The unchanged network at an answer whose integer features are tokens."""
+
+    def __init__(self, step: SharedStep, strategy: Strategy, answer: DummyBatch) -> None:
+        self._objective = strategy.objective
+        self._step, self._answer, self._scale = step, answer, strategy.gradient_scale
+        try:
+            self._network = UnchangedNetwork(step, strategy.objective, "float64", with_tables=True)
+        except (PrecisionError, ProgramError):
+            self._network = UnchangedNetwork(step, strategy.objective, "float32", with_tables=True)
+
+    def mismatch(self, tokens: dict[int, np.ndarray]) -> float:
+        """The mismatch of all gradients, see `dlg.attack.verdict.Verdict`."""
+        names = self._objective.trained | self._objective.tables
+        ours = self._network.gradients(self._features(tokens), self._labels)
+        compared = [name for name in ours if names[name] in self._step.gradients]
+        found = [np.asarray(ours[name], np.float64) for name in compared]
+        shared = [np.asarray(self._step.gradients[names[name]], np.float64) / self._scale for name in compared]
+        batch_size = self._step.batch_size
+        loss = float(gradient_matching_loss(found, shared, batch_size))
+        largest = float(gradient_matching_loss([np.zeros_like(each) for each in shared], shared, batch_size))
+        return float(np.sqrt(loss / largest)) if largest else np.inf
+
+    def places_without_gradient(self, tokens: dict[int, np.ndarray]) -> int:
+        """How many tokens no gradient depends on, nor anything else."""
+        lengths = [
+            np.linalg.norm(gradient.reshape(-1, gradient.shape[-1]), axis=1)
+            for gradient in self._network.row_gradients(self._features(tokens), self._labels)
+        ]
+        # A frozen table has no such gradients, which says nothing about its tokens.
+        largest = max((float(length.max(initial=0)) for length in lengths), default=0.0)
+        unread = sum(int(np.sum(values == UNREAD)) for values in tokens.values())
+        return unread + sum(int(np.sum(length <= _NO_GRADIENT * largest)) for length in lengths)
+
+    @property
+    def _labels(self) -> np.ndarray:
+        probability, kind = self._answer.label_probability, self._objective.label_kind
+        if kind is LabelKind.PROBABILITY:
+            return probability
+        label = self._network.call.label
+        return fed_label(recovered_label(kind, probability), label.shape, numpy_dtype(label), kind)
+
+    def _features(self, tokens: dict[int, np.ndarray]) -> list[np.ndarray]:
+        fed = {feature: np.where(values == UNREAD, 0, values) for feature, values in tokens.items()}
+        return self._objective.layout.features(self._answer.values[0], fed)

@@ -1,0 +1,96 @@
+"""What a public defence says of the gradients behind the shared ones holds for every defence, and attacks use it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from attacking import attack, digits, worst_psnr
+
+from benchmarks.participant import participant
+from dlg import defenses
+from dlg.defense_knowledge import NOTHING, bounds_of_pruned
+from dlg.participant import networks
+
+# Each leaves bounds, or is exact.
+BOUNDED = ("none", "prune:0.3", "prune:0.9", "fp16", "bf16", "int8")
+
+
+def gradient(scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(0).standard_normal((30, 20))).astype(np.float32)
+
+
+@pytest.mark.parametrize("spec", BOUNDED)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_the_true_gradient_lies_within_the_bounds(spec, scale):
+    true = gradient(scale)
+    defense = defenses.parse(spec)
+    shared = defense({"w": true}, np.random.default_rng(1))["w"]
+    lowest, highest = defense.knowledge.bounds_of(shared)
+    slack = np.spacing(np.abs(true).max())
+    assert ((lowest - slack <= true) & (true <= highest + slack)).all()
+
+
+def test_pruning_leaves_what_it_kept_exact():
+    shared = np.array([0, 0, -0.5, 2], np.float32)
+    lowest, highest = bounds_of_pruned(shared)
+    assert lowest.tolist() == [-0.5, -0.5, -0.5, 2]
+    assert highest.tolist() == [0.5, 0.5, -0.5, 2]
+
+
+def test_noise_and_clipping_are_known_by_their_size():
+    assert defenses.parse("gaussian:1e-3").knowledge.noise == 1e-3
+    clipped = defenses.parse("clip:2:0.01").knowledge
+    assert (clipped.noise, clipped.is_scaled) == (0.02, True)
+    assert defenses.parse("none").knowledge == NOTHING
+
+
+def attacked(spec, knows, folder, network=networks.softmax, batch_size=1, **options):
+    """The worst PSNR of digits behind defended gradients, and the result."""
+    images, labels = digits(batch_size)
+    trained = participant(network, images, labels)
+    shared = defenses.parse(spec)(trained.step(), np.random.default_rng(2))
+    result = attack(
+        type(trained)(trained.training, batch_size, lambda: shared), folder, optimizer="auto", knows=knows, **options
+    )
+    return worst_psnr(images, labels, result), result
+
+
+def test_least_squares_that_knows_of_pruning_finds_the_digit_in_a_convolutional_network(tmp_path):
+    ignorant, failed = attacked("prune:0.2", "none", tmp_path, networks.lenet, iterations=15, restarts=1)
+    knowing, result = attacked("prune:0.2", "prune:0.2", tmp_path, networks.lenet, iterations=15, restarts=1)
+    assert knowing > 60 > ignorant
+    assert (failed.verdict, result.verdict) == ("failed", "explained")
+
+
+@pytest.mark.parametrize("spec", ["prune:0.5", "int8", "bf16", "gaussian:1e-3", "clip:1:1e-4"])
+def test_an_attack_that_knows_the_defence_recovers_the_digit(spec, tmp_path):
+    psnr, result = attacked(spec, spec, tmp_path)
+    assert psnr > 45
+    assert result.verdict != "failed"
+
+
+def test_a_clipped_gradients_factor_is_reported(tmp_path):
+    _, result = attacked("clip:1:1e-5", "clip:1:1e-5", tmp_path)
+    images, labels = digits(1)
+    norm = np.sqrt(sum(float(np.sum(g**2)) for g in participant(networks.softmax, images, labels).step().values()))
+    assert result.gradient_scale == pytest.approx(1 / norm, rel=1e-2)
+
+
+def test_noise_that_hides_the_digit_leaves_it_undetermined(tmp_path):
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    shared = defenses.parse("gaussian:0.3")(trained.step(), np.random.default_rng(2))
+    result = attack(
+        type(trained)(trained.training, 1, lambda: shared), tmp_path, optimizer="auto", knows="gaussian:0.3"
+    )
+    assert result.verdict == "undetermined"
+    assert result.rank < 784
+
+
+def test_plain_descent_takes_bounds_too(tmp_path):
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    shared = defenses.parse("prune:0.5")(trained.step(), np.random.default_rng(2))
+    defended = type(trained)(trained.training, 1, lambda: shared)
+    ignorant = worst_psnr(images, labels, attack(defended, tmp_path))
+    assert worst_psnr(images, labels, attack(defended, tmp_path, knows="prune:0.5")) > ignorant + 5

@@ -1,0 +1,440 @@
+"""attack_layer: which layers it takes, that the attack is dlg_attack's, what it leaves alone and what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from benchmarks.participant import fresh_scope, participant
+from paddle import nn
+from paddle.static import InputSpec
+
+from attacking import worst_psnr
+from dlg import InputError, SecondDerivativeError, attack_layer, dlg_attack
+from dlg.attack.layer_step import step_of_layer
+from dlg.attack.objective import build_objective
+from dlg.graph.programs import static_mode
+from dlg.options import AttackOptions
+
+# What a test that is not about recovery needs of an attack.
+SHORT = {"optimizer": "sgd", "iterations": 2}
+FEATURES = 6
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def dynamic_mode():
+    paddle.disable_static()
+    paddle.seed(0)
+    yield
+    paddle.enable_static()
+
+
+def vectors(batch_size=2):
+    """Random samples in [0, 1], and labels of different classes."""
+    samples = np.random.default_rng(0).random((batch_size, FEATURES), np.float32)
+    return samples, np.arange(batch_size)[:, None] % CLASSES
+
+
+def backward(layer, batch, loss=F.cross_entropy):
+    """The gradients that a step of this batch leaves, by name."""
+    samples, labels = batch
+    loss(layer(paddle.to_tensor(samples)), paddle.to_tensor(labels)).backward()
+    return {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
+
+
+def attack(layer, gradients, batch, folder, loss=F.cross_entropy, **options):
+    """Attack the gradients of a batch, of which nothing but shapes is handed over."""
+    samples, labels = batch
+    specs = {
+        "feature": InputSpec([None, *samples.shape[1:]], str(samples.dtype)),
+        "label": InputSpec([None, *labels.shape[1:]], str(labels.dtype)),
+    }
+    options = {"batch_size": len(samples), "result_dir": folder} | specs | options
+    return attack_layer(layer, loss, gradients, **options)
+
+
+def step_of(layer, gradients, batch):
+    """The shared step that attack_layer makes."""
+    samples, cpu = batch[0], paddle.CPUPlace()
+    with static_mode():
+        specs = InputSpec([None, *samples.shape[1:]]), InputSpec([None, 1], "int64")
+        return step_of_layer(layer, F.cross_entropy, gradients, *specs, len(samples), None, cpu, None)
+
+
+def loss_at(batch, known):
+    """The gradient-matching loss at a batch."""
+    with static_mode(), paddle.static.scope_guard(known.scope):
+        objective = build_objective(known.step, fixed_label=batch[1][:, 0])
+        return float(objective.evaluate([batch[0]], [objective.loss])[0])
+
+
+class Branching(nn.Layer):
+    """Python's control flow over shapes, a buffer, a tensor in a list, and its last input, which it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(FEATURES, 8)
+        self.norm = nn.BatchNorm1D(8)
+        self.last = nn.Linear(8, CLASSES)
+        self.register_buffer("scale", paddle.to_tensor([0.5]))
+        self.shifts = [paddle.to_tensor([0.1] * 8)]
+        self.calls = 0
+
+    def forward(self, feature):
+        self.calls += 1
+        self.kept = feature
+        hidden = self.norm(self.first(feature))
+        for _ in range(hidden.shape[0]):
+            hidden = hidden * self.scale
+        if hidden.shape[1] == 8:
+            hidden = paddle.tanh(hidden) + self.shifts[0]
+        return self.last(hidden)
+
+
+class Tied(nn.Layer):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, CLASSES), nn.Linear(FEATURES, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, feature):
+        return self.first(feature) + paddle.tanh(self.second(feature))
+
+
+def branching():
+    """It in eval mode, after a step that gave its batch norm other statistics than those it began with."""
+    layer = Branching()
+    layer(paddle.to_tensor(vectors(3)[0]))
+    layer.eval()
+    return layer
+
+
+def frozen():
+    layer = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    layer[0].weight.stop_gradient = True
+    return layer
+
+
+def perceptron():
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+RECOVERED = {
+    "a sequential": perceptron,
+    "control flow over shapes": branching,
+    "one under to_static": lambda: paddle.jit.to_static(branching()),
+    "hapi's network": lambda: paddle.Model(perceptron()).network,
+    "frozen": frozen,
+    "tied": Tied,
+}
+
+
+@pytest.mark.parametrize("which", RECOVERED)
+def test_the_batch_comes_back(which, tmp_path):
+    batch = vectors(1)
+    layer = RECOVERED[which]()
+    result = attack(layer, backward(layer, batch), batch, tmp_path, optimizer="lbfgs", iterations=500)
+    assert result.feature == pytest.approx(batch[0], abs=1e-2)
+    assert result.label.tolist() == batch[1][:, 0].tolist()
+
+
+def test_a_network_of_paddle_vision_is_taken(batch, tmp_path):
+    layer = paddle.vision.models.LeNet()
+    result = attack(layer, backward(layer, batch), batch, tmp_path, **SHORT)
+    assert result.feature.shape == batch[0].shape
+    assert (tmp_path / "result_2.png").is_file()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_is_attacked_in_the_mode_that_it_is_in(training, tmp_path):
+    batch, layer = vectors(), branching()
+    layer.train() if training else layer.eval()
+    step = step_of(layer, backward(layer, batch), batch)
+    losses = {}
+    for mode in (True, False):
+        layer.train() if mode else layer.eval()
+        losses[mode] = loss_at(batch, step_of(layer, step.step.gradients, batch))
+    assert losses[training] < 1e-9 < losses[not training]
+
+
+def test_both_doors_give_the_same_answer_for_the_same_network(batch, tmp_path):
+    def network(feature, label):
+        hidden = F.relu(nn.Linear(784, 16)(paddle.flatten(feature, 1)))
+        prediction = nn.Linear(16, 10)(hidden)
+        return prediction, F.cross_entropy(prediction, label)
+
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    options = {"iterations": 30, "optimizer": "lbfgs", "batch_size": 2, "result_dir": tmp_path}
+    paddle.enable_static()
+    with fresh_scope():
+        trained = participant(network, *batch)
+        weights, gradients = trained.weights(), trained.step()
+        static = dlg_attack(AttackOptions.from_keywords(**options), *trained.attack_arguments)
+    paddle.disable_static()
+    # The static program lists what was made last first.
+    names = dict(zip(reversed([name for name, _ in layer.named_parameters()]), weights))
+    state = {ours: weights[theirs] for ours, theirs in names.items()}
+    shared = {ours: gradients[theirs] for ours, theirs in names.items()}
+    dynamic = attack(layer, shared, batch, weights=state, **options | {"folder": options.pop("result_dir")})
+    assert dynamic.history == static.history
+    assert (dynamic.feature == static.feature).all()
+
+
+def test_gradients_may_be_arrays_or_tensors_by_name_or_in_order(tmp_path):
+    batch, layer = vectors(), frozen()
+    gradients = backward(layer, batch)
+    given = [
+        gradients,
+        [parameter.grad.numpy() if parameter.grad is not None else None for parameter in layer.parameters()],
+        [parameter.grad for parameter in layer.parameters() if not parameter.stop_gradient],
+    ]
+    histories = [attack(layer, form, batch, tmp_path, **SHORT).history for form in given]
+    assert histories[1:] == histories[:1] * 2
+
+
+def test_weights_may_come_from_a_file(tmp_path):
+    batch, layer = vectors(), Tied()
+    gradients = backward(layer, batch)
+    paddle.save(layer.state_dict(), str(tmp_path / "layer.pdparams"))
+    other = Tied()
+    histories = [
+        attack(one, gradients, batch, tmp_path, weights=weights, **SHORT).history
+        for one, weights in [(layer, None), (other, None), (other, tmp_path / "layer.pdparams")]
+    ]
+    assert histories[0] == histories[2] != histories[1]
+
+
+def everything_about(layer):
+    """What must not change: attributes, weights, gradients, modes, and what PaddlePaddle keeps for the process."""
+    random_state = paddle.get_rng_state()
+    drawn = paddle.rand([4]).tolist()
+    paddle.set_rng_state(random_state)
+    parts = layer.sublayers(include_self=True)
+    return [
+        [(type(part), part.training, {name: id(value) for name, value in vars(part).items()}) for part in parts],
+        {name: tensor.numpy().tobytes() for name, tensor in layer.state_dict().items()},
+        [(p.name, p.stop_gradient, None if p.grad is None else p.grad.numpy().tobytes()) for p in layer.parameters()],
+        [layer.calls, layer.kept.numpy().tobytes(), *(shift.numpy().tobytes() for shift in layer.shifts)],
+        [paddle.in_dynamic_mode(), paddle.get_default_dtype(), paddle.get_device(), drawn],
+        paddle.nn.Layer.__setattr__,
+    ]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layer_and_mode_are_left_as_they_were(compiled, tmp_path):
+    batch, layer = vectors(), Branching()
+    layer = paddle.jit.to_static(layer) if compiled else layer
+    gradients = backward(layer, batch)
+    before = everything_about(layer)
+    attack(layer, gradients, batch, tmp_path, **SHORT)
+    assert everything_about(layer) == before
+
+
+def test_they_are_after_an_error_too(tmp_path):
+    batch, layer = vectors(), Branching()
+    gradients = backward(layer, batch)
+    before = everything_about(layer)
+    with pytest.raises(InputError):
+        attack(layer, gradients, batch, tmp_path, loss=lambda prediction, label: prediction.no_such_method())
+    assert everything_about(layer) == before
+
+
+def test_it_may_be_called_in_static_mode(tmp_path):
+    batch, layer = vectors(), perceptron()
+    gradients = backward(layer, batch)
+    in_dynamic_mode = attack(layer, gradients, batch, tmp_path, **SHORT)
+    paddle.enable_static()
+    in_static_mode = attack(layer, gradients, batch, tmp_path, **SHORT)
+    assert not paddle.in_dynamic_mode()
+    assert in_static_mode.history == in_dynamic_mode.history
+
+
+def test_it_may_be_called_without_gradients(tmp_path):
+    batch, layer = vectors(), perceptron()
+    gradients = backward(layer, batch)
+    with paddle.no_grad():
+        attack(layer, gradients, batch, tmp_path, **SHORT)
+        assert layer(paddle.to_tensor(batch[0])).stop_gradient
+
+
+def test_a_target_is_compared_in_print_in_pictures_and_in_the_summary(batch, tmp_path, capsys):
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    result = attack(
+        layer, backward(layer, batch), batch, tmp_path, optimizer="auto", target=batch[0], target_label=batch[1]
+    )
+    assert worst_psnr(*batch, result) > 100
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert min(row["psnr"] for row in summary["images"]) > 100
+    assert summary["options"]["optimizer"] == "auto"
+    assert {file.name for file in tmp_path.iterdir()} >= {"target.png", "progress.png", "summary.json", "result_0.png"}
+    assert " dB" in capsys.readouterr().out
+
+
+def test_the_attack_is_the_same_with_and_without_a_target(tmp_path):
+    batch, layer = vectors(), perceptron()
+    gradients = backward(layer, batch)
+    alone = attack(layer, gradients, batch, tmp_path, **SHORT)
+    assert json.loads((tmp_path / "summary.json").read_text())["images"] == []
+    # A target that is not that of the gradients.
+    other = {"target": 1 - batch[0], "target_label": 1 - batch[1]}
+    beside = attack(layer, gradients, batch, tmp_path, **SHORT, **other)
+    assert json.loads((tmp_path / "summary.json").read_text())["images"][0]["ssim"] is None
+    assert (alone.feature == beside.feature).all()
+    assert alone.history == beside.history
+
+
+def test_the_attack_has_no_buffer_that_the_layer_does_not_read():
+    """A layer may keep its last batch, which is the target."""
+    batch, layer = vectors(), Branching()
+    known = step_of(layer, backward(layer, batch), batch)
+    assert "kept" in dict(layer.named_buffers())
+    assert {"scale", "norm._mean", "kept"} & set(known.scope.local_var_names()) == {"scale", "norm._mean"}
+    assert "kept" not in {parameter.name for parameter in known.step.trained}
+
+
+class InPlace(nn.Layer):
+    """An op in place whose result nobody takes; a static graph knows none."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, feature):
+        hidden = feature * 2
+        hidden.scale_(3.0)
+        return self.last(hidden)
+
+
+@pytest.mark.filterwarnings("ignore:In static graph mode")
+def test_a_program_that_is_not_the_layer_is_refused(tmp_path):
+    batch, layer = vectors(), InPlace()
+    with pytest.raises(InputError, match=r"another gradient of 'last\.\w+' than the layer"):
+        attack(layer, backward(layer, batch), batch, tmp_path, **SHORT)
+
+
+def test_dropout_has_its_expected_value(tmp_path, capsys):
+    batch, layer = vectors(), nn.Sequential(nn.Linear(FEATURES, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+    attack(layer, backward(layer, batch), batch, tmp_path, **SHORT)
+    assert "dropout" in capsys.readouterr().out
+
+
+class Choosing(nn.Layer):
+    """Python's control flow over values."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, feature):
+        if feature.mean() > 0:
+            feature = feature * 2
+        return self.last(feature)
+
+
+def test_control_flow_over_values_is_refused_with_its_line(tmp_path):
+    batch, layer = vectors(), Choosing()
+    with pytest.raises(SecondDerivativeError, match=r"test_layer_step.py, line \d+: if feature.mean\(\) > 0"):
+        attack(layer, backward(layer, batch), batch, tmp_path, **SHORT)
+
+
+class Two(nn.Layer):
+    """It returns two variables."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, feature):
+        return self.last(feature), feature
+
+
+def with_parameter_named(name):
+    layer = nn.Linear(FEATURES, CLASSES)
+    layer.add_parameter(name, layer.create_parameter([CLASSES]))
+    return layer
+
+
+def scaled_by(factor):
+    return lambda prediction, label: F.cross_entropy(factor * prediction, label)
+
+
+def first_alone(gradients):
+    return dict(list(gradients.items())[:1])
+
+
+BAD_ARGUMENTS = {
+    "no layer": (lambda: {"layer": lambda feature: feature}, "layer is a function, expected a paddle.nn.Layer"),
+    "a tuple": (lambda: {"layer": Two()}, "the layer returned a tuple, expected one variable"),
+    "a reserved name": (lambda: {"layer": with_parameter_named("label")}, "'label'"),
+    "no loss": (lambda: {"loss": 3}, "loss is 3, expected a callable"),
+    "a loss of two": (lambda: {"loss": lambda p, y: (p, p)}, "the loss returned"),
+    "a loss that fails": (lambda: {"loss": lambda p, y: p.no_such_method()}, "no_such_method"),
+    "a tensor in a lambda": (lambda: {"loss": scaled_by(paddle.ones([1]))}, "'factor', which PaddlePaddle cannot"),
+    "no spec": (
+        lambda: {"feature": np.zeros((2, FEATURES))},
+        "feature is a ndarray, expected a paddle.static.InputSpec",
+    ),
+    "an open size": (lambda: {"feature": InputSpec([None, None])}, "every size but the first"),
+    "another size": (lambda: {"feature": InputSpec([None, FEATURES + 1])}, "this layer and its loss"),
+    "another batch": (lambda: {"feature": InputSpec([3, FEATURES])}, "declared for batches of 3"),
+    "an option": (lambda: {"optimiser": "auto"}, "'optimiser' is no option of the attack"),
+    "a place": (lambda: {"place": "tpu"}, "place is 'tpu'"),
+    "no gradient": (lambda: {"gradients": lambda g: {}}, "holds no gradient"),
+    "gradients of None": (lambda: {"gradients": lambda g: dict.fromkeys(g)}, "holds no gradient"),
+    "a name": (lambda: {"gradients": lambda g: g | {"other": 1}}, "'other', which is none of the layer's parameters"),
+    "too few": (lambda: {"gradients": lambda g: list(g.values())[:1]}, "gradients has 1 entries"),
+    "no container": (lambda: {"gradients": lambda g: 3}, "gradients is a int"),
+    "a shape": (
+        lambda: {"gradients": lambda g: {n: v.numpy().ravel() for n, v in g.items()}},
+        "'0.weight' is shaped (48,)",
+    ),
+    "no file": (lambda: {"weights": "missing.pdparams"}, "'missing.pdparams' cannot be loaded"),
+    "no state": (lambda: {"weights": 3}, "weights is a int"),
+    "a weight missing": (lambda: {"weights": first_alone(perceptron().state_dict())}, "weights has no '0.bias'"),
+    "a weight too many": (lambda: {"weights": {"other": 1}}, "weights has 'other'"),
+    "a target alone": (lambda: {"target": np.zeros((2, FEATURES))}, "belong together"),
+    "a target of another size": (
+        lambda: {"target": np.zeros((3, FEATURES)), "target_label": np.zeros(3, int)},
+        "target is float64 and shaped (3, 6), expected 2",
+    ),
+    "a target out of range": (
+        lambda: {"target": np.full((2, FEATURES), 2.0), "target_label": np.zeros(2, int)},
+        "target has numbers from 2 to 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", BAD_ARGUMENTS)
+def test_what_it_cannot_take_is_refused_in_one_line_before_a_file_is_written(which, tmp_path):
+    change, words = BAD_ARGUMENTS[which]
+    changed, batch, layer = change(), vectors(), perceptron()
+    gradients = backward(layer, batch)
+    spoil = changed.get("gradients", lambda gradients: gradients)
+    arguments = {"layer": layer} | {name: value for name, value in changed.items() if name != "gradients"}
+    with pytest.raises(InputError) as caught:
+        attack(gradients=spoil(gradients), batch=batch, folder=tmp_path / "results", **arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "results").exists()
+    assert paddle.in_dynamic_mode()
+
+
+def test_a_layer_of_static_mode_is_refused(tmp_path):
+    paddle.enable_static()
+    layer = nn.Linear(FEATURES, CLASSES)
+    with pytest.raises(InputError, match="made in static mode; attack it with dlg_attack"):
+        attack(layer, {}, vectors(), tmp_path)
+
+
+def test_no_argument_but_the_target_may_carry_the_batch():
+    assert list(inspect.signature(attack_layer).parameters) == [
+        "layer", "loss", "gradients", "feature", "label", "batch_size", "weights", "place",
+        "target", "target_label", "options",
+    ]  # fmt: skip

@@ -1,0 +1,203 @@
+"""Integer features come back as tokens, and only what the unchanged network's gradients confirm is claimed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+from benchmarks.participant import FeatureStep, feature_step
+from token_networks import (
+    LENGTH,
+    VOCABULARY,
+    bag,
+    classified,
+    embedding,
+    encoder,
+    masked_bag,
+    perceptron_on,
+    row_of_a_table,
+    same_samples,
+    side_by_side,
+    texts,
+)
+
+from dlg import InputError, attack_layer, dlg_attack
+from dlg.attack.tokens import rolled_within_samples
+from dlg.graph.programs import dynamic_mode
+from dlg.attack.features import Layout, Rows
+
+
+def attack(step: FeatureStep, folder, vocabulary=None, **options):
+    args = SimpleNamespace(**{"batch_size": step.batch_size, "optimizer": "auto", "result_dir": folder} | options)
+    return dlg_attack(args, *step.attack_arguments, vocabulary=vocabulary)
+
+
+def test_tokens_side_by_side_come_back_in_order(tmp_path):
+    tokens, labels = texts(3)
+    result = attack(feature_step(side_by_side, tokens, labels), tmp_path)
+    assert (result.feature.dtype, result.verdict) == (np.int64, "explained")
+    assert same_samples(result.feature, tokens)
+    order = [int(np.flatnonzero((tokens == each).all(axis=1))[0]) for each in result.feature]
+    assert result.label.tolist() == labels[order, 0].tolist()
+
+
+def test_the_tables_gradient_shows_the_tokens_whatever_the_attack_reaches(tmp_path):
+    tokens, labels = texts(3)
+    result = attack(feature_step(bag, tokens, labels), tmp_path, optimizer="sgd", iterations=2)
+    (present,) = result.tokens.values()
+    assert present.tolist() == sorted(set(tokens.ravel().tolist()))
+    assert result.verdict == "failed"
+    assert f"shows which tokens are in the batch, {len(present)} of {VOCABULARY}" in result.reason
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_pooled_tokens_come_back_with_their_order_said_to_be_open(batch_size, tmp_path):
+    tokens, labels = texts(batch_size)
+    result = attack(feature_step(bag, tokens, labels), tmp_path)
+    assert same_samples(np.sort(result.feature, axis=1), np.sort(tokens, axis=1))
+    assert result.verdict == "undetermined"
+    assert "leave open the order of a sample's tokens" in result.reason
+
+
+def test_padding_under_a_mask_comes_back_and_is_said_to_be_open(tmp_path):
+    tokens, labels = texts(3)
+    tokens[1:, 4:] = 0
+    result = attack(feature_step(masked_bag, tokens, labels), tmp_path)
+    assert same_samples(np.sort(result.feature, axis=1), np.sort(tokens, axis=1))
+    assert result.verdict == "undetermined"
+    assert "4 tokens whose places the loss does not depend on" in result.reason
+
+
+def test_padding_without_a_gradient_comes_back(tmp_path):
+    tokens, labels = texts(3)
+    tokens[:, 4:] = 0
+    network = lambda t, y: classified(paddle.mean(embedding(padding_idx=0)(t), axis=1), y)  # noqa: E731
+    result = attack(feature_step(network, tokens, labels), tmp_path)
+    assert same_samples(np.sort(result.feature, axis=1), np.sort(tokens, axis=1))
+
+
+def test_a_frozen_table_hides_nothing_behind_a_perceptron(tmp_path):
+    tokens, labels = texts(2)
+    network = lambda t, y: perceptron_on(embedding(trainable=False)(t), y)  # noqa: E731
+    result = attack(feature_step(network, tokens, labels), tmp_path)
+    assert same_samples(result.feature, tokens)
+    assert result.tokens == {}
+
+
+def test_tokens_of_an_encoder_with_trained_positions_come_back_in_order(tmp_path):
+    tokens, labels = texts(1)
+    tokens[0, 3:5] = tokens[0, 1]
+    result = attack(feature_step(encoder, tokens, labels), tmp_path)
+    assert result.feature.tolist() == tokens.tolist()
+    assert result.verdict == "explained"
+
+
+def test_categories_and_numbers_come_back_together(tmp_path):
+    rng = np.random.default_rng(0)
+    categories = np.stack([rng.integers(0, 9, 4), rng.integers(0, 20, 4)], axis=1)
+    numbers = rng.standard_normal((4, 3)).astype(np.float32)
+    step = feature_step(row_of_a_table, [categories, numbers], rng.integers(0, 10, (4, 1)))
+    result = attack(step, tmp_path)
+    assert result.verdict == "explained"
+    order = np.abs(numbers[:, None] - result.feature[1][None]).max(axis=2).argmin(axis=1)
+    assert np.abs(result.feature[1][order] - numbers).max() < 1e-3
+    assert (result.feature[0][order] == categories).all()
+
+
+class TextClassifier(paddle.nn.Layer):
+    """A layer in dynamic mode, whose positions come out of a table too."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = paddle.nn.Embedding(VOCABULARY, 16)
+        self.positions = paddle.nn.Embedding(2 * LENGTH, 16)
+        self.mixing = paddle.nn.Linear(16, 16)
+        self.last = paddle.nn.Linear(16, 10)
+
+    def forward(self, tokens):
+        hidden = self.tokens(tokens) + self.positions(paddle.arange(tokens.shape[1]))
+        return self.last(paddle.mean(paddle.tanh(self.mixing(hidden)), axis=1))
+
+
+def test_a_layer_in_dynamic_mode_gives_its_tokens_away_in_order(tmp_path):
+    tokens, labels = texts(1)
+    with dynamic_mode():
+        paddle.seed(0)
+        layer = TextClassifier()
+        paddle.nn.functional.cross_entropy(layer(paddle.to_tensor(tokens)), paddle.to_tensor(labels)).backward()
+        gradients = {name: parameter.grad.numpy() for name, parameter in layer.named_parameters()}
+    result = attack_layer(
+        layer,
+        paddle.nn.functional.cross_entropy,
+        gradients,
+        feature=paddle.static.InputSpec([None, LENGTH], "int64"),
+        label=paddle.static.InputSpec([None, 1], "int64"),
+        batch_size=1,
+        optimizer="auto",
+        result_dir=tmp_path,
+        vocabulary=WORDS,
+    )
+    assert result.feature.tolist() == tokens.tolist()
+    assert result.verdict == "explained"
+    assert " ".join(WORDS[token] for token in tokens[0]) in (tmp_path / "result.txt").read_text()
+
+
+WORDS = [f"word{number}" for number in range(VOCABULARY)]
+
+
+def test_texts_are_written_where_there_is_a_vocabulary(tmp_path):
+    tokens, labels = texts(2)
+    step = feature_step(side_by_side, tokens, labels)
+    result = attack(step, tmp_path, WORDS)
+    claim, _, *lines = (tmp_path / "result.txt").read_text().splitlines()
+    assert claim == f"explained: {result.reason}"
+    assert set(lines[:2]) == {" ".join(WORDS[token] for token in sample) for sample in tokens}
+    assert lines[3].split(": ")[1].split() == [WORDS[token] for token in sorted(set(tokens.ravel().tolist()))]
+    attack(step, tmp_path, optimizer="sgd", iterations=1)
+    assert not (tmp_path / "result.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "words"), [("abc", "expected a list of strings"), ([1, 2], "expected a list of strings")]
+)
+def test_a_vocabulary_that_is_no_list_of_words_is_refused(vocabulary, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        attack(feature_step(side_by_side, *texts(1)), tmp_path, vocabulary)
+
+
+def test_a_vocabulary_needs_one_integer_feature(tmp_path):
+    numbers = np.ones((1, 96), np.float32)
+    with pytest.raises(InputError, match="has 0 integer features, expected one"):
+        attack(feature_step(perceptron_on, numbers, np.array([[1]])), tmp_path, WORDS)
+
+
+def test_nothing_is_claimed_on_noisy_gradients(tmp_path):
+    step = feature_step(bag, *texts(2))
+    rng = np.random.default_rng(0)
+    noisy = {
+        name: (g + 0.1 * g.std() * rng.standard_normal(g.shape)).astype("f4") for name, g in step.gradients.items()
+    }
+    result = attack(FeatureStep(step.known, noisy, 2, step.program), tmp_path, iterations=20)
+    assert result.verdict == "failed"
+    assert "has no row of zeros" in result.reason
+
+
+def test_a_table_that_is_used_twice_is_said_to_hide_the_tokens(tmp_path):
+    def tied(feature, label):
+        table = embedding()
+        hidden = paddle.tanh(paddle.nn.Linear(16, 16)(paddle.mean(table(feature), axis=1)))
+        prediction = paddle.matmul(hidden, table.weight, transpose_y=True)
+        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+    result = attack(feature_step(tied, *texts(2)), tmp_path, optimizer="sgd", iterations=2)
+    assert "does not show which tokens are in the batch" in result.reason
+
+
+def test_the_order_of_tokens_is_changed_within_samples_only():
+    rows = Rows(0, 0, 8, "table", 2, np.arange(4), np.zeros(4, np.int64), None)
+    layout = Layout(((4,),), ("int64",), (), (rows,), is_single=False)
+    rolled = rolled_within_samples({0: np.array([[1, 2, 3, 4], [5, 5, 5, 5]])}, layout)
+    assert rolled[0].tolist() == [[4, 1, 2, 3], [5, 5, 5, 5]]
+    assert rolled_within_samples({0: np.array([[5] * LENGTH])[:, :4]}, layout) is None
