@@ -34,12 +34,16 @@ from dlg.participant import data, networks
 from dlg.results import metrics
 
 # The training before the attack on a trained network.
-_TRAINING_STEPS, _TRAINING_RATE, _TRAINING_BATCH = 300, 0.05, 64
+_TRAINING_STEPS = 300
+_TRAINING_RATE = 0.05
+_TRAINING_BATCH = 64
 # Together with the seed, these make the streams of the training batches and of the crops.
-_TRAINING_STREAM, _CROP_STREAM = 2, 3
+_TRAINING_STREAM = 2
+_CROP_STREAM = 3
 # The pictures that colour targets are cropped from.
 _PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
-_COLOUR_SIDE, _LEAST_CROP = 32, 96
+_COLOUR_SIDE = 32
+_LEAST_CROP = 96
 
 
 def two_convolutions(first_stride: int, second_stride: int) -> Network:

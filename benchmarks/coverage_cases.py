@@ -375,7 +375,7 @@ ARITHMETIC = {
     **pairs("paddle.polar", domain="positive"),
     **with_constant(
         *(f"paddle.{name}" for name in ("divide", "div", "true_divide", "floor_divide", "remainder", "mod", "pow")),
-        *(f"paddle.{name}" for name in ("floor_mod")),
+        *(f"paddle.{name}" for name in ("floor_mod",)),
         domain="positive",
     ),
     "paddle.divide": [

@@ -34,10 +34,12 @@ Gradients = Mapping[str, np.ndarray]
 # The largest level of int8. The levels run from -127 to 127; -128 has no positive counterpart and is left out, so that
 # zero stays zero.
 _INT8_LEVELS = 127
-# The binary digits of half precision and of bfloat16, and the distance of their numbers near zero (IEEE 754 for the
-# first; the second has the exponents of float32).
-_FP16_DIGITS, _FP16_LEAST = 11, 2.0**-24
-_BF16_DIGITS, _BF16_LEAST = 8, 2.0**-133
+# The binary digits of half precision, and the distance of its numbers near zero (IEEE 754).
+_FP16_DIGITS = 11
+_FP16_LEAST = 2.0**-24
+# The same of bfloat16, which has the exponents of float32.
+_BF16_DIGITS = 8
+_BF16_LEAST = 2.0**-133
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_the_summary_is_complete(first_run):
         "use_gpu": False, "data": ["bundled"], "network": "softmax",
         "batch_size": 2, "iterations": 3000, "learning_rate": -8.5,
         "result_dir": str(folder), "seed": 0, "snapshot_every": 100,
-        "defense": "none", "save_gradients": None, "gradients": None,
+        "defense": "none", "knows": "none", "save_gradients": None, "gradients": None,
         "local_steps": None, "local_learning_rate": None, "local_batch_size": None, "before": None, "after": None,
         "optimizer": "sgd", "restarts": None, "labels": "optimize", "loss": "l2", "tv": 0.0, "feature_range": "0:1",
         "time_limit": None,

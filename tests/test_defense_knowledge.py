@@ -55,11 +55,11 @@ def attacked(spec, knows, folder, network=networks.softmax, batch_size=1, **opti
     return worst_psnr(images, labels, result), result
 
 
-def test_least_squares_that_knows_of_pruning_finds_the_digit_in_a_convolutional_network(tmp_path):
-    ignorant, failed = attacked("prune:0.2", "none", tmp_path, networks.lenet, iterations=15, restarts=1)
-    knowing, result = attacked("prune:0.2", "prune:0.2", tmp_path, networks.lenet, iterations=15, restarts=1)
-    assert knowing > 60 > ignorant
-    assert (failed.verdict, result.verdict) == ("failed", "explained")
+@pytest.mark.parametrize(("knows", "verdict"), [("none", "failed"), ("prune:0.2", "explained")])
+def test_only_least_squares_that_knows_of_pruning_finds_the_digit_in_a_convolutional_network(knows, verdict, tmp_path):
+    psnr, result = attacked("prune:0.2", knows, tmp_path, networks.lenet, iterations=12, restarts=1)
+    assert (psnr > 60) == (knows == "prune:0.2")
+    assert result.verdict == verdict
 
 
 @pytest.mark.parametrize("spec", ["prune:0.5", "int8", "bf16", "gaussian:1e-3", "clip:1:1e-4"])

@@ -60,13 +60,17 @@ _NEARLY_EXACT = 2e-3
 EXPLAINED = 1e-5
 # How often the exact fit gives up a bound or holds a number at one.
 _MOST_BOUND_CHANGES = 8
-# The iterations of the exact fit's solver, and its tolerance.
-_SOLVER_ITERATIONS, _SOLVER_TOLERANCE = 1500, 1e-13
+# The most iterations of the exact fit's solver.
+_SOLVER_ITERATIONS = 1500
+# The relative residual at which it ends.
+_SOLVER_TOLERANCE = 1e-13
 # In how many windows the position is moved, one at a time, where the pattern does not change any more. In both of
 # LeNet's layers that ended with one wrong position it was in the first.
 _FLIPPED_WINDOWS = 3
-# The trials have come to an end where the residual falls by less than this share, and is below this one.
-_STALLED, _NEARLY_EXPLAINED = 0.01, 0.05
+# The trials have come to an end where the residual falls by less than this share,
+_STALLED = 0.01
+# and is below this one.
+_NEARLY_EXPLAINED = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

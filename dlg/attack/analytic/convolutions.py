@@ -57,8 +57,10 @@ _UNBOUNDED = Bounds(-np.inf, np.inf)
 _AT_BOUND = (1e-5, 1e-4, 1e-3)
 # A number is determined where this much or less of a random number is left in the null space.
 _DETERMINED = 1e-2
-# The iterations and the tolerance of the estimate of a rank.
-_RANK_ITERATIONS, _RANK_TOLERANCE = 1500, 1e-10
+# The most iterations of the estimate of a rank.
+_RANK_ITERATIONS = 1500
+# The relative residual at which it ends.
+_RANK_TOLERANCE = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)

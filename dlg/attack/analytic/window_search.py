@@ -36,8 +36,10 @@ _ROUNDING = 2e-6
 _BLACK = 1e-5
 # The weight of a pixel's own value in the linear programs, beside the largest of its weight in the maxima.
 _TOWARDS_BLACK = 1e-4
-# The linear programs of one descent, at most: on the whole image, and around a window.
-_MOST_PROGRAMS, _MOST_LOCAL_PROGRAMS = 20, 8
+# The linear programs of one descent on the whole image, at most.
+_MOST_PROGRAMS = 20
+# The same around a window.
+_MOST_LOCAL_PROGRAMS = 8
 # The descents around a window, at most. MNIST digits in LeNet took 0 to 100.
 _MOST_DESCENTS = 300
 # How many steps from neighbour to neighbour the pixels around a window reach, at most.

@@ -36,6 +36,9 @@ SGD_STEP = -8.5
 # in ways that the gradients hardly show. So descent leaves their differences about as large as they were at the start.
 # Two samples that differ by the whole range in some pixel would need 0.5; nearly black and white digits come close.
 _SPREAD = 0.4
+# A range of the features beyond plus and minus this says nothing of how far samples are apart, and samples that far
+# apart overflow in float32.
+_LARGEST_IN_RANGE = 1e6
 # The largest weight, in numbers, whose gradient is decomposed for the start: a tenth of a second.
 _MOST_DECOMPOSED = 500_000
 # Adam's step.
@@ -145,7 +148,7 @@ class GradientDescent:
         mean = samples.mean(axis=0)
         directions = difference_directions(*gradients, len(data))
         differences = (samples - mean) @ directions @ directions.T
-        low, high = self._value_range
+        low, high = np.clip(self._value_range, -_LARGEST_IN_RANGE, _LARGEST_IN_RANGE)
         largest = np.abs(differences).max(initial=0)
         if largest == 0:
             return data

@@ -44,9 +44,21 @@ def cast_of_class(op: Operation, probability_of: ProbabilityOf) -> Replacement |
         # PaddlePaddle's one_hot is float32; without this, float64 would end there.
         probability = probability_of(source.operand_source(0))
         return [paddle.cast(paddle.reshape(probability, op.result(0).shape), op.result(0).dtype)]
+    if source.name() == "pd_op.label_smooth":
+        return _smoothed_label(source, op.result(0), probability_of)
     if source.name() in ("pd_op.equal", "pd_op.not_equal"):
         return _is_of_class(source, op.result(0), probability_of)
     return None
+
+
+def _smoothed_label(smoothing: Operation, result: Value, probability_of: ProbabilityOf) -> Replacement | None:
+    """The smoothed probabilities, in the result's precision: PaddlePaddle smooths its float32 one-hot label."""
+    label, prior = smoothing.operand_source(0), smoothing.operand_source(1)
+    one_hot_label = label.get_defining_op()
+    if prior.initialized() or one_hot_label is None or one_hot_label.name() != "pd_op.one_hot":
+        return None
+    probability = paddle.reshape(probability_of(one_hot_label.operand_source(0)), result.shape)
+    return [F.label_smooth(paddle.cast(probability, result.dtype), epsilon=smoothing.attrs()["epsilon"])]
 
 
 def _is_of_class(compared: Operation, result: Value, probability_of: ProbabilityOf) -> Replacement | None:
