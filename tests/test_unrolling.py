@@ -81,7 +81,9 @@ def update_of(network, features, label, **rule):
     scope, noise = paddle.static.global_scope(), np.random.default_rng(0)
     names = [parameter.name for parameter in program.global_block().all_parameters()]
     before = {name: np.array(scope.find_var(name).get_tensor()) for name in names}
-    after = {name: weight - 0.01 * noise.standard_normal(weight.shape).astype("float32") for name, weight in before.items()}
+    after = {
+        name: weight - 0.01 * noise.standard_normal(weight.shape).astype("float32") for name, weight in before.items()
+    }
     leave_out = rule.pop("leave_out", None)
     before, after = ({name: state[name] for name in names[leave_out:]} for state in (before, after))
     update = SharedUpdate(before, after, 0.1, **rule)
@@ -130,8 +132,6 @@ def test_an_update_without_some_of_the_weights_is_refused():
         prediction = paddle.nn.Linear(6, 3)(feature)
         return prediction, paddle.nn.functional.cross_entropy(prediction, label)
 
-    step, _kept = update_of(
-        network, {"x": ([None, 6], "float32")}, ([None, 1], "int64"), local_steps=2, leave_out=1
-    )
+    step, _kept = update_of(network, {"x": ([None, 6], "float32")}, ([None, 1], "int64"), local_steps=2, leave_out=1)
     with pytest.raises(InputError, match="the update does not have"):
         build_precise_objective(step)

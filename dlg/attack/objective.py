@@ -338,7 +338,8 @@ def build_objective(
             call.loss,
             [parameter for parameter in call.trainable if parameter.name not in tables],
             list(dummies.optimised.values()),
-            label=call.seen_label,
+            # A real label has been replaced by what stands for it.
+            label=call.label if is_real(call.label) else call.seen_label,
             label_probability=seen_label,
             label_is_fed=call.label.name in dummies.constants,
         )
