@@ -21,7 +21,8 @@ LABELS = np.array([3, 7])
 def recovered(feature, **changed):
     """What an attack recovers that finds this, in the other order."""
     about = {
-        "feature": feature[::-1], "label": LABELS[::-1], "label_probability": np.eye(10)[LABELS[::-1]], "loss": 0.5,
+        "feature": feature[::-1], "label": LABELS[::-1], "label_kind": "class",
+        "label_probability": np.eye(10)[LABELS[::-1]], "loss": 0.5,
         "history": [(0, 1.0), (4, 0.5)], "iterations": 4, "evaluations": 5, "seconds": 1.25, "ended": "iterations",
         "strategy": "sgd", "starts": [Start(0.5, 4, "iterations")], "verdict": "failed", "reason": "it does not match",
         "mismatch": float("inf"), "rank": None, "gradient_scale": 1.0,
