@@ -261,7 +261,7 @@ def test_bad_options_are_named(name, value, batch, tmp_path):
 
 def test_the_attack_takes_no_target():
     assert list(inspect.signature(dlg_attack).parameters) == [
-        "args", "feature", "label", "network", "exe", "origin_grad",
+        "args", "feature", "label", "network", "exe", "origin_grad", "vocabulary",
     ]  # fmt: skip
 
 

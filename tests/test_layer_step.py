@@ -436,5 +436,5 @@ def test_a_layer_of_static_mode_is_refused(tmp_path):
 def test_no_argument_but_the_target_may_carry_the_batch():
     assert list(inspect.signature(attack_layer).parameters) == [
         "layer", "loss", "gradients", "feature", "label", "batch_size", "weights", "place",
-        "target", "target_label", "options",
+        "target", "target_label", "vocabulary", "options",
     ]  # fmt: skip
