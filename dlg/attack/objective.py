@@ -217,9 +217,9 @@ class Objective:
     def gradient_matching_loss_at(self, values: Sequence[np.ndarray]) -> float:
         """The l2 distance of all gradients at a dummy batch, without what the loss may hold besides."""
         dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
-        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(dummy_gradients))]
         batch_size: int = self.label_probability.shape[0]
-        return float(gradient_matching_loss([np.asarray(ours) for ours in dummy_gradients], shared, batch_size))
+        ours = [np.asarray(gradient) for gradient in dummy_gradients]
+        return float(gradient_matching_loss(ours, self.shared_gradients, batch_size))
 
     def gradient_scale_at(self, values: Sequence[np.ndarray]) -> float:
         """The factor s for which the shared gradients are nearest to s ∇W', all parameters together."""

@@ -10,7 +10,7 @@ import paddle
 from paddle.autograd.backward_utils import ValueDict
 
 from dlg.attack.analytic.sample_differences import difference_directions
-from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, SHARED, Objective
+from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, Objective
 from dlg.attack.optimizers.interface import (
     BatchKnowledge,
     DummyBatch,
@@ -208,7 +208,7 @@ def _first_layer_gradients(objective: Objective) -> tuple[np.ndarray, np.ndarray
     layers = objective.layers
     if not layers or not reads(layers[0], objective.dummies[0]):
         return None
-    shared = {name: objective.constants[f"{SHARED}{number}"] for number, name in enumerate(objective.trained)}
+    shared = dict(zip(objective.trained, objective.shared_gradients))
     weight, bias = (shared.get(name) for name in (layers[0].weight, layers[0].bias))
     if weight is None or bias is None or weight.size > _MOST_DECOMPOSED:
         return None
