@@ -45,12 +45,20 @@ class DefenseKnowledge:
         The standard deviation of the noise that was added to every entry.
     is_scaled : bool
         Whether all gradients together were multiplied by an unknown factor.
+    has_signs_only : bool
+        Whether the shared gradients say nothing of sizes.
     """
 
     bounds: Callable[[np.ndarray], Bounds] | None = None
     pull: float = 1.0
     noise: float = 0.0
     is_scaled: bool = False
+    has_signs_only: bool = False
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether the defence hides so much that what is known of all pictures decides."""
+        return self.noise > 0
 
     def bounds_of(self, shared: np.ndarray) -> Bounds:
         """The bounds of the true gradient behind a shared one."""
@@ -66,6 +74,12 @@ def bounds_of_pruned(shared: np.ndarray) -> Bounds:
     kept = np.abs(shared[shared != 0])
     largest = np.where(shared == 0, kept.min(initial=np.inf) if kept.size else 0.0, 0.0).astype(shared.dtype)
     return Bounds(shared - largest, shared + largest)
+
+
+def bounds_of_signs(shared: np.ndarray) -> Bounds:
+    """The bounds of entries of which only the sign is known: a zero is exact, and a side is open."""
+    nothing, everything = np.zeros_like(shared), np.full_like(shared, np.inf)
+    return Bounds(np.where(shared < 0, -everything, nothing), np.where(shared > 0, everything, nothing))
 
 
 def bounds_of_levels(shared: np.ndarray, levels: int) -> Bounds:

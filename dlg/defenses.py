@@ -26,6 +26,7 @@ from dlg.defense_knowledge import (
     bounds_of_levels,
     bounds_of_pruned,
     bounds_of_rounded,
+    bounds_of_signs,
 )
 from dlg.errors import InputError
 
@@ -426,6 +427,9 @@ _PRUNED_PULL = 3e-3
 # int8 with four digits, a pull of 0.02 left searches without an end, and 0.3 gave 25 to 55 dB.
 _ROUNDED_PULL = 0.3
 
+import os
+_SIGN_PULL = float(os.environ.get("SIGNPULL", "0"))
+
 
 def _noise_knowledge(sigma: float) -> DefenseKnowledge:
     return DefenseKnowledge(noise=sigma)
@@ -455,6 +459,10 @@ def _int8_knowledge() -> DefenseKnowledge:
     return _rounding_knowledge(bounds_of_levels, levels=_INT8_LEVELS)
 
 
+def _sign_knowledge() -> DefenseKnowledge:
+    return DefenseKnowledge(bounds_of_signs, _SIGN_PULL, has_signs_only=True)
+
+
 _SIGMA = _over_zero("SIGMA")
 _NORM = _over_zero("NORM")
 _MULTIPLIER = _over_zero("MULTIPLIER")
@@ -478,7 +486,7 @@ DEFENSES = {
         Kind("fp16", _fp16, QUANTISATION, knowledge=_fp16_knowledge),
         Kind("bf16", _bf16, QUANTISATION, knowledge=_bf16_knowledge),
         Kind("int8", _int8, QUANTISATION, knowledge=_int8_knowledge),
-        Kind("sign", _sign, QUANTISATION),
+        Kind("sign", _sign, QUANTISATION, knowledge=_sign_knowledge),
     )
 }
 

@@ -103,6 +103,7 @@ def step(before=1.0, after=0.5, products=10, gain_ratio=1.0, length=1.0):
         predicted_reduction=(before - after) / gain_ratio,
         before=before,
         after=after,
+        misfit=before,
         outputs=[],
     )
 

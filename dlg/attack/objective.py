@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from paddle.base.libpaddle import pir
 
+from dlg import random_streams
 from dlg.attack.dummies import Dummies, fed_label, make_dummies
 from dlg.attack.features import Layout
 from dlg.attack.losses import (
@@ -528,6 +529,39 @@ def known_floor(
     return floor, explained
 
 
+def with_typical_sizes(objective: Objective, step: SharedStep, value_range: tuple[float, float] | None) -> Objective:
+    """The same objective with shared signs as large as the network's gradients are at a random batch.
+
+    Signs say nothing of sizes. The network does: in each parameter, entries of
+    the size that it has there at random data weigh about alike.
+
+    Parameters
+    ----------
+    objective : Objective
+        In float64, with fixed labels.
+    step : SharedStep
+        Whose gradients are signs.
+    value_range : tuple of float, optional
+        Where the random data lies; from 0 to 1 by default.
+    """
+    low, high = value_range or (0.0, 1.0)
+    data = random_streams.probe().uniform(low, high, objective.dummies[0].shape)
+    gradients = objective.evaluate([data], list(objective.dummy_gradients.values()))
+    sizes = [float(np.sqrt(np.mean(np.square(gradient)))) or 1.0 for gradient in gradients]
+    shared = [size * signs for size, signs in zip(sizes, objective.shared_gradients)]
+    fed = {}
+    for number, gradient in enumerate(shared):
+        lowest, highest = objective.knowledge.bounds_of(gradient)
+        fed |= {
+            f"{SHARED}{number}": gradient,
+            f"{BELOW}{number}": lowest - gradient,
+            f"{ABOVE}{number}": highest - gradient,
+        }
+    compared = dict(zip(objective.trained.values(), shared))
+    floor, explained = known_floor(step, compared, "l2", 0.0, "float64")
+    return dataclasses.replace(objective, constants=objective.constants | fed, floor=floor, explained=explained)
+
+
 def loss_left_by(knowledge: DefenseKnowledge, shared_gradients: Sequence[np.ndarray], batch_size: int) -> float:
     """The largest gradient-matching loss that a known defence leaves the right answer.
 
@@ -540,5 +574,7 @@ def loss_left_by(knowledge: DefenseKnowledge, shared_gradients: Sequence[np.ndar
     bounds = 0.0
     if knowledge.bounds is not None:
         halves = [(b.highest - b.lowest) / 2 for b in map(knowledge.bounds_of, shared_gradients)]
+        # Where a side is open, the true entry is about as large as the shared one is made.
+        halves = [np.where(np.isinf(half), np.abs(each), half) for half, each in zip(halves, shared_gradients)]
         bounds = knowledge.pull**2 * sum(float(np.mean(np.square(half, dtype=np.float64))) for half in halves)
     return float(batch_size**2 * (noise + bounds))

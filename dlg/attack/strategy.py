@@ -9,7 +9,7 @@ import numpy as np
 
 from dlg.attack.analytic.labels import labels_from_gradients, rough_gradient_scale
 from dlg.attack.determination import OpenPart
-from dlg.attack.objective import Objective, build_objective, build_precise_objective, known_floor
+from dlg.attack.objective import Objective, build_objective, build_precise_objective, known_floor, with_typical_sizes
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
 from dlg.attack.optimizers.known_batch import KnownBatch
@@ -218,6 +218,8 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     inferred = _inferred_labels(step, leakage)
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
     verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
+    if step.knowledge.has_signs_only:
+        objective = with_typical_sizes(objective, step, options.range)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
     if scale == 1 and step.knowledge.is_scaled:
@@ -289,9 +291,12 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
     """What the analytic attacks read off the gradients. None where they do not apply."""
     # Imported here: it needs much of SciPy, and plain descent starts sooner without it.
     from dlg.attack.analytic.leakage import find_leakage
+    from dlg.attack.analytic.signs import read_off_signs
 
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
+        if step.knowledge.has_signs_only:
+            return read_off_signs(step, options.range)
         leakage = find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
     except PrecisionError:
         return None

@@ -213,12 +213,12 @@ class Reading:
         probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
         if probe.features is None or len(layers) < len(self.layers):
             return None
-        if not self._reads_dummy_data and self.input_map is None:
+        if not self.reads_dummy_data and self.input_map is None:
             return None
         activations = [known for layer in layers[:-1] if (known := layer.known_activation) is not None]
         if len(activations) < len(layers) - 1:
             return None
-        first = probe.dummies[0] if self._reads_dummy_data else probe.layers[0].inputs
+        first = probe.dummies[0] if self.reads_dummy_data else probe.layers[0].inputs
         data, features = at_random_batch(probe, [first, probe.features])
         hidden = data.reshape(len(data), -1)
         for layer, activation in zip(layers, activations):
@@ -246,7 +246,7 @@ class Reading:
         return self.convolutions if _agree(hidden, features) else None
 
     @property
-    def _reads_dummy_data(self) -> bool:
+    def reads_dummy_data(self) -> bool:
         """Whether the first layer's input is the dummy data, flattened."""
         return bool(self.probe.layers) and reads(self.probe.layers[0], self.probe.dummies[0])
 
@@ -286,7 +286,7 @@ class Reading:
         ndarray, shape (k, ...), float64, or None
             None where it cannot be told, see `embeddings.dummy_data_of`.
         """
-        if self._reads_dummy_data:
+        if self.reads_dummy_data:
             return inputs.reshape(-1, *self.probe.dummies[0].shape[1:])
         layers, input_map = self.perceptron, self.input_map
         if layers is None or input_map is None:

@@ -7,9 +7,10 @@ the residual is the distance from these. Where the factor on the shared gradient
 is unknown, the residual's part along them is left out: what remains does not
 depend on the factor (variable projection, Golub and Pereyra 1973). And, where
 the last layer's features are known, their weighted difference. Pixels outside
-of their range add a penalty. With the Jacobian J = ∂r/∂x, a symmetric
-preconditioner S over the samples, the damping λ, and the penalty's gradient c
-and diagonal curvature C, the step is S s, where s solves
+of their range add a penalty, and so does the total variation of pictures. With
+the Jacobian J = ∂r/∂x, a symmetric preconditioner S over the samples, the
+damping λ, and the penalties' gradient c and curvature C, the step is S s, where
+s solves
 
     (S (JᵀJ + C) S + λ) s = −S (Jᵀr + c)
 
@@ -26,7 +27,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import paddle
@@ -40,6 +41,7 @@ from dlg.graph.failures import named_failures
 from dlg.graph.programs import traced_execution
 from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
+from dlg.results.pictures import picture_shape
 
 # Conjugate gradients end at this residual relative to the right side. On LeNet, with batches of two digits, 0.005 took
 # 4 % more products for the same images. With 0.5 the search ended at 54 dB instead of 75.
@@ -54,13 +56,15 @@ _PROBED_DIRECTIONS = 2
 _LEAST_EFFECT = 1e-6
 # The names under which the step's program is fed the bounds of the gradients' differences from the shared ones.
 _SIDES = ("step_below_", "step_above_")
+# Differences of neighbouring pixels below this count by their squares in the total variation, where it is not smooth.
+_SMOOTHED_VARIATION = 0.02
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True)
 class DampedStep:
-    """A step, and what it does. A sum of squares is that of the residual and the range penalty.
+    """A step, and what it does. A sum of squares is that of the residual, with both penalties.
 
     Attributes
     ----------
@@ -72,6 +76,8 @@ class DampedStep:
         By how much the sum of squares falls if the outputs are linear in x.
     before, after : float
         The sum of squares without and with the step.
+    misfit : float
+        The sum of squares of the residual alone, without the step.
     outputs : list of ndarray
         The gradients, and the features if they are matched, after the step.
     """
@@ -81,6 +87,7 @@ class DampedStep:
     predicted_reduction: float
     before: float
     after: float
+    misfit: float
     outputs: list[np.ndarray]
 
     @property
@@ -127,6 +134,9 @@ class GaussNewtonStep:
     noise : float
         The standard deviation of the defence's noise in an entry of the
         residual; 0 without noise.
+    has_variation : bool
+        Whether the total variation can be weighed: the samples are pictures, and
+        the defence hides so much of them that a prior is needed.
     """
 
     def __init__(
@@ -138,6 +148,8 @@ class GaussNewtonStep:
         value_range: tuple[float, float] | None = None,
     ) -> None:
         self._objective = objective
+        is_picture = objective.layout.is_single and picture_shape(objective.dummies[0].shape[1:]) is not None
+        self.has_variation = objective.knowledge.needs_prior and is_picture
         self.evaluations = 0
         self.batch_size: int = objective.label_probability.shape[0]
         names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
@@ -166,6 +178,7 @@ class GaussNewtonStep:
         preconditioner: np.ndarray,
         most_products: int,
         range_weight: float = 0.0,
+        variation_weight: float = 0.0,
         feature_weight: np.ndarray | None = None,
     ) -> DampedStep:
         """Find a step and the outputs after it.
@@ -182,6 +195,8 @@ class GaussNewtonStep:
             Conjugate gradients end after this many products with the matrix.
         range_weight : float
             The weight of a pixel's distance from its range.
+        variation_weight : float
+            The weight of the pictures' total variation, if it can be weighed.
         feature_weight : ndarray, (B, 1), float64, optional
             The weights of the samples' features, if the objective matches them.
         """
@@ -192,13 +207,16 @@ class GaussNewtonStep:
             "damping": np.array(damping),
             "range_weight": np.array(range_weight),
         }
+        if self.has_variation:
+            feed["variation_weight"] = np.array(variation_weight)
         if objective.features is not None:
             feed["feature_weight"] = np.zeros((self.batch_size, 1)) if feature_weight is None else feature_weight
-        change, products, predicted_reduction, before, after, *outputs = self._run(
+        change, products, predicted_reduction, before, after, misfit, *outputs = self._run(
             objective.constants | objective.no_bounds | self._bounds | self._targets | feed, most_products
         )
         self.evaluations += int(products) + 1
-        return DampedStep(change, int(products), float(predicted_reduction), float(before), float(after), outputs)
+        numbers = map(float, (predicted_reduction, before, after, misfit))
+        return DampedStep(change, int(products), *numbers, outputs)
 
     def _run(self, feed: dict[str, np.ndarray], most_products: int) -> list[np.ndarray]:
         """Run the program until conjugate gradients end; gives what is fetched, in the order of `DampedStep`.
@@ -293,8 +311,11 @@ class GaussNewtonStep:
         preconditioner = paddle.static.data("preconditioner", [self.batch_size] * 2, data.dtype)
         residual = _Residual(self._objective, x, self._targets, self._gradient_weights, self._bounds)
         samples = _SampleScaling(preconditioner, x, held)
-        penalty = _RangePenalty(x, range_weight, value_range)
-        equations = _NormalEquations(residual, penalty, samples, damping)
+        penalties: list[_Penalty] = [_RangePenalty(x, range_weight, value_range)]
+        if self.has_variation:
+            variation_weight = paddle.static.data("variation_weight", [], data.dtype)
+            penalties.append(_VariationPenalty(x, variation_weight))
+        equations = _NormalEquations(residual, penalties, samples, damping)
 
         right_side = equations.right_side()
         solution, remainder, direction = (
@@ -307,9 +328,12 @@ class GaussNewtonStep:
         change = samples.step(solution)
         predicted_reduction = equations.predicted_reduction(solution, right_side, remainder)
         outputs = residual.outputs_at(x + change)
-        before = _sum_of_squares([*residual.of(residual.outputs), penalty.excess])
-        after = _sum_of_squares([*residual.of(outputs), penalty.of(x + change)])
-        return [change, products, predicted_reduction, before, after, *outputs]
+        misfit = _sum_of_squares(residual.of(residual.outputs))
+        before, after = (
+            functools.reduce(paddle.add, [fit, *(penalty.of(values) for penalty in penalties)])
+            for fit, values in ((misfit, x), (_sum_of_squares(residual.of(outputs)), x + change))
+        )
+        return [change, products, predicted_reduction, before, after, misfit, *outputs]
 
 
 class _Residual:
@@ -456,51 +480,103 @@ class _SampleScaling:
         return paddle.reshape(paddle.matmul(self._preconditioner, flat), self._shape)
 
 
-class _RangePenalty:
-    """Half the squared, weighted distance of the pixels from their range; without a range, zero.
+class _Penalty(Protocol):
+    """What is added to the sum of squares of the residual.
 
     Attributes
     ----------
-    excess : Value
-        The weighted distance at x, its share of the residual.
-    gradient, curvature : Value
-        The first derivative and the diagonal of the second.
+    gradient : Value, (B, ...)
+        Half its first derivative at x.
     """
+
+    gradient: Value
+
+    def of(self, values: Value) -> Value:
+        """What is added at other values of the data than x."""
+
+    def curvature_times(self, step: Value) -> Value:
+        """Half its second derivative at x, or what bounds it, times a step."""
+
+
+class _RangePenalty:
+    """The squared, weighted distance of the pixels from their range; without a range, zero."""
 
     def __init__(self, x: Value, weight: Value, value_range: tuple[float, float] | None) -> None:
         self._weight, self._value_range = weight, value_range
-        self.excess = self.of(x)
-        outside = paddle.cast(self.excess != _constant(0, x), x.dtype)
-        self.curvature = paddle.square(outside * weight)
+        excess = self._excess(x)
+        self.gradient = weight * excess
+        self._curvature = paddle.square(paddle.cast(excess != _constant(0, x), x.dtype) * weight)
 
-    def of(self, values: Value) -> Value:
-        """The weighted distance of other values from the range."""
+    def _excess(self, values: Value) -> Value:
         if self._value_range is None:
             return paddle.zeros_like(values)
         return self._weight * (values - paddle.clip(values, *self._value_range))
 
-    @property
-    def gradient(self) -> Value:
-        return self._weight * self.excess
+    def of(self, values: Value) -> Value:
+        return _sum_of_squares([self._excess(values)])
+
+    def curvature_times(self, step: Value) -> Value:
+        return self._curvature * step
+
+
+class _VariationPenalty:
+    """The weighted total variation of pictures, 2 w Σ √(d² + ε²) over the differences d of neighbouring pixels.
+
+    Its second derivative is bounded by that of a quadratic function which
+    touches it at x: each d² has the weight w / √(d² + ε²) (lagged diffusivity,
+    Vogel and Oman 1996).
+    """
+
+    def __init__(self, x: Value, weight: Value) -> None:
+        self._shape, self._weight = x.shape, weight
+        self._smoothing = _constant(_SMOOTHED_VARIATION**2, x)
+        differences = self._differences(x)
+        self._conductances = [weight * paddle.rsqrt(d * d + self._smoothing) for d in differences]
+        self.gradient = self._adjoint([c * d for c, d in zip(self._conductances, differences)])
+
+    def of(self, values: Value) -> Value:
+        lengths = [paddle.sum(paddle.sqrt(d * d + self._smoothing)) for d in self._differences(values)]
+        return _constant(2, values) * self._weight * functools.reduce(paddle.add, lengths)
+
+    def curvature_times(self, step: Value) -> Value:
+        return self._adjoint([c * d for c, d in zip(self._conductances, self._differences(step))])
+
+    def _differences(self, values: Value) -> list[Value]:
+        """The differences of neighbours, down and across."""
+        height, width = (picture_shape(self._shape[1:]) or ())[-2:]
+        images = paddle.reshape(values, [self._shape[0], -1, height, width])
+        return [images[:, :, 1:] - images[:, :, :-1], images[:, :, :, 1:] - images[:, :, :, :-1]]
+
+    def _adjoint(self, differences: Sequence[Value]) -> Value:
+        """The transpose of `_differences`."""
+        images = []
+        for axis, each in zip((2, 3), differences):
+            border = paddle.zeros([size if number != axis else 1 for number, size in enumerate(each.shape)], each.dtype)
+            images.append(paddle.concat([border, each], axis) - paddle.concat([each, border], axis))
+        return paddle.reshape(images[0] + images[1], self._shape)
 
 
 class _NormalEquations:
     """(S (JᵀJ + C) S + λ) s = −S (Jᵀr + c)."""
 
-    def __init__(self, residual: _Residual, penalty: _RangePenalty, samples: _SampleScaling, damping: Value) -> None:
-        self._residual, self._penalty, self._samples, self._damping = residual, penalty, samples, damping
+    def __init__(
+        self, residual: _Residual, penalties: Sequence[_Penalty], samples: _SampleScaling, damping: Value
+    ) -> None:
+        self._residual, self._penalties, self._samples, self._damping = residual, penalties, samples, damping
 
     def right_side(self) -> Value:
         """−S (Jᵀr + c)."""
         residual = self._residual
         gradient = residual.vector_jacobian_product(residual.of(residual.outputs))
-        return -self._samples.pull_back(gradient + self._penalty.gradient)
+        gradient = functools.reduce(paddle.add, [gradient, *(penalty.gradient for penalty in self._penalties)])
+        return -self._samples.pull_back(gradient)
 
     def product(self, unknowns: Value) -> Value:
         """(S (JᵀJ + C) S + λ) times a vector."""
         step = self._samples.step(unknowns)
         image = self._residual.vector_jacobian_product(self._residual.jacobian_vector_product(step))
-        return self._samples.pull_back(image + self._penalty.curvature * step) + self._damping * unknowns
+        image = functools.reduce(paddle.add, [image, *(penalty.curvature_times(step) for penalty in self._penalties)])
+        return self._samples.pull_back(image) + self._damping * unknowns
 
     def predicted_reduction(self, solution: Value, right_side: Value, remainder: Value) -> Value:
         """By how much the sum of squares falls with a step whose equations leave this remainder, r being linear."""

@@ -7,6 +7,7 @@ damped, how exactly it is solved, and when the search ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -91,6 +92,12 @@ _STILL_STEPS = 3
 _PATIENCE = 20
 # lower the sum of squares by less than this share.
 _LEAST_REDUCTION = 0.2
+
+# The mean absolute difference of neighbouring pixels, as a share of their range, that the prior expects where a
+# defence adds noise.
+_EXPECTED_DIFFERENCE = 0.1
+# By how much of its range noise may take a pixel out of it.
+_RANGE_ERROR = 0.02
 
 # Fitting noise lowers the sum of squares by the noise's share of the unknowns. A step within the noise's level that
 # lowers it by less than this part of that share is the last.
@@ -259,12 +266,16 @@ class LevenbergMarquardt:
             preconditioner = np.eye(self._step.batch_size)
             feature_weights = self._coarse_feature_weights
         range_weight = _RANGE_WEIGHT_NEAR_SOLUTION if search.is_near_solution else _RANGE_WEIGHT
+        low, high = self._knowledge.value_range or (0.0, 1.0)
+        range_weight = max(range_weight, self._step.noise / (_RANGE_ERROR * (high - low)))
         return self._step.solve(
             x,
             damping=search.damping.value,
             preconditioner=preconditioner,
             most_products=search.most_products,
             range_weight=range_weight if in_range else 0.0,
+            # Noise σ and a Laplace distribution of the differences, of the mean b, ask for σ² / b: the posterior.
+            variation_weight=self._step.noise**2 / (_EXPECTED_DIFFERENCE * (high - low)),
             feature_weight=feature_weights,
         )
 
@@ -341,6 +352,7 @@ class Search:
         self._noise_in_unknowns = noise**2 * unknowns
         self._still_steps = 0
         self._sums_of_squares: list[float] = []
+        self._misfit = math.inf
 
     @property
     def is_without_a_step(self) -> bool:
@@ -360,7 +372,7 @@ class Search:
         noise's sum of squares, and what lowers it further fits the noise.
         """
         sums = self._sums_of_squares
-        if not self._noise_level or len(sums) < 2 or sums[-1] > self._noise_level:
+        if not self._noise_level or len(sums) < 2 or self._misfit > self._noise_level:
             return False
         return sums[-2] - sums[-1] < _LEAST_SHARE_OF_NOISE * self._noise_in_unknowns
 
@@ -375,6 +387,7 @@ class Search:
     def update(self, step: DampedStep) -> None:
         """Take a step into account, whether it lowers the sum of squares or not."""
         self._sums_of_squares.append(step.before)
+        self._misfit = step.misfit
         if step.after < step.before:
             self.damping.accept(step.gain_ratio)
             self._still_steps = self._still_steps + 1 if step.length < self._still_length else 0

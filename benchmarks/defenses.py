@@ -1,0 +1,122 @@
+"""What attacks recover under each defence: one that knows it, one that does not, and that of Zhu et al.
+
+    python -m benchmarks.defenses [--network softmax lenet ...] [--batch_size 1 4] [--defense prune:0.5 sign ...]
+        [--attack knowing ignorant zhu] [--seeds 20] [--data bundled | FOLDER] [--recovered 30]
+        [--iterations N] [--restarts N] [--time_limit SECONDS]
+
+Each seed is one target. It draws the batch, the weights, the defence's noise and
+the start of the attack. All attacks of a row are run on the same targets:
+
+- ``knowing`` is `auto`, told which defence the gradients went through;
+- ``ignorant`` is `auto`, told nothing;
+- ``zhu`` is L-BFGS on the squared difference with the labels optimised, told
+  nothing, as in section 5 of Zhu et al. (2019).
+
+A cell has the share of images from --recovered dB on, with Wilson's interval at
+95 %, the median PSNR, the share of labels that are right, and the median time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+import paddle
+
+from benchmarks.attack_target import Attack, attack_with
+from benchmarks.attacks import Outcome, median, outcome, print_row, wilson_interval
+from benchmarks.machine import machine
+from benchmarks.targets import Target, TargetSource
+from dlg import defenses, random_streams
+from dlg.audit.grid import DEFAULT_GRID
+from dlg.options import NO_DEFENSE
+from dlg.participant import data, networks
+from dlg.results.metrics import RECOVERED
+
+# The optimizer of each attack, and whether it is told the defence.
+ATTACKS = {"knowing": ("auto", True), "ignorant": ("auto", False), "zhu": ("lbfgs", False)}
+
+
+def defended(target: Target, spec: str) -> Target:
+    """The target, whose participant shares its gradients under a defence."""
+    gradients = target.training.step()
+    shared = defenses.parse(spec)(gradients, random_streams.defense_noise(target.seed))
+    return dataclasses.replace(target, training=dataclasses.replace(target.training, step=lambda: shared))
+
+
+def attack_on(name: str, spec: str, given: dict[str, float]) -> Attack:
+    """One of `ATTACKS` on gradients under this defence."""
+    optimizer, is_told = ATTACKS[name]
+    return attack_with(optimizer, given | {"knows": spec if is_told else NO_DEFENSE})
+
+
+def cell(outcomes: Sequence[Outcome], recovered: float) -> str:
+    """What one attack reached over all seeds, see the module."""
+    scores = [score for each in outcomes for score in each.scores]
+    failed = sum(bool(each.error) for each in outcomes)
+    if not scores:
+        return f"{failed} errors"
+    count = sum(score.psnr >= recovered for score in scores)
+    low, high = wilson_interval(count, len(scores))
+    labels = sum(each.labels_right for each in outcomes)
+    seconds = median(each.seconds for each in outcomes if not each.error)
+    return (
+        f"{count} of {len(scores)} ({low:.0%} to {high:.0%}), {median(score.psnr for score in scores):.1f} dB,"
+        f" {labels} labels, {seconds:.1f} s" + (f", {failed} errors" if failed else "")
+    )
+
+
+def row(source: TargetSource, network: str, batch_size: int, spec: str, args: argparse.Namespace) -> list[str]:
+    """Attack the targets of all seeds by each attack."""
+    given = {name: getattr(args, name) for name in ("iterations", "restarts", "time_limit")}
+    given = {name: value for name, value in given.items() if value is not None}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in args.attack}
+    for seed in range(args.seeds):
+        with source.target(network, batch_size, seed) as target:
+            attacked = defended(target, spec)
+            for name, found in outcomes.items():
+                found.append(outcome(attacked, attack_on(name, spec, given)))
+    if args.verbose:
+        for name, found in outcomes.items():
+            psnrs = [[round(score.psnr, 1) for score in each.scores] or each.error for each in found]
+            print(f"{network}, batch {batch_size}, {spec}, {name}: {psnrs}", flush=True)
+    return [network, str(batch_size), spec, *(cell(found, args.recovered) for found in outcomes.values())]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.defenses", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax", "mlp", "lenet", "cnn"])
+    parser.add_argument("--batch_size", nargs="+", type=int, default=[1, 4])
+    parser.add_argument(
+        "--defense", nargs="+", type=lambda spec: defenses.parse(spec).spec, default=list(DEFAULT_GRID.defenses)
+    )
+    parser.add_argument("--attack", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--seeds", type=int, default=20, help="the number of targets; their seeds are 0, 1, ...")
+    parser.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE", help="as mnist_example.py takes it")
+    parser.add_argument("--recovered", type=float, default=RECOVERED, help="from which PSNR on an image is recovered")
+    parser.add_argument("--iterations", type=int, help="default: the attack's own")
+    parser.add_argument("--restarts", type=int, help="default: the attack's own")
+    parser.add_argument("--time_limit", type=float, help="seconds for an attack; default: none")
+    parser.add_argument("--verbose", action="store_true", help="print the PSNR of each image too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    paddle.enable_static()
+    source = TargetSource(*data.load(args.data))
+    print(machine())
+    print(f"seeds 0 to {args.seeds - 1}, data {' '.join(args.data)}, recovered from {args.recovered:g} dB on")
+    print_row(["network", "batch", "defence", *args.attack])
+    print_row(["---"] * (3 + len(args.attack)))
+    for network in args.network:
+        for batch_size in args.batch_size:
+            for spec in args.defense:
+                print_row(row(source, network, batch_size, spec, args))
+
+
+if __name__ == "__main__":
+    main()
