@@ -40,7 +40,7 @@ class DefenseKnowledge:
         entry is the true one, but for noise and a factor.
     pull : float
         How strongly an attack draws an entry to the shared one within its
-        bounds, beside 1 outside of them; see `dlg.attack.losses.outside_of_bounds`.
+        bounds, beside 1 outside of them; 0 where the shared one has no size. See `dlg.attack.losses.outside_of_bounds`.
     noise : float
         The standard deviation of the noise that was added to every entry.
     is_scaled : bool
@@ -58,7 +58,7 @@ class DefenseKnowledge:
     @property
     def needs_prior(self) -> bool:
         """Whether the defence hides so much that what is known of all pictures decides."""
-        return self.noise > 0
+        return self.noise > 0 or self.has_signs_only
 
     def bounds_of(self, shared: np.ndarray) -> Bounds:
         """The bounds of the true gradient behind a shared one."""

@@ -427,9 +427,6 @@ _PRUNED_PULL = 3e-3
 # int8 with four digits, a pull of 0.02 left searches without an end, and 0.3 gave 25 to 55 dB.
 _ROUNDED_PULL = 0.3
 
-import os
-_SIGN_PULL = float(os.environ.get("SIGNPULL", "0"))
-
 
 def _noise_knowledge(sigma: float) -> DefenseKnowledge:
     return DefenseKnowledge(noise=sigma)
@@ -460,7 +457,7 @@ def _int8_knowledge() -> DefenseKnowledge:
 
 
 def _sign_knowledge() -> DefenseKnowledge:
-    return DefenseKnowledge(bounds_of_signs, _SIGN_PULL, has_signs_only=True)
+    return DefenseKnowledge(bounds_of_signs, pull=0.0, has_signs_only=True)
 
 
 _SIGMA = _over_zero("SIGMA")

@@ -62,7 +62,7 @@ def outside_of_bounds(difference: Value, below: Value, above: Value, pull: float
     below, above : Value, of the same shape
         Both are 0 where the defence left an entry as it is; the result is then z.
     pull : float
-        p, over 0 and at most 1.
+        p, from 0 to 1.
     """
     inside = paddle.logical_and(difference > below, difference < above)
     inside = paddle.cast(inside, difference.dtype)

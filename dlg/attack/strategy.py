@@ -220,6 +220,10 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
     if step.knowledge.has_signs_only:
         objective = with_typical_sizes(objective, step, options.range)
+        if leakage is not None and leakage.inputs is not None:
+            optimizer = KnownBatch(objective, leakage.inputs)
+            notes = [*objective.notes, inferred.note, "features: which are zero is certain, how large the others are not"]
+            return Strategy(_recovery_name(leakage, len(leakage.inputs), step.batch_size, optimizer), objective, optimizer, notes, 1)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
     if scale == 1 and step.knowledge.is_scaled:
@@ -269,6 +273,8 @@ def _known_batch(
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
     if leakage.approximate:
         return f"closed form from the gradients of {leakage.source}, then {optimizer.description}"
+    if not leakage.certain:
+        return f"what can be read off the gradients of {leakage.source}"
     name = f"exact recovery from the gradients of {leakage.source}"
     return name if found == batch_size else f"{name} ({found} of {batch_size}), the rest by {optimizer.description}"
 

@@ -5,7 +5,7 @@ row for a pixel is zero where that pixel is zero in all samples. For a batch of
 one, the sign of dW[i, j] is that of x_i, times that of db[j] = δ_j. Nothing else
 of the pixel is in this layer's signs: every picture that is zero at the same
 pixels has the same ones. How bright the others are is a guess, from how many of
-a pixel's neighbours are zero too. It is where least squares starts.
+a pixel's neighbours are zero too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from dlg.attack.analytic.labels import labels_from_gradients
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.objective import build_precise_objective
 from dlg.attack.shared_step import SharedStep
 from dlg.results.pictures import picture_shape
 
@@ -24,7 +25,9 @@ _BRIGHTNESS = np.array([0.2, 0.2, 0.2, 0.55, 0.93])
 
 
 def read_off_signs(step: SharedStep, value_range: tuple[float, float] | None) -> Leakage:
-    """The labels, and for one sample in a fully connected first layer a start.
+    """The labels, and the sample, for a batch of one and a fully connected first layer.
+
+    The sample is not `Leakage.certain`: its brightness is a guess.
 
     Raises
     ------
@@ -36,10 +39,11 @@ def read_off_signs(step: SharedStep, value_range: tuple[float, float] | None) ->
     labels = labels_from_gradients(step)
     reading = Reading.of(step, 0, nonnegative=False)
     first = reading.layers[0] if reading.layers and reading.reads_dummy_data else None
-    start = None
+    inputs = None
     if first is not None and step.batch_size == 1 and value_range is not None:
-        start = _picture(first, reading.probe.dummies[0].shape, value_range)
-    return Leakage(reading.probe.with_labels(labels), labels, certain=False, start=start)
+        inputs = _picture(first, reading.probe.dummies[0].shape, value_range)
+    objective = build_precise_objective(step, fixed_label=labels)
+    return Leakage(objective, labels, certain=False, inputs=inputs, source="the first layer, which are signs")
 
 
 def _picture(first: Layer, shape: list[int], value_range: tuple[float, float]) -> np.ndarray:

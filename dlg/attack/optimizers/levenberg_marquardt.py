@@ -96,6 +96,9 @@ _LEAST_REDUCTION = 0.2
 # The mean absolute difference of neighbouring pixels, as a share of their range, that the prior expects where a
 # defence adds noise.
 _EXPECTED_DIFFERENCE = 0.1
+# The weight of the total variation where only signs are known. On LeNet, one digit came back at 18.6 dB with it, at
+# 15.7 dB with ten times as much or a tenth, and at 14.5 dB with none.
+_VARIATION_WEIGHT_OF_SIGNS = 1e-3
 # By how much of its range noise may take a pixel out of it.
 _RANGE_ERROR = 0.02
 
@@ -268,14 +271,17 @@ class LevenbergMarquardt:
         range_weight = _RANGE_WEIGHT_NEAR_SOLUTION if search.is_near_solution else _RANGE_WEIGHT
         low, high = self._knowledge.value_range or (0.0, 1.0)
         range_weight = max(range_weight, self._step.noise / (_RANGE_ERROR * (high - low)))
+        # Noise σ and a Laplace distribution of the differences, of the mean b, ask for σ² / b: the posterior.
+        variation_weight = self._step.noise**2 / (_EXPECTED_DIFFERENCE * (high - low))
+        if self._objective.knowledge.has_signs_only:
+            variation_weight = _VARIATION_WEIGHT_OF_SIGNS / (high - low)
         return self._step.solve(
             x,
             damping=search.damping.value,
             preconditioner=preconditioner,
             most_products=search.most_products,
             range_weight=range_weight if in_range else 0.0,
-            # Noise σ and a Laplace distribution of the differences, of the mean b, ask for σ² / b: the posterior.
-            variation_weight=self._step.noise**2 / (_EXPECTED_DIFFERENCE * (high - low)),
+            variation_weight=variation_weight,
             feature_weight=feature_weights,
         )
 
