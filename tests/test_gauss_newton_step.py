@@ -244,7 +244,9 @@ def test_a_check_is_made_within_a_step(objective, x, monkeypatch):
 
 
 def test_a_steps_shares_are_those_of_its_sums_of_squares():
-    step = DampedStep(np.array([3.0, -4.0]), products=1, predicted_reduction=4.0, before=8.0, after=6.0, misfit=8.0, outputs=[])
+    step = DampedStep(
+        np.array([3.0, -4.0]), products=1, predicted_reduction=4.0, before=8.0, after=6.0, misfit=8.0, outputs=[]
+    )
     assert step.reduction == 0.25
     assert step.gain_ratio == 0.5
     assert step.length == pytest.approx(12.5**0.5)

@@ -11,10 +11,11 @@ from dlg.attack.analytic.labels import labels_from_gradients, rough_gradient_sca
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_objective, build_precise_objective, known_floor, with_typical_sizes
 from dlg.attack.optimizers import OPTIMIZERS, BatchKnowledge, Optimizer, OptimizerEntry, Precision
+from dlg.attack.optimizers.beside_ignorant import BesideIgnorant
 from dlg.attack.optimizers.gradient_descent import ADAM_ENTRY
 from dlg.attack.optimizers.known_batch import KnownBatch
 from dlg.attack.optimizers.lbfgs import LBFGS_ENTRY
-from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY
+from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY, LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.simulated_steps import SimulatedSteps
 from dlg.attack.verification import verify
@@ -221,15 +222,16 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     if step.knowledge.has_signs_only:
         objective = with_typical_sizes(objective, step, options.range)
         if leakage is not None and leakage.inputs is not None:
-            optimizer = KnownBatch(objective, leakage.inputs)
-            notes = [*objective.notes, inferred.note, "features: which are zero is certain, how large the others are not"]
-            return Strategy(_recovery_name(leakage, len(leakage.inputs), step.batch_size, optimizer), objective, optimizer, notes, 1)
+            return _first_layers_signs(step, leakage, objective, leakage.inputs, inferred)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
     if scale == 1 and step.knowledge.is_scaled:
         scale = rough_gradient_scale(step)
         objective = objective.with_gradient_scale(scale)
     optimizer = entry.build(objective, options.learning_rate, knowledge)
+    is_hidden = step.knowledge != NOTHING and not step.knowledge.has_signs_only and knowledge.inputs is None
+    if is_hidden and isinstance(optimizer, LevenbergMarquardt):
+        optimizer = _beside_ignorant(optimizer, objective, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
     if leakage is not None:
@@ -252,6 +254,27 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     restarts = 1 if found == step.batch_size else entry.default_restarts
     open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
     return Strategy(name, objective, optimizer, notes, restarts, scale, open_part)
+
+
+def _first_layers_signs(
+    step: SharedStep, leakage: Leakage, objective: Objective, inputs: np.ndarray, inferred: _InferredLabels
+) -> Strategy:
+    """What a fully connected first layer's signs show of one sample: no search, for they show no more."""
+    optimizer = KnownBatch(objective, inputs)
+    notes = [
+        *objective.notes,
+        inferred.note,
+        "features: which of them are zero is certain; how large the others are is a guess",
+    ]
+    return Strategy(_recovery_name(leakage, len(inputs), step.batch_size, optimizer), objective, optimizer, notes, 1)
+
+
+def _beside_ignorant(knowing: LevenbergMarquardt, objective: Objective, knowledge: BatchKnowledge) -> BesideIgnorant:
+    """Least squares that knows the defence, and the same that does not."""
+    ignorant = LevenbergMarquardt(dataclasses.replace(objective, knowledge=NOTHING), knowledge)
+    batch_size = objective.label_probability.shape[0]
+    expected = batch_size**2 * objective.knowledge.noise**2 * len(objective.dummy_gradients)
+    return BesideIgnorant(knowing, ignorant, expected)
 
 
 def _known_batch(
@@ -306,9 +329,26 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
         leakage = find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
     except PrecisionError:
         return None
-    # What a defence has changed is no leakage; the attack that knows the defence starts from the labels alone.
-    hidden = step.knowledge != NOTHING and leakage is not None and not leakage.certain
-    return None if hidden else leakage
+    if step.knowledge != NOTHING and (leakage is None or not leakage.certain):
+        # What a defence has changed is no leakage, but it may be near the sample.
+        return _rough_leakage(step, options)
+    return leakage
+
+
+def _rough_leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
+    """A start for a search that knows the defence. None where there is none, or no label can be read off."""
+    from dlg.attack.analytic.reading import Leakage, Reading
+    from dlg.attack.analytic.single_sample import rough_sample
+
+    reading = Reading.of(step, options.seed, nonnegative=False, value_range=options.range)
+    start = rough_sample(reading)
+    if start is None:
+        return None
+    try:
+        labels = labels_from_gradients(step)
+    except LabelError:
+        return None
+    return Leakage(build_precise_objective(step, fixed_label=labels), labels, certain=False, start=start)
 
 
 def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:

@@ -18,6 +18,7 @@ from dlg.attack.objective import (
     loss_left_by,
 )
 from dlg.attack.optimizers import BatchKnowledge, DummyBatch
+from dlg.attack.optimizers.beside_ignorant import BesideIgnorant
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy
@@ -231,7 +232,11 @@ def _polished_verdict(
     """The verdict on what least squares makes of an answer, said of the answer; None where that does not match."""
     objective = _precise_objective(step, strategy.objective, answer)
     # Least squares has ended where it could not go on.
-    if objective is None or objective.fixed_label is None or isinstance(strategy.optimizer, LevenbergMarquardt):
+    if (
+        objective is None
+        or objective.fixed_label is None
+        or isinstance(strategy.optimizer, (LevenbergMarquardt, BesideIgnorant))
+    ):
         return None
     polished = _polish(objective, answer, options)
     if not (reached := mismatch_at(objective, polished.values)) <= MATCHED:

@@ -84,6 +84,22 @@ def _whole_sample(reading: Reading) -> Leakage | None:
     return None
 
 
+def rough_sample(reading: Reading) -> np.ndarray | None:
+    """The input x = dW δ / (δᵀ δ) of a first layer whose gradients a defence has changed, (1, ...).
+
+    It is where a search may start. A factor on the gradients does not change it.
+    None where the network does not begin with a fully connected layer, or the
+    batch has more samples.
+    """
+    first = reading.layers[0] if reading.layers and reading.reads_dummy_data else None
+    gradient = None if first is None else np.asarray(first.bias_gradient, np.float64)
+    if first is None or gradient is None or reading.batch_size > 1 or not gradient.any():
+        return None
+    sample = np.asarray(first.weight_gradient, np.float64) @ gradient / (gradient @ gradient)
+    sample = sample if reading.value_range is None else np.clip(sample, *reading.value_range)
+    return sample.reshape(reading.probe.dummies[0].shape)
+
+
 def _layer_input(layer: Layer) -> np.ndarray | None:
     """The input x = dW δ / (δᵀ δ), (in,). None where the gradients are not those of one sample."""
     gradient = np.asarray(layer.bias_gradient, np.float64)

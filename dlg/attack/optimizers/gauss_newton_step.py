@@ -4,8 +4,8 @@ The residual r(x) is ∇W'(x) − ∇W, each parameter relative to the size of i
 shared gradient; where noise was added, all parameters are weighed alike, for the
 noise is as large in each. Where a defence leaves bounds for the true gradients,
 the residual is the distance from these. Where the factor on the shared gradients
-is unknown, the residual's part along them is left out: what remains does not
-depend on the factor (variable projection, Golub and Pereyra 1973). And, where
+is unknown, the residual's part along ∇W' is left out, which is what the best
+factor explains (variable projection, Golub and Pereyra 1973). And, where
 the last layer's features are known, their weighted difference. Pixels outside
 of their range add a penalty, and so does the total variation of pictures. With
 the Jacobian J = ∂r/∂x, a symmetric preconditioner S over the samples, the
@@ -246,19 +246,26 @@ class GaussNewtonStep:
         return found
 
     def fit_scale(self, gradients: Sequence[np.ndarray]) -> None:
-        """Multiply the shared gradients by the number that brings them nearest to these, in the residual's norm."""
-        product = sum(
-            weight**2 * float(np.sum(shared * ours))
-            for weight, shared, ours in zip(self._gradient_weights, self.shared_gradients, gradients)
-        )
-        square = sum(
-            weight**2 * float(np.sum(shared * shared))
-            for weight, shared in zip(self._gradient_weights, self.shared_gradients)
-        )
-        factor = product / square
+        """Multiply the shared gradients by the number that brings them nearest to these, in the residual's norm.
+
+        Where a defence has multiplied them and added noise, they are divided by
+        the number that brings these nearest to them instead: the noise is theirs.
+        """
+        product = self._product(self.shared_gradients, gradients)
+        if self._objective.knowledge.is_scaled:
+            factor = self._product(gradients, gradients) / product if product > 0 else 1.0
+        else:
+            factor = product / self._product(self.shared_gradients, self.shared_gradients)
         names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
         self._targets |= {name: factor * self._targets[name] for name in names}
         self.shared_gradients = [self._targets[name] for name in names]
+        self.noise *= factor
+
+    def _product(self, ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+        """The inner product in the residual's norm."""
+        return sum(
+            weight**2 * float(np.sum(one * other)) for weight, one, other in zip(self._gradient_weights, ones, others)
+        )
 
     def preconditioner(self, x: np.ndarray) -> np.ndarray:
         """Measure how the samples move the gradients, and even it out.
@@ -396,17 +403,21 @@ class _Residual:
                 for difference, bounds in zip(differences, self._bounds_of_outputs())
             ]
         weighted = [weight * difference for weight, difference in zip(self._weights, differences, strict=True)]
-        return self._without_factor(weighted)
+        return self._without_factor(weighted, outputs)
 
-    def _without_factor(self, vectors: list[Value]) -> list[Value]:
-        """Vectors less their part along the shared gradients, where the factor on these is unknown."""
+    def _without_factor(self, vectors: list[Value], outputs: Sequence[Value]) -> list[Value]:
+        """Vectors less their part along the gradients of these outputs, where the factor on the shared ones is unknown.
+
+        With the factor that suits ∇W' best, the difference of the shared ones from
+        ∇W' is orthogonal to ∇W'. Leaving out the part along the shared ones
+        instead would favour small gradients: these leave little beside it.
+        """
         if not self._is_scaled:
             return vectors
-        count = len(self._gradient_targets)
-        shared = [weight * target for weight, target in zip(self._weights, self._gradient_targets)]
-        product = functools.reduce(paddle.add, [paddle.sum(v * s) for v, s in zip(vectors, shared)])
-        share = product / paddle.maximum(_sum_of_squares(shared), _constant(_TINY, self._x))
-        return [*(v - share * s for v, s in zip(vectors, shared)), *vectors[count:]]
+        along = [weight * output for weight, output, _ in zip(self._weights, outputs, self._gradient_targets)]
+        product = functools.reduce(paddle.add, [paddle.sum(v * a) for v, a in zip(vectors, along)])
+        share = product / paddle.maximum(_sum_of_squares(along), _constant(_TINY, self._x))
+        return [*(v - share * a for v, a in zip(vectors, along)), *vectors[len(along) :]]
 
     def _differences(self, outputs: Sequence[Value]) -> list[Value]:
         return [output - target for output, target in zip(outputs, self._targets.values(), strict=True)]
@@ -437,7 +448,7 @@ class _Residual:
             weight * (after - before) / size
             for weight, after, before in zip(self._weights, moved, self.outputs, strict=True)
         ]
-        products = self._without_factor(products)
+        products = self._without_factor(products, self.outputs)
         if not self._bounds:
             return products
         return [each if slope is None else slope * each for slope, each in zip(self._slopes(), products)]

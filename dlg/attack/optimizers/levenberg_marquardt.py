@@ -164,22 +164,31 @@ class LevenbergMarquardt:
         """How often the network's gradients, or a product with their Jacobian, were computed."""
         return self._evaluations + self._step.evaluations
 
+    def evaluate(self, x: np.ndarray) -> DummyBatch:
+        """The dummy batch of this data, (B, ...), with its loss."""
+        self._evaluations += 1
+        return self._dummy_batch(x, self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
+
+    def explains(self, loss: float) -> bool:
+        """As `Objective.explains`."""
+        return self._objective.explains(loss)
+
     def start(self, seed: int, restart: int) -> DummyBatch:
         """What was recovered in part, or else `random_start`; later N(0, 1), clipped to the range, to differ more."""
         if not restart and self._knowledge.start is not None:
-            return self._evaluate(self._knowledge.start)
+            return self.evaluate(self._knowledge.start)
         if not restart:
-            return self._evaluate(random_start(self._objective, seed, restart)[0])
+            return self.evaluate(random_start(self._objective, seed, restart)[0])
         noise = random_streams.attack_start(seed, restart).standard_normal(self._objective.dummies[0].shape)
         value_range = self._knowledge.value_range
-        return self._evaluate(noise if value_range is None else np.clip(noise, *value_range))
+        return self.evaluate(noise if value_range is None else np.clip(noise, *value_range))
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
         """Minimise until the search ends. The observer is called at every iteration."""
         batch, iteration = start, 0
         if self._knowledge.inputs is not None:
             others = start.values[0][len(self._knowledge.inputs) :]
-            batch, iteration = self._evaluate(np.concatenate([self._knowledge.inputs, others])), 1
+            batch, iteration = self.evaluate(np.concatenate([self._knowledge.inputs, others])), 1
             if observe(iteration, batch, True):
                 return
         batch, iteration, done = self._search(batch, iteration, iterations, observe, in_range=True)
@@ -245,10 +254,6 @@ class LevenbergMarquardt:
         )
         if finding not in self.findings:
             self.findings.append(finding)
-
-    def _evaluate(self, x: np.ndarray) -> DummyBatch:
-        self._evaluations += 1
-        return self._dummy_batch(x, self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
 
     def _dummy_batch(self, x: np.ndarray, outputs: Sequence[np.ndarray]) -> DummyBatch:
         """The dummy batch with these outputs, of which the gradients come first."""

@@ -1,0 +1,117 @@
+"""Least squares that knows the defence, and where it does not arrive, least squares that does not.
+
+A defence's bounds and noise tell more than its gradients alone, but they also
+change the path of a search, and a search that knows may get stuck where the
+other does not. So the other one searches too, from the same start. The loss of
+the one that knows decides between their answers: it is the attacker's only
+yardstick, and no truth is looked at.
+"""
+
+from __future__ import annotations
+
+from dlg.attack.optimizers.interface import DummyBatch, Observer
+from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
+
+
+class BesideIgnorant:
+    """Both searches, one after the other, as one optimiser.
+
+    The second search is for the first start alone. Its answer is a start for
+    the search that knows, as well.
+
+    Parameters
+    ----------
+    knowing, ignorant : LevenbergMarquardt
+        Of the same objective with and without what is known of the defence.
+    expected_loss : float
+        The loss that the defence's noise leaves the right batch. A loss below
+        it is no better: what lowers it further fits the noise.
+    """
+
+    def __init__(self, knowing: LevenbergMarquardt, ignorant: LevenbergMarquardt, expected_loss: float) -> None:
+        self._knowing, self._ignorant, self._expected_loss = knowing, ignorant, expected_loss
+        self._first: DummyBatch | None = None
+
+    @property
+    def description(self) -> str:
+        """What it does, in a few words."""
+        return self._knowing.description
+
+    @property
+    def findings(self) -> list[str]:
+        """What its runs found out about the attack's assumptions, a line each."""
+        return self._knowing.findings
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network's gradients, or a product with their Jacobian, were computed."""
+        return self._knowing.evaluations + self._ignorant.evaluations
+
+    def start(self, seed: int, restart: int) -> DummyBatch:
+        """As the search that knows starts."""
+        start = self._knowing.start(seed, restart)
+        if not restart:
+            self._first = start
+        return start
+
+    def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
+        """Minimise by the search that knows; from the first start, also by the other, and from where that leads.
+
+        The observer sees the iterations of all three in one row, each of which
+        may take as many as `iterations`.
+        """
+        run = _Run(observe, start, self._expected_loss)
+        self._knowing.run(start, iterations, report_every, run.follow)
+        if start is not self._first or run.is_over or self._knowing.explains(run.latest.loss):
+            return
+        before = run.iteration
+        self._ignorant.run(
+            self._ignorant.evaluate(start.values[0]),
+            iterations,
+            report_every,
+            lambda iteration, batch, decisive: run.keep_best(
+                before + iteration, self._knowing.evaluate(batch.values[0]), decisive
+            ),
+        )
+        if run.is_over:
+            return
+        before = run.iteration
+        self._knowing.run(
+            run.latest,
+            iterations,
+            report_every,
+            lambda iteration, batch, decisive: run.keep_best(before + iteration, batch, decisive),
+        )
+
+
+class _Run:
+    """What the observer has seen of a run.
+
+    Attributes
+    ----------
+    iteration : int
+        The iterations done.
+    latest : DummyBatch
+        What the search that runs, or ran last, has come to.
+    is_over : bool
+        Whether the observer has ended the run.
+    """
+
+    def __init__(self, observe: Observer, start: DummyBatch, expected_loss: float) -> None:
+        self._observe, self._expected_loss = observe, expected_loss
+        self.latest = self._best = start
+        self.iteration, self.is_over = 0, False
+
+    def follow(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
+        """Show the observer a batch."""
+        self.iteration, self.latest, self._best = iteration, batch, batch
+        self.is_over = self._observe(iteration, batch, decisive)
+        return self.is_over
+
+    def keep_best(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
+        """Show the observer a batch, or the best before it where that has the lower loss."""
+        self.iteration, self.latest = iteration, batch
+        if max(batch.loss, self._expected_loss) < self._best.loss:
+            self._best = batch
+        self.is_over = self._observe(iteration, self._best, decisive)
+        return self.is_over
