@@ -549,7 +549,7 @@ def with_typical_sizes(objective: Objective, step: SharedStep, value_range: tupl
     gradients = objective.evaluate([data], list(objective.dummy_gradients.values()))
     sizes = [float(np.sqrt(np.mean(np.square(gradient)))) or 1.0 for gradient in gradients]
     shared = [size * signs for size, signs in zip(sizes, objective.shared_gradients)]
-    fed = {}
+    fed: dict[str, np.ndarray] = {}
     for number, gradient in enumerate(shared):
         lowest, highest = objective.knowledge.bounds_of(gradient)
         fed |= {

@@ -228,7 +228,7 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
     if scale == 1 and step.knowledge.is_scaled:
         scale = rough_gradient_scale(step)
         objective = objective.with_gradient_scale(scale)
-    optimizer = entry.build(objective, options.learning_rate, knowledge)
+    optimizer: Optimizer = entry.build(objective, options.learning_rate, knowledge)
     is_hidden = step.knowledge != NOTHING and not step.knowledge.has_signs_only and knowledge.inputs is None
     if is_hidden and isinstance(optimizer, LevenbergMarquardt):
         optimizer = _beside_ignorant(optimizer, objective, knowledge)

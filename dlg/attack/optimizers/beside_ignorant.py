@@ -31,16 +31,12 @@ class BesideIgnorant:
     def __init__(self, knowing: LevenbergMarquardt, ignorant: LevenbergMarquardt, expected_loss: float) -> None:
         self._knowing, self._ignorant, self._expected_loss = knowing, ignorant, expected_loss
         self._first: DummyBatch | None = None
+        self.findings = knowing.findings
 
     @property
     def description(self) -> str:
         """What it does, in a few words."""
         return self._knowing.description
-
-    @property
-    def findings(self) -> list[str]:
-        """What its runs found out about the attack's assumptions, a line each."""
-        return self._knowing.findings
 
     @property
     def evaluations(self) -> int:

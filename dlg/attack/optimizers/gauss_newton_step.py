@@ -215,8 +215,15 @@ class GaussNewtonStep:
             objective.constants | objective.no_bounds | self._bounds | self._targets | feed, most_products
         )
         self.evaluations += int(products) + 1
-        numbers = map(float, (predicted_reduction, before, after, misfit))
-        return DampedStep(change, int(products), *numbers, outputs)
+        return DampedStep(
+            change=change,
+            products=int(products),
+            predicted_reduction=float(predicted_reduction),
+            before=float(before),
+            after=float(after),
+            misfit=float(misfit),
+            outputs=outputs,
+        )
 
     def _run(self, feed: dict[str, np.ndarray], most_products: int) -> list[np.ndarray]:
         """Run the program until conjugate gradients end; gives what is fetched, in the order of `DampedStep`.
