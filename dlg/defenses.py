@@ -7,7 +7,9 @@ defence can tell of the gradients behind them. `distortion` says how far they
 moved. A participant's rule is public, so both sides may read this module.
 
 To add a defence, write one function that changes gradients, and add one row to
-`DEFENSES`.
+`DEFENSES`. To try one without that, spell it ``FILE.py:NAME``: a function in a
+file, from gradients to gradients. Its attribute ``knowledge``, if there is one,
+is the `DefenseKnowledge` of an attacker who knows it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import runpy
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -28,7 +31,7 @@ from dlg.defense_knowledge import (
     bounds_of_rounded,
     bounds_of_signs,
 )
-from dlg.errors import InputError
+from dlg.errors import InputError, one_line
 
 Gradients = Mapping[str, np.ndarray]
 
@@ -129,13 +132,18 @@ class Defense:
     Attributes
     ----------
     kind : str
-        A key of `DEFENSES`.
+        A key of `DEFENSES`, or ``FILE.py:NAME``.
     numbers : tuple of float
         The numbers in its spelling, in that order.
     """
 
     kind: str
     numbers: tuple[float, ...] = ()
+
+    @property
+    def row(self) -> Kind:
+        """Its row of `DEFENSES`, or one like it for a defence of one's own."""
+        return DEFENSES.get(self.kind) or _own_kind(self.kind)
 
     @property
     def spec(self) -> str:
@@ -150,12 +158,12 @@ class Defense:
     @property
     def family(self) -> Family:
         """Which of the audit's plots show it."""
-        return DEFENSES[self.kind].family
+        return self.row.family
 
     @property
     def knowledge(self) -> DefenseKnowledge:
         """What an attacker who knows the defence can tell of the gradients behind the shared ones."""
-        return DEFENSES[self.kind].knowledge(*self.numbers)
+        return self.row.knowledge(*self.numbers)
 
     def __call__(self, gradients: Gradients, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Make the gradients that are shared in place of these.
@@ -183,7 +191,7 @@ class Defense:
             _check_gradient(name, gradient)
         # A number that does not fit becomes infinite. That is an error below, so NumPy's warning is not needed.
         with np.errstate(over="ignore"):
-            changed = DEFENSES[self.kind].change(gradients, rng, *self.numbers)
+            changed = self.row.change(gradients, rng, *self.numbers)
             shared = {name: np.array(changed[name], gradient.dtype) for name, gradient in gradients.items()}
         for name, gradient in shared.items():
             if not np.isfinite(gradient).all():
@@ -220,7 +228,7 @@ class Defense:
         """
         if not 0 < delta < 1:
             raise InputError(f"delta is {delta!r}, expected a number over 0 and below 1, such as 1e-5")
-        epsilon = DEFENSES[self.kind].epsilon
+        epsilon = self.row.epsilon
         return None if epsilon is None else epsilon(delta, distance, *self.numbers)
 
 
@@ -255,8 +263,11 @@ def parse(spec: str) -> Defense:
     ------
     InputError
         Where there is no such defence, or it does not accept one of the
-        numbers.
+        numbers. Of ``FILE.py:NAME``, where the file cannot be run, or has no
+        such function.
     """
+    if isinstance(spec, str) and spec.rpartition(":")[0].endswith(".py"):
+        return Defense(_own_kind(spec).name)
     name, *texts = spec.split(":") if isinstance(spec, str) else [""]
     if name not in DEFENSES:
         raise InputError(f"no such defense: {spec!r}; expected {SPELLINGS}")
@@ -416,6 +427,32 @@ def _sign(gradients: Gradients, rng: np.random.Generator) -> Gradients:
     return {name: np.sign(gradient) for name, gradient in gradients.items()}
 
 
+@functools.cache
+def _own_kind(spec: str) -> Kind:
+    """The row of a defence of one's own, spelt ``FILE.py:NAME``. The file is run once in a process."""
+    path, _, name = spec.rpartition(":")
+    try:
+        function = runpy.run_path(path).get(name)
+    except Exception as error:
+        raise InputError(f"the defense {spec!r}: {path!r} cannot be run: {one_line(error)}") from error
+    if not callable(function):
+        raise InputError(
+            f"the defense {spec!r}: {path!r} has no function {name!r}; define one, from gradients to gradients"
+        )
+    knowledge = getattr(function, "knowledge", NOTHING)
+    if not isinstance(knowledge, DefenseKnowledge):
+        raise InputError(f"the defense {spec!r}: its knowledge is {knowledge!r}, expected a DefenseKnowledge")
+
+    def change(gradients: Gradients, rng: np.random.Generator) -> Gradients:
+        changed = function({each: gradient.copy() for each, gradient in gradients.items()})
+        expected = {each: gradient.shape for each, gradient in gradients.items()}
+        if not isinstance(changed, Mapping) or {each: np.shape(value) for each, value in changed.items()} != expected:
+            raise InputError(f"the defense {spec!r} did not return one array of each gradient's name and shape")
+        return changed
+
+    return Kind(spec, change, OWN, knowledge=lambda: knowledge)
+
+
 def _over_zero(name: str) -> Number:
     return Number(name, "a finite number over 0", lambda number: 0 < number < math.inf)
 
@@ -471,6 +508,7 @@ NOISE = Family("Noise", "standard deviation σ", "log")
 PRUNING = Family("Pruning", "fraction set to zero", "linear")
 CLIPPING = Family("Clipping and noise", "noise multiplier", "log")
 QUANTISATION = Family("Quantisation", "", "category")
+OWN = Family("Of one's own", "", "category")
 
 DEFENSES = {
     kind.name: kind
@@ -488,7 +526,7 @@ DEFENSES = {
 }
 
 # Every spelling with an example, for help texts and errors.
-SPELLINGS = ", ".join(kind.spelling for kind in DEFENSES.values())
+SPELLINGS = ", ".join([*(kind.spelling for kind in DEFENSES.values()), "FILE.py:NAME (a function of your own)"])
 
 
 def _number(spec: str, wanted: Number, text: str) -> float:

@@ -8,7 +8,7 @@ from attacking import attack, digits, worst_psnr
 
 from benchmarks.participant import participant
 from dlg import defenses
-from dlg.defense_knowledge import NOTHING, bounds_of_pruned
+from dlg.defense_knowledge import NOTHING, bounds_of_pruned, bounds_of_signs
 from dlg.participant import networks
 
 # Each leaves bounds, or is exact.
@@ -35,6 +35,17 @@ def test_pruning_leaves_what_it_kept_exact():
     lowest, highest = bounds_of_pruned(shared)
     assert lowest.tolist() == [-0.5, -0.5, -0.5, 2]
     assert highest.tolist() == [0.5, 0.5, -0.5, 2]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_signs_leave_one_side_open_and_zeros_exact(scale):
+    true = gradient(scale)
+    true[:3] = 0
+    lowest, highest = bounds_of_signs(np.sign(true))
+    assert ((lowest <= true) & (true <= highest)).all()
+    assert not lowest[:3].any()
+    assert not highest[:3].any()
+    assert np.isinf(highest - lowest)[3:].all()
 
 
 def test_noise_and_clipping_are_known_by_their_size():
@@ -67,6 +78,34 @@ def test_an_attack_that_knows_the_defence_recovers_the_digit(spec, tmp_path):
     psnr, result = attacked(spec, spec, tmp_path)
     assert psnr > 45
     assert result.verdict != "failed"
+
+
+def test_signs_of_a_fully_connected_layer_show_which_pixels_are_dark(tmp_path):
+    psnr, result = attacked("sign", "sign", tmp_path)
+    images, _ = digits(1)
+    assert ((result.feature == 0) == (images == 0)).all()
+    assert psnr > 18
+    assert result.verdict == "undetermined"
+    assert attacked("sign", "none", tmp_path)[0] < psnr - 3
+
+
+def test_signs_of_a_convolutional_network_show_more_to_an_attack_that_knows(tmp_path):
+    options = dict(network=networks.lenet, iterations=20, restarts=1)
+    assert attacked("sign", "sign", tmp_path, **options)[0] > attacked("sign", "none", tmp_path, **options)[0] + 5
+
+
+def test_clipping_with_noise_hides_no_more_than_noise_of_the_same_size(tmp_path):
+    images, labels = digits(1)
+    norm = np.sqrt(sum(float(np.sum(g**2)) for g in participant(networks.mlp, images, labels).step().values()))
+    clipped, noise = "clip:1:1e-3", f"gaussian:{1e-3 * norm}"
+    psnr = {spec: attacked(spec, spec, tmp_path, networks.mlp, restarts=1)[0] for spec in (clipped, noise)}
+    assert psnr[clipped] > psnr[noise] - 2
+
+
+def test_a_prior_for_pictures_helps_under_strong_noise(tmp_path):
+    options = dict(network=networks.lenet, iterations=25, restarts=1)
+    known, _ = attacked("gaussian:1e-2", "gaussian:1e-2", tmp_path, **options)
+    assert known > attacked("gaussian:1e-2", "none", tmp_path, **options)[0] + 3
 
 
 def test_a_clipped_gradients_factor_is_reported(tmp_path):

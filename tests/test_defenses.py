@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from dlg.defense_knowledge import NOTHING
 from dlg.defenses import DEFENSES, SPELLINGS, distortion, parse
 from dlg.errors import InputError
 
@@ -430,3 +431,70 @@ def test_distortion_of_other_parameters_or_shapes_is_refused():
         distortion(one, one | {"b": np.ones(1, np.float32)})
     with pytest.raises(InputError, match=r"'w' is shaped \(3,\) before and \(1,\) after"):
         distortion(one, {"w": np.ones(1, np.float32)})
+
+
+OWN = """
+import numpy as np
+from dlg.defense_knowledge import Bounds, DefenseKnowledge
+
+def halved(gradients):
+    return {name: gradient / 2 for name, gradient in gradients.items()}
+
+def rounded(gradients):
+    return {name: np.rint(gradient) for name, gradient in gradients.items()}
+
+rounded.knowledge = DefenseKnowledge(lambda shared: Bounds(shared - 0.5, shared + 0.5), pull=0.3)
+
+def renamed(gradients):
+    return {"other": gradient for gradient in gradients.values()}
+
+def careless(gradients):
+    for gradient in gradients.values():
+        gradient[:] = 0
+    return gradients
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_defence_of_ones_own_is_spelt_by_its_file_and_name(own):
+    defense = parse(f"{own}:halved")
+    gradients = {"w": np.array([2.0, -4.0], np.float32)}
+    shared = defense(gradients, np.random.default_rng(0))
+    assert shared["w"].tolist() == [1, -2]
+    assert shared["w"].dtype == np.float32
+    assert parse(defense.spec) == defense
+    assert defense.knowledge == NOTHING
+    assert defense.amount is None
+    assert defense.epsilon(1e-5) is None
+
+
+def test_a_defence_of_ones_own_tells_what_its_attacker_knows(own):
+    shared = np.array([1.0, -2.0], np.float32)
+    assert parse(f"{own}:rounded").knowledge.bounds_of(shared).highest.tolist() == [1.5, -1.5]
+
+
+def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
+    gradients = {"w": np.ones(3, np.float32)}
+    parse(f"{own}:careless")(gradients, np.random.default_rng(0))
+    assert gradients["w"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing", "has no function"), ("number", "has no function"), ("renamed", "did not return")]
+)
+def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):
+    with pytest.raises(InputError, match=reason):
+        parse(f"{own}:{name}")({"w": np.ones(3, np.float32)}, np.random.default_rng(0))
+
+
+def test_a_file_that_cannot_be_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be run"):
+        parse(f"{tmp_path / 'nowhere.py'}:halved")

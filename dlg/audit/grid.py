@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from dlg.errors import InputError
 
@@ -38,7 +39,9 @@ class Cell:
     @property
     def key(self) -> str:
         """A name for the cell that may be part of a file's name."""
-        return f"{self.network}-b{self.batch_size}-{self.defense.replace(':', '_')}-s{self.seed}"
+        # A defence of one's own has a path in its spelling.
+        defense = quote(self.defense.replace(":", "_"), safe="+")
+        return f"{self.network}-b{self.batch_size}-{defense}-s{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
