@@ -141,6 +141,9 @@ def _likely_labels_and_scales(layer: Layer, batch_size: int) -> Iterator[tuple[n
     """
     # No class has more than all B samples: n + B G_b / s is not negative for n = B.
     least = float(np.max(-np.asarray(layer.bias_gradient, np.float64)))
+    if least <= 0:
+        # No class is in the batch: a defence has changed the gradients.
+        return
     ranked: dict[tuple[int, ...], tuple[float, float]] = {}
     for scale in least * np.logspace(0, _DECADES, 1 + _DECADES * _FACTORS_PER_DECADE):
         divided = layer.divided_by(float(scale))

@@ -98,6 +98,8 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
         no gradient was shared of that layer.
     """
     gradients = _last_layer_gradients(step)
+    if len(gradients) > 1 and _is_mostly_hidden(gradients[0], step):
+        gradients = gradients[1:]
     if gradients and gradients[0].ndim == 1:
         scale = scale_of_classes(gradients[0]) if step.knowledge.is_scaled else 1.0
         return infer_labels(gradients[0] / scale, step.batch_size)
@@ -108,6 +110,12 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
         "the labels cannot be read off the gradients either, for the prediction does not come out of a fully connected"
         " layer; let cross_entropy, nll_loss or one_hot read the label, or end the network in one"
     )
+
+
+def _is_mostly_hidden(bias_gradient: np.ndarray, step: SharedStep) -> bool:
+    """Whether pruning has left fewer entries of the bias's gradient than the batch may have classes."""
+    kept = np.count_nonzero(bias_gradient)
+    return step.batch_size > 1 and step.knowledge.bounds is not None and kept < min(step.batch_size, len(bias_gradient))
 
 
 def _last_layer_gradients(step: SharedStep) -> list[np.ndarray]:
