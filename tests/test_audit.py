@@ -191,6 +191,16 @@ def test_a_cell_that_fails_does_not_end_the_audit(tmp_path, capsys):
     assert "2 of 2 cells done, 1 could not be run: their rows say why" in capsys.readouterr().out
 
 
+def test_a_gate_that_is_not_passed_is_exit_code_3_and_names_the_cell(finished, capsys):
+    options = (*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished))
+    assert main([*options, "--fail_on", "leak"]) == 3
+    line = capsys.readouterr().err
+    assert line.startswith("python -m dlg.audit: error: --fail_on leak: softmax, batch ")
+    assert line.count("\n") == 1
+    assert "prune:0.3" in line
+    assert "leaks" in line
+
+
 @pytest.mark.slow
 def test_another_grid_goes_on_with_the_same_settings(serial, tmp_path):
     assert run(*SMALLER, "--jobs", 1, folder=tmp_path).returncode == 0

@@ -11,12 +11,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from dlg.audit import PROGRAM
 from dlg.start_up import REFUSED, imports_of
-
-PROGRAM = "python -m dlg.audit"
 
 with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
     from dlg import defenses
+    from dlg.audit.gate import GATES
     from dlg.audit.grid import DEFAULT_GRID, MOST_ITERATIONS, QUICK_GRID
     from dlg.errors import InputError, error_line, one_line, quoted
     from dlg.options import OneLineParser, argument_type, folder_path, integer_between, seconds
@@ -166,6 +166,12 @@ def _add_running_options(group: Any) -> None:
         help="where results go; created if missing (default: ./audit_results)",
     )
     group.add_argument("--resume", action="store_true", help="go on with the audit that result_dir holds")
+    group.add_argument(
+        "--fail_on",
+        choices=GATES,
+        help="exit with code 3 where a picture leaked (leak), or leaked at least in part (part), or nothing is known of"
+        " a cell (undetermined), and name the worst cell (default: exit with 0 whatever leaked)",
+    )
 
 
 def _listed(values: Sequence[Any]) -> str:

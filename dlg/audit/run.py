@@ -7,21 +7,23 @@ import contextlib
 import dataclasses
 import math
 import shlex
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlg.audit import page
+from dlg.audit import PROGRAM, page
 from dlg.audit.cell import DELTA, run_cell
 from dlg.audit.cell_result import CellResult, Outcome
 from dlg.audit.findings import LEAKS, leak_of
 from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
+from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
-from dlg.errors import quoted
+from dlg.errors import error_line, quoted
 from dlg.interrupts import CtrlC, interrupts_deferred
 from dlg.participant import data
 from dlg.progress import Progress
@@ -46,8 +48,8 @@ def audit(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 130 after Ctrl-C and 143 after SIGTERM. What was
-        finished by then is written.
+        The exit code: 0, or 3 where the gate of ``fail_on`` was not passed, or 130
+        after Ctrl-C and 143 after SIGTERM. What was finished by then is written.
 
     Raises
     ------
@@ -87,7 +89,18 @@ def audit(args: argparse.Namespace) -> int:
     _print_end(args, results, rows.interrupted)
     if lost is not None:
         raise lost
-    return ctrl_c.exit_code if rows.interrupted else 0
+    if rows.interrupted:
+        return ctrl_c.exit_code
+    return _pass_gate(args.fail_on, results.rows)
+
+
+def _pass_gate(gate: str | None, rows: Sequence[CellResult]) -> int:
+    """The exit code of a finished audit; the cell that the gate does not let pass is one line on standard error."""
+    worst = None if gate is None else worst_cell(rows, gate)
+    if worst is None:
+        return 0
+    sys.stderr.write(error_line(PROGRAM, f"--fail_on {gate}: {in_one_line(worst)}"))
+    return NOT_PASSED
 
 
 def _collect(
