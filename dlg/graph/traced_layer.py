@@ -243,14 +243,27 @@ class TracedLayer:
         return [layer for root in roots for layer in root.sublayers(include_self=True)]
 
     def _exchange(self, exchanged: Callable[[paddle.Tensor], paddle.Tensor]) -> None:
-        """Put other tensors into the places of the layers' own; one that is in several places stays one."""
+        """Put other tensors into the places of those in the layers' attributes; one that is in several stays one.
+
+        A recurrent layer reads its weights from a list of its own.
+        """
         others: dict[int, paddle.Tensor] = {}
+
+        def other(value: Any) -> Any:
+            if isinstance(value, paddle.Tensor):
+                if id(value) not in others:
+                    others[id(value)] = exchanged(value)
+                return others[id(value)]
+            if type(value) in (list, tuple):
+                return type(value)(map(other, value))
+            if isinstance(value, dict):
+                return {key: other(content) for key, content in value.items()}
+            return value
+
         for layer in self._layers():
-            for tensors in (layer._parameters, layer._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        others.setdefault(id(tensor), exchanged(tensor))
-                        tensors[name] = others[id(tensor)]
+            for name, value in layer.__dict__.items():
+                if _holds_tensors(value):
+                    layer.__dict__[name] = other(value)
 
     @contextlib.contextmanager
     def _as_it_was(self, *, random_state: bool = True) -> Iterator[None]:
@@ -320,17 +333,27 @@ def _gradients_kept(tensors: Iterable[paddle.Tensor]) -> Iterator[None]:
                 tensor.grad = gradient
 
 
+def _holds_tensors(value: Any) -> bool:
+    """Whether an attribute is a tensor, or a list, tuple or dict with one in it, at any depth."""
+    if type(value) in (list, tuple):
+        return any(map(_holds_tensors, value))
+    if isinstance(value, dict):
+        return any(map(_holds_tensors, value.values()))
+    return isinstance(value, paddle.Tensor)
+
+
 def _has_value(tensor: paddle.Tensor) -> bool:
     """Whether a tensor has memory; a recurrent layer has a buffer without."""
     return tensor._is_initialized() and tensor._numel() > 0
 
 
 def _typed(tensor: paddle.Tensor, dtype: str, names: dict[int, str]) -> paddle.Tensor:
-    """A tensor in another floating-point type, which gets its name."""
+    """A tensor in another floating-point type, which gets its name if it has one."""
     if tensor.dtype not in EXCHANGED:
         return tensor
     with dynamic_mode():
         other = tensor.detach().astype(dtype)
     other.stop_gradient = tensor.stop_gradient
-    names[id(other)] = names[id(tensor)]
+    if id(tensor) in names:
+        names[id(other)] = names[id(tensor)]
     return other
