@@ -233,7 +233,7 @@ def dlg_attack(
 def attack_layer(
     layer: paddle.nn.Layer,
     loss: Callable[[Any, Any], Any],
-    gradients: Mapping[str, Any] | Sequence[Any],
+    gradients: Mapping[str, Any] | Sequence[Any] | SharedUpdate,
     *,
     feature: paddle.static.InputSpec,
     label: paddle.static.InputSpec,
@@ -265,10 +265,12 @@ def attack_layer(
     loss : callable (prediction, label) -> scalar
         The loss, such as `paddle.nn.functional.cross_entropy` or a
         `paddle.nn.CrossEntropyLoss`.
-    gradients : mapping of str to array, or sequence of array
+    gradients : mapping of str to array, sequence of array, or SharedUpdate
         The shared gradients, as arrays or as PaddlePaddle's tensors: by the names
         of ``layer.named_parameters()``, or in the order of ``layer.parameters()``,
-        all or the trainable ones. None is a gradient that was not shared.
+        all or the trainable ones. None is a gradient that was not shared. Or the
+        weights around local steps, by the names of ``layer.state_dict()``; those
+        before the steps are then taken in the place of the layer's.
     feature, label : paddle.static.InputSpec
         The shapes and dtypes of the layer's input and of the label. The first
         size, the batch, may be None.

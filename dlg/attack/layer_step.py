@@ -23,6 +23,7 @@ from dlg.graph.lookups import lookups_of
 from dlg.graph.programs import in_program
 from dlg.graph.traced_layer import TracedLayer
 from dlg.graph.values import Value, is_real, numpy_dtype
+from dlg.shared_update import SharedUpdate
 
 # What messages call the layer's two inputs.
 _FEATURE = "feature"
@@ -99,7 +100,7 @@ def step_of_layer(
         ]
         for name in traced.needed:
             traced.make_parameter(name)
-    step = SharedStep(traced, inputs[0], inputs[1], batch_size, _by_name(gradients, traced.parameters), place)
+    step = SharedStep(traced, inputs[0], inputs[1], batch_size, _shared(gradients, traced), place)
     scope = _scope_of({name: traced.tensors[name].numpy() for name in traced.needed})
     _refuse_other_gradients(step, traced, scope, value_range)
     if weights is not None:
@@ -154,6 +155,29 @@ def _has_source(function: Any) -> bool:
     except OSError:
         return False
     return True
+
+
+def _shared(gradients: Any, traced: TracedLayer) -> dict[str, np.ndarray | None] | SharedUpdate:
+    """What was shared, by the layer's names of its parameters."""
+    if isinstance(gradients, SharedUpdate):
+        return _of_parameters(gradients, traced)
+    return _by_name(gradients, traced.parameters)
+
+
+def _of_parameters(update: SharedUpdate, traced: TracedLayer) -> SharedUpdate:
+    """An update without the layer's buffers and frozen parameters, which no step changes by its rule."""
+    unknown = [name for name in update.before if name not in {**traced.tensors, **traced.state}]
+    if unknown:
+        raise InputError(
+            f"the update has {quoted(unknown[0])}, which is none of the layer's parameters"
+            f" ({', '.join(traced.parameters)})"
+        )
+    trainable = [name for name, parameter in traced.parameters.items() if not parameter.stop_gradient]
+    missing = [name for name in trainable if name not in update.before]
+    if missing:
+        raise InputError(f"the update has no {quoted(missing[0])}, which the layer trains; give all that it trains")
+    before, after = ({name: state[name] for name in trainable} for state in (update.before, update.after))
+    return dataclasses.replace(update, before=before, after=after)
 
 
 def _by_name(gradients: Any, named: Mapping[str, paddle.Tensor]) -> dict[str, np.ndarray | None]:
