@@ -205,7 +205,7 @@ def _layer_trained_on(layer: paddle.nn.Layer, batch: Batch) -> Iterator[Trained]
         paddle.static.InputSpec([None, *each.shape[1:]], str(each.dtype)) for each in (batch.features, batch.labels)
     )
     with interrupts_deferred():
-        gradients = TracedLayer(layer, loss, str(batch.features.dtype)).gradients(batch.features, batch.labels)
+        gradients = TracedLayer(layer, loss, str(batch.features.dtype)).gradients([batch.features], batch.labels)
     if gradients is None:
         raise InputError("the layer is random, as one with dropout is; take eval(), or set the dropout to 0")
     low, high = (float(end) for end in batch.feature_range.split(":")) if ":" in batch.feature_range else (None, None)
