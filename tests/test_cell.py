@@ -8,14 +8,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dlg.audit.cell import ATTACKS, DELTA, run_cell
+from dlg.audit.attacks import ATTACKS
+from dlg.audit.cell import DELTA, run_cell
 from dlg.audit.grid import Cell
 from dlg import defenses
-from dlg.participant import data
+from dlg.audit.samples import load
 
 
 def batch_of(size, seed=0):
-    return data.first_batch(*data.load(["bundled"]), size, seed)
+    return load(["bundled"]).batch(size, seed)
 
 
 def without_seconds(result):
@@ -38,10 +39,12 @@ def test_an_undefended_gradient_gives_its_batch_away(undefended):
 
 
 def test_recovered_images_are_in_the_order_of_the_true_ones(undefended):
-    images, labels = batch_of(2, seed=3)
-    assert (undefended.target == images).all()
+    batch = batch_of(2, seed=3)
+    assert (undefended.target == batch.features).all()
     assert np.abs(undefended.recovered - undefended.target).max() < 1e-3
-    assert undefended.result.scores.recovered_labels == undefended.result.scores.true_labels == tuple(labels[:, 0])
+    assert (
+        undefended.result.scores.recovered_labels == undefended.result.scores.true_labels == tuple(batch.labels[:, 0])
+    )
 
 
 def test_a_clipped_gradient_has_an_epsilon():

@@ -358,7 +358,9 @@ def build_objective(
         if features:
             mismatch, known_features = _feature_mismatch(features[0])
             loss, constants = loss + mismatch, constants | known_features
-        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label])
+        # The layers' ops are read later. Local steps are copies of them, so nothing else would keep them.
+        kept = [dummies.label, *(layer.product.result(0) for layer in layers)]
+        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=kept)
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
