@@ -90,7 +90,7 @@ def open_part(
     low, high = value_range or (0.0, 1.0)
     rounding = max(mismatch, float(np.finfo(np.float32).eps))
     seen_from, visible, damping = _UNSEEN * rounding, _VISIBLE * (high - low), 0.0
-    jacobian = _Jacobian(objective, values, high - low, rounding)
+    jacobian = Jacobian(objective, values, high - low, rounding)
     if objective.knowledge != NOTHING:
         # What a defence hides is independent in each entry, so each direction of the data is known to within that over
         # its singular value. The errors of all directions add up, so each may have one dimension's share of a picture.
@@ -108,20 +108,38 @@ def open_part(
     return OpenPart(jacobian.size, open_dimensions, unseen)
 
 
-class _Jacobian:
-    """J at a point, each gradient relative to its size, and labels by their size where the data are by their range.
+class Jacobian:
+    """J at a point, labels by their size where the data are by their range.
 
-    An entry of which a defence hides more than rounding does counts by as much less.
+    Parameters
+    ----------
+    objective : Objective
+        In float64, by the l2 distance.
+    values : sequence of ndarray, float64
+        The point: the data, and labels where they are not fixed.
+    width : float
+        Of the data's range.
+    rounding : float, optional
+        Where it is given, each gradient is relative to its size, and an entry of
+        which a defence hides more than this counts by as much less.
 
     Attributes
     ----------
+    gradients : list of ndarray
+        The gradients at the point.
     size : int
         How many numbers the values have.
     count : int
         How many entries the gradients have.
     """
 
-    def __init__(self, objective: Objective, values: Sequence[np.ndarray], width: float, rounding: float) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        values: Sequence[np.ndarray],
+        width: float = 1.0,
+        rounding: float | None = None,
+    ) -> None:
         self._objective, self._values = objective, values
         sizes = [float(np.sqrt(np.mean(label**2))) or 1.0 for label in values[1:]]
         self._units = [1.0, *(size / width for size in sizes)]
@@ -130,12 +148,14 @@ class _Jacobian:
         if objective.features is not None:
             self._fetched.append(objective.features)
         self._outputs = self._outputs_at(values)
-        gradients = self._outputs[: len(objective.dummy_gradients)]
-        scales = [np.sqrt(g.size) / max(float(np.linalg.norm(g)), _TINY) for g in gradients]
-        self._weights = [
-            scale * (rounding / np.maximum(rounding, scale * hidden))
-            for scale, hidden in zip(scales, _hidden(objective), strict=True)
-        ]
+        self.gradients = gradients = self._outputs[: len(objective.dummy_gradients)]
+        self._weights = [np.ones(()) for _ in gradients]
+        if rounding is not None:
+            scales = [np.sqrt(g.size) / max(float(np.linalg.norm(g)), _TINY) for g in gradients]
+            self._weights = [
+                scale * (rounding / np.maximum(rounding, scale * hidden))
+                for scale, hidden in zip(scales, _hidden(objective), strict=True)
+            ]
         self._divisors = [gradient_matching_divisor(g.size, len(values[0])) for g in gradients]
         self.count = sum(gradient.size for gradient in gradients)
 
@@ -182,7 +202,7 @@ def _hidden(objective: Objective) -> list[np.ndarray]:
     return [(within.highest - within.lowest) / math.sqrt(12) for within in objective.differences_within]
 
 
-def _projection(jacobian: _Jacobian, change: np.ndarray, damping: float) -> np.ndarray:
+def _projection(jacobian: Jacobian, change: np.ndarray, damping: float) -> np.ndarray:
     """What of a change the gradients see, by conjugate gradients on (JᵀJ + damping) z = JᵀJ v."""
     remainder = jacobian.transposed_product(jacobian.product(change))
     solution, direction = np.zeros_like(change), remainder
