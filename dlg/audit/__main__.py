@@ -165,6 +165,11 @@ def _add_grid_options(group: Any) -> None:
         metavar="SECONDS",
         help="most seconds for the attacks on a cell, which end with what they have (default: none)",
     )
+    group.add_argument(
+        "--bound",
+        action="store_true",
+        help="say for each cell with Gaussian noise how closely any unbiased attack could know the pictures",
+    )
     size = group.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="use a smaller grid where the options above are not given")
     size.add_argument("--thorough", action="store_true", help="use more seeds where the options above are not given")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import SharedStep
 from dlg.audit.attacks import Answer, answers, believed
+from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
 from dlg.audit.grid import Cell
 from dlg.audit.samples import Batch
@@ -40,7 +41,12 @@ _RIGHT_VALUE = 1e-2
 
 
 def run_cell(
-    cell: Cell, batch: Batch, iterations: int, time_limit: float | None = None, subject: Subject | None = None
+    cell: Cell,
+    batch: Batch,
+    iterations: int,
+    time_limit: float | None = None,
+    subject: Subject | None = None,
+    with_bound: bool = False,
 ) -> Outcome:
     """Train one step, defend its gradients, attack them, and say how close the attacks came.
 
@@ -65,6 +71,8 @@ def run_cell(
         share of what is left.
     subject : Subject, optional
         The cell's network. By default the project's of that name.
+    with_bound : bool
+        Whether to compute the bound where noise is Gaussian; see `dlg.audit.bound`.
 
     Returns
     -------
@@ -75,11 +83,13 @@ def run_cell(
     started = time.perf_counter()
     try:
         with _ONE_CELL_AT_A_TIME, _own_surroundings():
-            scores, recovered = _attack_cell(cell, batch, iterations, time_limit, subject or Subject(cell.network))
+            known = subject or Subject(cell.network)
+            scores, recovered, bound = _attack_cell(cell, batch, iterations, time_limit, known, with_bound)
     except Exception as error:
         # Every exception is caught, because the rows of the other cells are worth having.
         return Outcome(CellResult(cell, None, time.perf_counter() - started, one_line(error)))
-    return Outcome(CellResult(cell, scores, time.perf_counter() - started), batch.shown(batch.features), recovered)
+    result = CellResult(cell, scores, time.perf_counter() - started)
+    return Outcome(result, batch.shown(batch.features), recovered, bound)
 
 
 @contextlib.contextmanager
@@ -107,9 +117,9 @@ def _prepare_worker_process() -> None:
 
 
 def _attack_cell(
-    cell: Cell, batch: Batch, iterations: int, time_limit: float | None, subject: Subject
-) -> tuple[Scores, np.ndarray]:
-    """The scores of a cell, and its reconstruction in the order of the batch, as it is shown."""
+    cell: Cell, batch: Batch, iterations: int, time_limit: float | None, subject: Subject, with_bound: bool
+) -> tuple[Scores, np.ndarray, np.ndarray | None]:
+    """The scores of a cell, its reconstruction in the order of the batch, as it is shown, and its bound in shades."""
     defense = defenses.parse(cell.defense)
     with subject.trained_on(batch, cell.seed) as trained:
         shared = defense(trained.gradients, random_streams.defense_noise(cell.seed))
@@ -118,14 +128,20 @@ def _attack_cell(
         if not found:
             raise InputError("; ".join(failures))
         scores, recovered = _scores(batch, step, found)
+        bound = bound_of(trained, batch, defense) if with_bound else None
     distortion = defenses.distortion(trained.gradients, shared)
-    return Scores(
-        **scores,
-        relative_error=finite_or_none(distortion.relative_error),
-        cosine=distortion.cosine,
-        epsilon=finite_or_none(defense.epsilon(DELTA)),
-        failed_attacks="; ".join(failures) or None,
-    ), recovered
+    return (
+        Scores(
+            **scores,
+            relative_error=finite_or_none(distortion.relative_error),
+            cosine=distortion.cosine,
+            epsilon=finite_or_none(defense.epsilon(DELTA)),
+            failed_attacks="; ".join(failures) or None,
+            bound_psnr=None if bound is None else tuple(bound.psnr),
+        ),
+        recovered,
+        None if bound is None else shade(bound),
+    )
 
 
 def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[str, Any], np.ndarray]:

@@ -79,6 +79,9 @@ class Scores:
         privacy.
     failed_attacks : str or None
         Which attacks could not be run, and why.
+    bound_psnr : tuple of float or None
+        For each image, the PSNR that no unbiased attack exceeds on average, in
+        dB; see `dlg.attack.bound`. None where it was not computed.
     """
 
     sample_kind: str
@@ -110,6 +113,7 @@ class Scores:
     cosine: float
     epsilon: float | None
     failed_attacks: str | None
+    bound_psnr: tuple[float, ...] | None = None
 
     @property
     def images(self) -> int:
@@ -185,11 +189,15 @@ class Outcome:
     target, recovered : ndarray, shape (B, ...), or None
         The batch as it is shown, and what was recovered of each of its samples.
         None where the cell failed.
+    bound : ndarray, shape (B, ...), or None
+        How open the gradients leave each pixel, see `dlg.audit.bound.shade`.
+        None where it was not computed.
     """
 
     result: CellResult
     target: np.ndarray | None = None
     recovered: np.ndarray | None = None
+    bound: np.ndarray | None = None
 
 
 def finite_or_none(number: float | None) -> float | None:

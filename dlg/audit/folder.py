@@ -41,6 +41,7 @@ def audit_settings(
     subjects: Iterable[Subject],
     iterations: int,
     time_limit: float | None = None,
+    with_bound: bool = False,
 ) -> dict[str, Any]:
     """What all rows of an audit have in common; an audit of another grid may go on with them.
 
@@ -56,6 +57,8 @@ def audit_settings(
         The most iterations of an attack.
     time_limit : float or None
         The most seconds for the attacks on a cell.
+    with_bound : bool
+        Whether rows have bounds.
     """
     return {
         "data": list(sources),
@@ -64,6 +67,7 @@ def audit_settings(
         "own_networks_sha256": {each.name: each.fingerprint for each in subjects if each.fingerprint is not None},
         "iterations": iterations,
         "time_limit": time_limit,
+        "bound": with_bound,
         "versions": versions(),
     }
 
@@ -123,9 +127,10 @@ def _refuse_stray_cells(result_dir: Path) -> None:
 
 
 class CellFolder:
-    """The cells on disk: KEY.json with the row, and KEY.target.png and KEY.recovered.png.
+    """The cells on disk: KEY.json with the row, its pictures KEY.target.png and KEY.recovered.png.
 
-    Samples that are no pictures are in KEY.target.json and KEY.recovered.json.
+    Samples that are no pictures are in KEY.target.json and KEY.recovered.json. A
+    bound, where one was computed, is in KEY.bound.png.
 
     Parameters
     ----------
@@ -159,6 +164,8 @@ class CellFolder:
                 pictures.save_batch(self._folder, f"{key}.{which}.png", samples)
             else:
                 self._folder.write(f"{key}.{which}.json", as_json(samples.tolist()))
+        if outcome.bound is not None:
+            pictures.save_batch(self._folder, f"{key}.bound.png", outcome.bound)
         self._folder.write(f"{key}.json", as_json(outcome.result.to_json()))
 
     def result(self, cell: Cell) -> CellResult | None:
@@ -201,5 +208,5 @@ class CellFolder:
         return len(sizes) == 1 and all(width % cell.batch_size == 0 for width, _ in sizes)
 
     def picture(self, cell: Cell, which: str) -> Path:
-        """Where the picture of the ``target`` is, or of what was ``recovered``."""
+        """Where the picture of the ``target`` is, of what was ``recovered``, or of the ``bound``."""
         return self.path / f"{cell.key}.{which}.png"

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from dlg import defenses
+from dlg.audit.bound import DARKEST_DECIBELS, as_data_uri
 from dlg.audit.curves import MOST_DECIBELS, curves
 from dlg.audit.findings import (
     LEAKS,
@@ -43,7 +45,7 @@ class Report:
     results : AuditResults
     found : tuple of Finding
         What the rows say, in their order.
-    picture : callable (Cell, "target" or "recovered") -> Path
+    picture : callable (Cell, "target", "recovered" or "bound") -> Path
         Where a cell's PNG is, its images side by side.
     """
 
@@ -124,6 +126,21 @@ def _privacy(report: Report) -> dict[str, Any] | None:
     return {"promises": promises, "delta": report.results.delta} if promises else None
 
 
+def _bound(report: Report) -> dict[str, Any] | None:
+    bounds = [
+        {
+            "cell": row.cell,
+            "bound": float(np.mean(row.scores.bound_psnr)),
+            "reached": row.scores.mean_psnr,
+            "epsilon": row.scores.epsilon,
+            "picture": as_data_uri(report.picture(row.cell, "bound")),
+        }
+        for row in report.results.rows
+        if row.scores is not None and row.scores.bound_psnr is not None
+    ]
+    return {"bounds": bounds, "darkest": DARKEST_DECIBELS, "delta": report.results.delta} if bounds else None
+
+
 def _reading(report: Report) -> dict[str, Any]:
     return {
         "recovered_psnr": RECOVERED,
@@ -172,6 +189,7 @@ SECTIONS = (
     Section("paper", "Compared with Zhu et al. 2019", "paper.html", _paper),
     Section("networks", "Network by network", "networks.html", _networks),
     Section("privacy", "Differential privacy", "privacy.html", _privacy),
+    Section("bound", "What any unbiased attack could know", "bound.html", _bound),
     Section("reading", "How to read this", "reading.html", _reading),
     Section("rows", "All cells", "rows.html", _rows),
     Section("repeat", "How to repeat it", "repeat.html", _repeat),

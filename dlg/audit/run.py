@@ -69,7 +69,7 @@ def audit(args: argparse.Namespace) -> int:
     samples.batch(max(args.batch_sizes), seed=0)
     for subject in subjects.values():
         subject.check()
-    settings = audit_settings(args.data, samples, subjects.values(), args.iterations, args.time_limit)
+    settings = audit_settings(args.data, samples, subjects.values(), args.iterations, args.time_limit, args.bound)
     refuse_another_audit(args.result_dir, settings, args.resume)
     cores = default_jobs()
     jobs = None if args.dask else min(args.jobs or cores, max(len(cells), _SEVERAL))
@@ -118,7 +118,7 @@ def _collect(
 
     def arguments(cell: Cell) -> tuple[Any, ...]:
         batch = samples.batch(cell.batch_size, cell.seed)
-        return batch, args.iterations, args.time_limit, subjects[cell.network]
+        return batch, args.iterations, args.time_limit, subjects[cell.network], args.bound
 
     try:
         rows.collect(workers.outcomes(rows.missing, run_cell, arguments), ctrl_c)
@@ -245,6 +245,8 @@ def command(args: argparse.Namespace) -> str:
     words += ["--iterations", str(args.iterations)]
     if args.time_limit is not None:
         words += ["--time_limit", repr(args.time_limit)]
+    if args.bound:
+        words.append("--bound")
     words += ["--data", *args.data]
     if args.feature_shape is not None:
         words += ["--feature_shape", *map(str, args.feature_shape)]

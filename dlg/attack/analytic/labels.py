@@ -114,7 +114,7 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
 
 def _is_mostly_hidden(bias_gradient: np.ndarray, step: SharedStep) -> bool:
     """Whether pruning has left fewer entries of the bias's gradient than the batch may have classes."""
-    kept = np.count_nonzero(bias_gradient)
+    kept = int(np.count_nonzero(bias_gradient))
     return step.batch_size > 1 and step.knowledge.bounds is not None and kept < min(step.batch_size, len(bias_gradient))
 
 

@@ -1,0 +1,52 @@
+"""The Cramér-Rao bound of a cell whose defence adds Gaussian noise, for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dlg.attack.bound import MOST_NUMBERS, Bound, cramer_rao_bound
+from dlg.attack.objective import build_precise_objective
+from dlg.audit.samples import Batch, SampleKind
+from dlg.audit.subject import Trained
+from dlg.defense_knowledge import NOTHING
+from dlg.defenses import Defense
+from dlg.options import AttackOptions
+
+# The defences whose noise is Gaussian: the numbers are the standard deviation, or the norm and the multiplier.
+_GAUSSIAN, _CLIPPED = "gaussian", "clip"
+# At this bound on a pixel, in dB, the picture of the bound is black; at 0 dB it is white.
+DARKEST_DECIBELS = 60.0
+
+
+def bound_of(trained: Trained, batch: Batch, defense: Defense) -> Bound | None:
+    """The bound at a batch. None for other defences, for samples that are no pictures, and for large batches."""
+    is_noisy = defense.kind in (_GAUSSIAN, _CLIPPED)
+    if not is_noisy or batch.kind is not SampleKind.PICTURE or batch.features.size > MOST_NUMBERS:
+        return None
+    objective = build_precise_objective(trained.step_of(trained.gradients, NOTHING), fixed_label=batch.labels[:, 0])
+    norm = defense.numbers[0] if defense.kind == _CLIPPED else None
+    noise = math.prod(defense.numbers)
+    known_range = AttackOptions(feature_range=batch.feature_range).range
+    return cramer_rao_bound(objective, batch.features, noise, clipping_norm=norm, value_range=known_range)
+
+
+def shade(bound: Bound) -> np.ndarray:
+    """The standard deviation of each number as a shade: white where it is the whole range, darker where it is less."""
+    decibels = -20 * np.log10(np.clip(bound.picture, 1e-9, 1))
+    return np.clip(1 - decibels / DARKEST_DECIBELS, 0, 1)
+
+
+def as_data_uri(file: Path) -> str:
+    """A PNG enlarged twice, for the page. Empty where there is none."""
+    if not file.is_file():
+        return ""
+    with Image.open(file) as picture:
+        buffer = io.BytesIO()
+        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
