@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -10,6 +12,7 @@ from benchmarks.participant import participant
 
 from dlg.attack.objective import build_objective
 from dlg.attack.optimizers.gauss_newton_step import CGState, DampedStep, GaussNewtonStep, conjugate_gradients
+from dlg.defense_knowledge import DefenseKnowledge
 from dlg.graph.programs import checked_before_runs
 
 LABELS = np.array([1, 3])
@@ -250,3 +253,39 @@ def test_a_steps_shares_are_those_of_its_sums_of_squares():
     assert step.reduction == 0.25
     assert step.gain_ratio == 0.5
     assert step.length == pytest.approx(12.5**0.5)
+
+
+def total_variation_of(x, smoothing=0.02):
+    """Twice the sum of the smoothed lengths of the differences of neighbours."""
+    differences = [np.diff(x, axis=axis) for axis in (2, 3)]
+    return 2 * sum(np.sum(np.sqrt(each**2 + smoothing**2)) for each in differences)
+
+
+def test_a_step_lowers_the_total_variation_too_where_a_defence_adds_noise(trained, objective, x):
+    weight = 0.05
+    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-3))
+    step_program = GaussNewtonStep(noisy)
+    options = dict(damping=1e-3, preconditioner=np.eye(2), most_products=200)
+    plain, smooth = step_program.solve(x, **options), step_program.solve(x, variation_weight=weight, **options)
+    assert plain.before == pytest.approx(plain.misfit)
+    assert smooth.misfit == pytest.approx(plain.misfit)
+    assert smooth.before - smooth.misfit == pytest.approx(weight * total_variation_of(x))
+    assert smooth.after < smooth.before
+    assert total_variation_of(x + smooth.change) < total_variation_of(x + plain.change)
+    # The quadratic function that the step minimises touches the penalty from above.
+    assert smooth.before - smooth.after > 0.5 * smooth.predicted_reduction
+
+
+def test_the_variations_first_derivative_is_that_of_the_penalty(trained, objective, x):
+    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-3))
+    # Damped so strongly, a step is the gradient over the damping.
+    options = dict(damping=1e9, preconditioner=np.eye(2), most_products=5)
+    step_program = GaussNewtonStep(noisy)
+    found = step_program.solve(x, **options).change - step_program.solve(x, variation_weight=1.0, **options).change
+    moves = 1e-6 * np.eye(x.size).reshape(-1, *x.shape)
+    slopes = [(total_variation_of(x + move) - total_variation_of(x - move)) / 2e-6 / 2 for move in moves]
+    np.testing.assert_allclose(1e9 * found.ravel(), slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_without_noise_there_is_no_variation_to_weigh(objective):
+    assert not GaussNewtonStep(objective).has_variation

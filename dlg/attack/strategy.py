@@ -229,8 +229,10 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
         scale = rough_gradient_scale(step)
         objective = objective.with_gradient_scale(scale)
     optimizer: Optimizer = entry.build(objective, options.learning_rate, knowledge)
-    is_hidden = step.knowledge != NOTHING and not step.knowledge.has_signs_only and knowledge.inputs is None
-    if is_hidden and isinstance(optimizer, LevenbergMarquardt):
+    # Without the factor or the sizes there is nothing for a search that does not know of them.
+    has_sizes = not step.knowledge.has_signs_only and not step.knowledge.is_scaled
+    is_hidden = step.knowledge != NOTHING and knowledge.inputs is None
+    if is_hidden and has_sizes and isinstance(optimizer, LevenbergMarquardt):
         optimizer = _beside_ignorant(optimizer, objective, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
