@@ -39,7 +39,7 @@ def test_the_columns_are_the_cell_then_its_scores_then_how_it_ended():
         *("images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "best_ssim", "labels_right"),
         *("psnr", "ssim", "true_labels", "recovered_labels", "loss"),
         *("oracle_attack", "oracle_images_recovered", "oracle_mean_psnr", "oracle_best_psnr", "oracle_best_ssim"),
-        *("relative_error", "cosine", "epsilon", "failed_attacks", "seconds", "error"),
+        *("relative_error", "cosine", "epsilon", "failed_attacks", "bound_psnr", "seconds", "error"),
     ) == COLUMNS
 
 

@@ -100,7 +100,8 @@ def open_part(
     left = change - _projection(jacobian, change, damping)
     length = float(np.sqrt(np.mean(left**2)))
     moved = jacobian.relative_size(left) * visible / max(length, _TINY)
-    unseen = int(np.sum(left == change))
+    # A number that only signs depend on is seen, if not by the equations here.
+    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(left == change))
     if moved > seen_from:
         return OpenPart(jacobian.size, unseen, unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
