@@ -19,7 +19,7 @@ from dlg.graph import rules
 from dlg.graph.rules import ProbabilityOf, Rule
 from dlg.graph.rules.layers import is_dropout
 from dlg.graph.unusable import refuse_random_ops
-from dlg.graph.values import Operation, Value, is_real, ops_behind, short_name, where
+from dlg.graph.values import Operation, Value, has_derivatives, ops_behind, short_name, where
 
 # The ops that a network may apply to its integer label before an op that has a rule reads it.
 _LABEL_SHAPING = (
@@ -201,7 +201,7 @@ def _mark_constants(block: pir.Block, sources: Sequence[Value]) -> None:
         depends = any(value.initialized() and not value.stop_gradient for value in op.operands_source())
         for value in op.results():
             if value.initialized():
-                value.stop_gradient = not (_is_one_of(value, sources) or (depends and is_real(value)))
+                value.stop_gradient = not (_is_one_of(value, sources) or (depends and has_derivatives(value)))
 
 
 def _depends_on_sources(op: Operation) -> bool:

@@ -50,6 +50,11 @@ def is_real(value: Value) -> bool:
     return not value.is_dense_tensor_type() or "float" in str(value.dtype).lower()
 
 
+def has_derivatives(value: Value) -> bool:
+    """Whether a value is real or complex, and so can have a derivative."""
+    return is_real(value) or "complex" in str(value.dtype).lower()
+
+
 def numpy_dtype(value: Value) -> str:
     """The NumPy name of a value's dtype."""
     return str(value.dtype).rpartition(".")[2]
