@@ -55,6 +55,9 @@ OTHERS = {
     "an inverse transform of odd length": lambda x: paddle.fft.irfft(complex_numbers_of(x, 3), n=5),
     "an inverse transform of two axes": lambda x: paddle.fft.irfft2(complex_numbers_of(x).reshape([-1, 2, 3])),
     "an orthogonal transform": lambda x: both_parts(paddle.fft.ifft(complex_numbers_of(x), norm="ortho")),
+    "products of integers and of truth values": lambda x: (
+        vectors(x) * paddle.cast((x.flatten(1)[:, :6] > 0.2) * (x.flatten(1)[:, :6] < 0.9), x.dtype)
+    ),
     "a filter": lambda x: paddle.fft.irfft(
         paddle.fft.rfft(vectors(x)) * paddle.complex(nn.Linear(50, 4)(x.flatten(1)), paddle.ones([1]))
     ),

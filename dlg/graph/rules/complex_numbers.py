@@ -25,7 +25,7 @@ from dlg.graph.rules.registry import (
     rule,
 )
 from dlg.graph.rules.separable import require_fixed_shape
-from dlg.graph.values import Operation, Value, is_real, numpy_dtype
+from dlg.graph.values import Operation, Value, is_complex, numpy_dtype
 
 # What a transform's factor is called where its direction is turned round.
 _TURNED = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
@@ -52,26 +52,26 @@ def imaginary_part_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
 @rule("angle", table=FORWARD_RULES)
 def angle(op: Operation, _: ProbabilityOf) -> Replacement | None:
     x = op.operand_source(0)
-    return None if is_real(x) else [paddle.atan2(paddle.imag(x), paddle.real(x))]
+    return [paddle.atan2(paddle.imag(x), paddle.real(x))] if is_complex(x) else None
 
 
 # PaddlePaddle's second derivatives of these are wrong for complex numbers.
 @rule("abs", table=FORWARD_CORRECTIONS)
 def absolute_value(op: Operation, _: ProbabilityOf) -> Replacement | None:
     x = op.operand_source(0)
-    return None if is_real(x) else [paddle.sqrt(_squared_length(x))]
+    return [paddle.sqrt(_squared_length(x))] if is_complex(x) else None
 
 
 @rule("multiply", table=FORWARD_CORRECTIONS)
 def product(op: Operation, _: ProbabilityOf) -> Replacement | None:
     x, y = op.operands_source()
-    return None if is_real(op.result(0)) else [_product(x, y, paddle.multiply)]
+    return [_product(x, y, paddle.multiply)] if is_complex(op.result(0)) else None
 
 
 @rule("divide", table=FORWARD_CORRECTIONS)
 def quotient(op: Operation, _: ProbabilityOf) -> Replacement | None:
     x, y = op.operands_source()
-    if is_real(op.result(0)):
+    if not is_complex(op.result(0)):
         return None
     length = _squared_length(y)
     return [_product(x, paddle.complex(paddle.real(y) / length, -paddle.imag(y) / length), paddle.multiply)]
@@ -80,7 +80,7 @@ def quotient(op: Operation, _: ProbabilityOf) -> Replacement | None:
 @rule("matmul", table=FORWARD_CORRECTIONS)
 def matrix_product(op: Operation, _: ProbabilityOf) -> Replacement | None:
     x, y = op.operands_source()
-    if is_real(op.result(0)):
+    if not is_complex(op.result(0)):
         return None
     attributes = op.attrs()
     options = {name: attributes[name] for name in ("transpose_x", "transpose_y")}
