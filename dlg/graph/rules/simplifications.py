@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import paddle
-import paddle.nn.functional as F
 
 from dlg.graph.rules.registry import (
     FORWARD_SIMPLIFICATIONS,
@@ -20,7 +22,7 @@ from dlg.graph.rules.registry import (
     rule,
 )
 from dlg.graph.rules.shapes import patch_paddings
-from dlg.graph.values import Operation
+from dlg.graph.values import Operation, Value
 
 # The most numbers that the patches of a convolution may hold: 4 MiB of them in float32. Patches repeat each pixel for
 # every element of the kernel, so those of a large convolution would take far more memory than its image. LeNet's take
@@ -30,7 +32,12 @@ MOST_PATCH_NUMBERS = 2**20
 
 @rule("conv2d", table=FORWARD_SIMPLIFICATIONS)
 def convolution(op: Operation, _: ProbabilityOf) -> Replacement | None:
-    """A small convolution as a matrix product with the image's patches, which its gradients then share."""
+    """A small convolution as one matrix product with the images' patches, which its gradients then share.
+
+    The batch is the last axis meanwhile. So one product serves all images, and
+    the patches are copied, and their gradients added up, by rows as long as the
+    batch.
+    """
     (x, weight), attributes = op.operands_source(), op.attrs()
     out = op.result(0)
     ordinary = attributes["groups"] == 1 and attributes["data_format"] == "NCHW"
@@ -38,15 +45,36 @@ def convolution(op: Operation, _: ProbabilityOf) -> Replacement | None:
         return None
     if math.prod(weight.shape[1:]) * math.prod(out.shape[2:]) * out.shape[0] > MOST_PATCH_NUMBERS:
         return None
-    paddings = patch_paddings(attributes["paddings"])
-    patches = F.unfold(x, weight.shape[2:], attributes["strides"], paddings, attributes["dilations"])
+    patches = _patches(_padded(x, attributes["paddings"]), weight.shape[2:], out.shape[2:], attributes)
     matrix = paddle.reshape(weight, [weight.shape[0], -1])
-    if math.prod(patches.shape) > math.prod(weight.shape):
-        return [paddle.reshape(paddle.matmul(matrix, patches), out.shape)]
-    # One product for the whole batch, so that a large weight is read, and its gradient written, one time only.
-    columns = paddle.reshape(paddle.transpose(patches, [1, 0, 2]), [patches.shape[1], -1])
-    images = [out.shape[1], out.shape[0], *out.shape[2:]]
-    return [paddle.transpose(paddle.reshape(paddle.matmul(matrix, columns), images), [1, 0, 2, 3])]
+    columns = paddle.matmul(matrix, paddle.reshape(patches, [matrix.shape[1], -1]))
+    images = paddle.reshape(columns, [*out.shape[1:], out.shape[0]])
+    return [paddle.transpose(images, [3, 0, 1, 2])]
+
+
+def _padded(x: Value, paddings: Sequence[int]) -> Value:
+    """Images, (B, C, H, W), with the batch last and padded with zeros: (C, H + top + bottom, W + left + right, B)."""
+    top, left, bottom, right = (list(patch_paddings(paddings)) * 2)[:4]
+    x = paddle.transpose(x, [1, 2, 3, 0])
+    if not any((top, bottom, left, right)):
+        return x
+    return paddle._C_ops.pad(x, [0, 0, top, bottom, left, right, 0, 0], 0.0)
+
+
+def _patches(x: Value, kernel: Sequence[int], sizes: Sequence[int], attributes: dict) -> Value:
+    """What each element of the kernel meets at each pixel of the result: (C, kernel elements · pixels, B)."""
+    pixels = np.arange(math.prod(x.shape[1:3])).reshape(x.shape[1:3])
+    (down, across), (tall, wide) = attributes["strides"], attributes["dilations"]
+    height, width = sizes
+    met = [
+        pixels[row * tall :: down, column * wide :: across][:height, :width]
+        for row, column in itertools.product(*map(range, kernel))
+    ]
+    places = np.stack(met).reshape(-1)
+    x = paddle.reshape(x, [x.shape[0], -1, x.shape[3]])
+    if np.array_equal(places, np.arange(pixels.size)):
+        return x
+    return paddle.gather(x, paddle.assign(places.astype("int32")), axis=1)
 
 
 @rule("add", table=FORWARD_SIMPLIFICATIONS)
