@@ -126,8 +126,8 @@ def pickled(target: Target) -> bytes:
         _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(target)
     except Exception as error:  # what is in a layer decides what is raised
         raise InputError(
-            f"the model or the loss cannot be handed to the attack's process: {one_line(error)}; give a layer and a loss"
-            " whose classes and functions are in modules, and no lambda"
+            f"the model or the loss cannot be handed to the attack's process: {one_line(error)}; give a layer and a"
+            " loss whose classes and functions are in modules, and no lambda"
         ) from error
     return buffer.getvalue()
 
@@ -218,8 +218,8 @@ def attack(order: Order) -> None:
     target.layer.set_state_dict(before)
     after = load_weights(order.after)
     trained = [name for name, parameter in target.layer.named_parameters() if not parameter.stop_gradient]
-    states = ({name: state[name] for name in trained} for state in (before, after))
-    update = SharedUpdate(*states, **order.rule)
+    states = [{name: state[name] for name in trained} for state in (before, after)]
+    update = SharedUpdate(states[0], states[1], **order.rule)
     result = attack_layer(
         target.layer,
         target.loss,

@@ -40,6 +40,8 @@ NUM_EXAMPLES = "num-examples"
 _ROUND = re.compile(r"round_\d{3,}")
 # What the audit calls the clients' rule where `dlg.SharedUpdate` has the names that the attack's options have too.
 _ARGUMENTS = {"learning_rate": "local_learning_rate", "optimizer": "local_optimizer"}
+# Why a reply is not attacked where an error, a full disk for one, was logged when the server sent its weights.
+_NOT_KEPT = "the weights that the server sent were not kept"
 # How long an attack may take by default, in seconds.
 _TIME_LIMIT = 600.0
 
@@ -192,12 +194,12 @@ class LeakageAudit(Strategy):
     def _stopped_with_the_training(self) -> Iterator[None]:
         try:
             yield
-        except Exception:
-            # The training failed. What the clients sent before is attacked all the same.
+        except (KeyboardInterrupt, SystemExit):
+            self._process.stop()
             self.wait()
             raise
-        except BaseException:
-            self._process.stop()
+        except BaseException:  # old versions of Flower end a run by one that is no Exception
+            # The training failed. What the clients sent before is attacked all the same.
             self.wait()
             raise
 
@@ -265,7 +267,7 @@ class LeakageAudit(Strategy):
         waiting = dict(self._sent)
         for reply in replies:
             client = reply.metadata.src_node_id
-            self._see_reply(self._new_row(server_round, client), waiting.pop(client, "the weights that the server sent were not kept"), reply)
+            self._see_reply(self._new_row(server_round, client), waiting.pop(client, _NOT_KEPT), reply)
         for client in waiting:
             self._new_row(server_round, client).not_attacked("no reply came")
         self._write_report()

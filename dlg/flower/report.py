@@ -57,7 +57,7 @@ def describe(strategy: Strategy) -> list[str]:
         if _is_a(inner, _ON_THE_CLIENTS):
             said.append(
                 f"{name} has the clients clip their updates and adds noise on the server, to the aggregate. So clipped"
-                " updates without noise were attacked. Clipping multiplies an update by a factor, which an attack finds."
+                " updates without noise were attacked. Clipping multiplies an update by a factor, and leaves the rest."
             )
         inner = getattr(inner, "strategy", None)
     return said
@@ -88,10 +88,9 @@ def write_report(
     OSError
         Where one of them cannot be written.
     """
-    rows = [
-        dataclasses.asdict(update) | {"folder": update.folder.relative_to(folder).as_posix()} for update in updates
-    ]
-    write_whole(folder / ROWS, (json.dumps({"options": options, "updates": rows}, indent=2, default=str) + "\n").encode())
+    rows = [dataclasses.asdict(update) | {"folder": update.folder.relative_to(folder).as_posix()} for update in updates]
+    text = json.dumps({"options": options, "updates": rows}, indent=2, default=str)
+    write_whole(folder / ROWS, f"{text}\n".encode())
     write_whole(folder / REPORT, render(updates, described, options).encode())
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import dlg  # noqa: F401  before paddle, to keep its log lines out of the output
 import paddle
-from federation.model import ARRAYS, DIGITS, LEARNING_RATE, LOCAL_STEPS, LOSS, make_model, set_weights, weights_of
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 
 from dlg.participant import data
+from federation.model import ARRAYS, DIGITS, LEARNING_RATE, LOCAL_STEPS, LOSS, make_model, set_weights, weights_of
 
 # The noise that a client adds to its weights is 0.0048 each: sensitivity · √(2 ln(1.25 / delta)) / epsilon.
 NOISE = LocalDpMod(clipping_norm=1.0, sensitivity=0.01, epsilon=10.0, delta=1e-5)

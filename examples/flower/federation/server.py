@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dlg  # noqa: F401  before paddle, to keep its log lines out of the output
 import paddle
-from federation.model import ARRAYS, LEARNING_RATE, LOCAL_STEPS, LOSS, make_model, set_weights, weights_of
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from paddle.static import InputSpec
 
 from dlg.flower import LeakageAudit
+from federation.model import ARRAYS, LEARNING_RATE, LOCAL_STEPS, LOSS, make_model, set_weights, weights_of
 
 app = ServerApp()
 
