@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlg.audit.attacks import ATTACKS
-from dlg.audit.cell import DELTA, run_cell
+from dlg.audit.cell import DELTA, forget_programs, run_cell
 from dlg.audit.grid import Cell
 from dlg import defenses
 from dlg.audit.samples import load
@@ -74,3 +74,13 @@ def test_cells_run_in_threads_as_in_the_main_one():
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda _: run_cell(cell, batch, 5), range(3)))
     assert [without_seconds(outcome.result) for outcome in outcomes] == [expected] * 3
+
+
+def test_a_cell_is_the_same_whatever_cells_its_programs_served_before():
+    cells = [Cell("softmax", 2, spec, seed) for spec in ("int8", "clip:1:0.001", "gaussian:0.01") for seed in (0, 1)]
+    rows = []
+    for order in (cells, cells[::-1]):
+        forget_programs()
+        rows.append({cell: without_seconds(run_cell(cell, batch_of(2, cell.seed), 20).result) for cell in order})
+    assert rows[0] == rows[1]
+    assert all(row.error is None for row in rows[0].values())

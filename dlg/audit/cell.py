@@ -17,7 +17,7 @@ import paddle
 from tqdm import tqdm
 
 from dlg import defenses, random_streams
-from dlg.attack.shared_step import SharedStep
+from dlg.attack.shared_step import Preparations, SharedStep
 from dlg.audit.attacks import Answer, answers, believed
 from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
@@ -35,6 +35,10 @@ DELTA = 1e-5
 # PaddlePaddle's programs and its scope belong to the whole process, and a Dask worker may have several threads.
 _ONE_CELL_AT_A_TIME = threading.Lock()
 
+
+# The attacks' programs, by the network and the shape of the batch. Only what they are fed differs between the defences
+# and the seeds of a process.
+_PREPARED: dict[object, Preparations] = {}
 
 # A recovered real number is right where it is this near to the true one, as a share of the batch's largest.
 _RIGHT_VALUE = 1e-2
@@ -92,6 +96,12 @@ def run_cell(
     return Outcome(result, batch.shown(batch.features), recovered, bound)
 
 
+def forget_programs() -> None:
+    """Let go of the programs that serve the cells of this process; the next ones make their own."""
+    with _ONE_CELL_AT_A_TIME:
+        _PREPARED.clear()
+
+
 @contextlib.contextmanager
 def _own_surroundings() -> Iterator[None]:
     """PaddlePaddle's scope and names, and a standard output, that nothing else uses."""
@@ -121,7 +131,8 @@ def _attack_cell(
 ) -> tuple[Scores, np.ndarray, np.ndarray | None]:
     """The scores of a cell, its reconstruction in the order of the batch, as it is shown, and its bound in shades."""
     defense = defenses.parse(cell.defense)
-    with subject.trained_on(batch, cell.seed) as trained:
+    prepared = _PREPARED.setdefault((subject, batch.features.shape), Preparations({}))
+    with subject.trained_on(batch, cell.seed, prepared.for_another_step()) as trained:
         shared = defense(trained.gradients, random_streams.defense_noise(cell.seed))
         step = trained.step_of(shared, defense.knowledge)
         found, failures = answers(step, cell.defense, iterations, cell.seed, batch.feature_range, time_limit)

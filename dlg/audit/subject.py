@@ -18,7 +18,7 @@ import paddle
 import paddle.nn.functional as F
 
 from dlg.attack.layer_step import step_of_layer
-from dlg.attack.shared_step import SharedStep
+from dlg.attack.shared_step import Preparations, SharedStep
 from dlg.audit.samples import Batch
 from dlg.defense_knowledge import DefenseKnowledge
 from dlg.errors import InputError, one_line, quoted
@@ -105,7 +105,7 @@ class Subject:
         return found
 
     @contextlib.contextmanager
-    def trained_on(self, batch: Batch, seed: int) -> Iterator[Trained]:
+    def trained_on(self, batch: Batch, seed: int, preparations: Preparations | None = None) -> Iterator[Trained]:
         """Train one step on a batch; its weights are in the current scope within the context.
 
         Parameters
@@ -113,6 +113,8 @@ class Subject:
         batch : Batch
         seed : int
             Draws the weights where neither `weights` nor a layer has them.
+        preparations : Preparations, optional
+            What attacks on this network and batch size have made already.
 
         Raises
         ------
@@ -127,9 +129,9 @@ class Subject:
             if isinstance(found, paddle.nn.Layer) and self.weights is not None:
                 _set_state(found, self.weights)
         if isinstance(found, paddle.nn.Layer):
-            yield from _layer_trained_on(found, batch)
+            yield from _layer_trained_on(found, batch, preparations)
         else:
-            yield _function_trained_on(found, batch, seed, self.weights)
+            yield _function_trained_on(found, batch, seed, self.weights, preparations)
 
 
 def subjects_of(specs: Sequence[str], weights: str | None) -> dict[str, Subject]:
@@ -175,7 +177,9 @@ class Trained:
     step_of: Callable[[Mapping[str, np.ndarray], DefenseKnowledge], SharedStep]
 
 
-def _function_trained_on(network: Network, batch: Batch, seed: int, weights: str | None) -> Trained:
+def _function_trained_on(
+    network: Network, batch: Batch, seed: int, weights: str | None, preparations: Preparations | None
+) -> Trained:
     # PaddlePaddle calls Python while it adds ops to a program, and executors add some too, to fetch values. A
     # KeyboardInterrupt in there is a segmentation fault, which ended 1 in 100 interrupted audits.
     with interrupts_deferred():
@@ -193,13 +197,13 @@ def _function_trained_on(network: Network, batch: Batch, seed: int, weights: str
         gradients = step.capture(batch.features, batch.labels)
 
     def step_of(shared: Mapping[str, np.ndarray], knowledge: DefenseKnowledge) -> SharedStep:
-        size = len(batch.features)
-        return SharedStep(step.network, step.feature, step.label, size, shared, step.exe.place, knowledge)
+        known = step.network, step.feature, step.label, len(batch.features)
+        return SharedStep(*known, shared, step.exe.place, knowledge, preparations=preparations)
 
     return Trained(gradients, step_of)
 
 
-def _layer_trained_on(layer: paddle.nn.Layer, batch: Batch) -> Iterator[Trained]:
+def _layer_trained_on(layer: paddle.nn.Layer, batch: Batch, preparations: Preparations | None) -> Iterator[Trained]:
     loss = _mean_squared_error if batch.labels.dtype.kind == "f" else _cross_entropy
     feature, label = (
         paddle.static.InputSpec([None, *each.shape[1:]], str(each.dtype)) for each in (batch.features, batch.labels)
@@ -215,7 +219,9 @@ def _layer_trained_on(layer: paddle.nn.Layer, batch: Batch) -> Iterator[Trained]
         known = step_of_layer(layer, loss, gradients, feature, label, size, None, paddle.CPUPlace(), value_range)
 
     def step_of(shared: Mapping[str, np.ndarray], knowledge: DefenseKnowledge) -> SharedStep:
-        return dataclasses.replace(known.step, gradients=dict(shared), knowledge=knowledge)
+        return dataclasses.replace(
+            known.step, gradients=dict(shared), knowledge=knowledge, preparations=preparations or Preparations()
+        )
 
     with paddle.static.scope_guard(known.scope):
         yield Trained(gradients, step_of)
