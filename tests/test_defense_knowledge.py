@@ -68,7 +68,7 @@ def attacked(spec, knows, folder, network=networks.softmax, batch_size=1, **opti
 
 @pytest.mark.parametrize(("knows", "verdict"), [("none", "failed"), ("prune:0.2", "explained")])
 def test_only_least_squares_that_knows_of_pruning_finds_the_digit_in_a_convolutional_network(knows, verdict, tmp_path):
-    psnr, result = attacked("prune:0.2", knows, tmp_path, networks.lenet, iterations=12, restarts=1)
+    psnr, result = attacked("prune:0.2", knows, tmp_path, networks.lenet, iterations=20, restarts=1)
     assert (psnr > 60) == (knows == "prune:0.2")
     assert result.verdict == verdict
 
