@@ -440,6 +440,63 @@ def test_no_argument_but_the_target_may_carry_the_batch():
     ]  # fmt: skip
 
 
+class OfThree(nn.Layer):
+    """A network of a row of numbers, a picture and a category."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.first = nn.Linear(FEATURES + 36 + 3, 16)
+        self.last = nn.Linear(16, CLASSES)
+
+    def forward(self, row, picture, category):
+        together = paddle.concat([row, paddle.flatten(picture, 1), self.table(category)], 1)
+        return self.last(F.relu(self.first(together)))
+
+
+def three_inputs():
+    """The layer, the samples and labels of a batch, and the gradients of a step."""
+    rows, labels = vectors()
+    pictures = np.random.default_rng(1).random((2, 1, 6, 6), np.float32)
+    samples, layer = [rows, pictures, np.array([4, 2])], OfThree()
+    loss = F.cross_entropy(layer(*map(paddle.to_tensor, samples)), paddle.to_tensor(labels))
+    loss.backward()
+    return layer, samples, labels, {name: parameter.grad for name, parameter in layer.named_parameters()}
+
+
+def specs_of(samples):
+    return {
+        "feature": [InputSpec([None, *each.shape[1:]], str(each.dtype)) for each in samples],
+        "label": InputSpec([None, 1], "int64"),
+    }
+
+
+def test_a_layer_may_take_several_inputs_and_the_picture_is_compared(tmp_path):
+    layer, samples, labels, gradients = three_inputs()
+    options = {"optimizer": "auto", "result_dir": tmp_path, "batch_size": 2, **specs_of(samples)}
+    result = attack_layer(layer, F.cross_entropy, gradients, target=samples, target_label=labels, **options)
+    assert result.verdict == "explained"
+    rows, pictures, categories = result.feature
+    order = np.argsort(result.label)
+    np.testing.assert_allclose(rows[order], samples[0], atol=1e-3)
+    np.testing.assert_allclose(pictures[order], samples[1], atol=1e-3)
+    assert (categories[order] == samples[2]).all()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert min(image["psnr"] for image in summary["images"]) > 60
+    assert (tmp_path / "progress.png").exists()
+
+
+@pytest.mark.parametrize(
+    "target", [np.zeros((2, 6)), [np.zeros((2, 6))], [np.zeros((2, 6)), 2 * np.ones((2, 1, 6, 6)), np.zeros(2, int)]]
+)
+def test_a_target_of_several_inputs_is_a_list_of_as_many(target, tmp_path):
+    layer, samples, labels, gradients = three_inputs()
+    options = {**SHORT, "result_dir": tmp_path / "new", "batch_size": 2, **specs_of(samples)}
+    with pytest.raises(InputError, match="target"):
+        attack_layer(layer, F.cross_entropy, gradients, target=target, target_label=labels, **options)
+    assert not (tmp_path / "new").exists()
+
+
 def local_steps(layer, batch, steps):
     """The layer's state before and after some steps of a client, as arrays."""
 
