@@ -97,7 +97,7 @@ def test_training_is_the_same_with_the_audit_bit_for_bit(strategy, orders, tmp_p
 
 
 def test_a_client_s_sample_comes_back_from_its_update_and_of_another_model_s_nothing_is_claimed(tmp_path):
-    audit = audit_of(federated(), tmp_path, time_limit=2)
+    audit = audit_of(federated(), tmp_path, iterations=5)
     start(audit, parts.InOneProcess({5: None, 6: parts.OTHER_MODEL}))
     update, other = sorted(audit.updates, key=lambda update: update.client)
     assert (update.state, update.verdict) == (ATTACKED, "explained"), update.reason
