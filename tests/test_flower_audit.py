@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 import flower_parts as parts
 from dlg import InputError
 from dlg.flower import LeakageAudit, attack_process, leakage_audit
-from dlg.flower.attack_process import AttackError, Target, as_shape_and_dtype, pickled
+from dlg.flower.attack_process import AttackError, Target, as_shape_and_dtype, pickled, save_weights
 from dlg.flower.report import describe, render
 from dlg.flower.seen_update import ATTACKED, NOT_ATTACKED, SeenUpdate
 from dlg.shared_update import load_weights
@@ -212,15 +212,19 @@ def test_an_attack_that_is_stopped_ends_at_once(order):
         process.run(order, 600)
 
 
-def test_a_full_disk_does_not_end_the_training(orders, monkeypatch, tmp_path):
+def test_a_disk_that_gets_full_does_not_end_the_training(orders, monkeypatch, tmp_path):
     def no_space(weights, path):
-        raise OSError("No space left on device")
+        if "round_002" in path.parts:
+            raise OSError("No space left on device")
+        save_weights(weights, path)
 
-    audit = audit_of(federated(), tmp_path)
     monkeypatch.setattr(leakage_audit, "save_weights", no_space)
-    start(audit)
-    assert set(reasons(audit).values()) == {"the weights that the server sent were not kept"}
-    assert not orders
+    audit = audit_of(federated(), tmp_path)
+    start(audit, rounds=3)
+    lost = [update.reason for update in audit.updates if update.server_round == 2]
+    assert lost == 2 * ["the weights that the server sent were not kept"]
+    assert [update.state for update in audit.updates].count(ATTACKED) == 4
+    assert len(orders) == 4
 
 
 def test_ctrl_c_ends_the_attacks_too(orders, tmp_path):
