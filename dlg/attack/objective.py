@@ -31,7 +31,7 @@ from dlg.graph.differentiation import FirstGradients, first_gradients, second_gr
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, linear_layers
-from dlg.graph.programs import in_program, traced_execution
+from dlg.graph.programs import in_program, results_size, traced_execution
 from dlg.graph.unrolling import unrolled_gradients
 from dlg.graph.values import Value, is_real, numpy_dtype
 from dlg.shared_update import SharedUpdate
@@ -58,6 +58,11 @@ _NEAR_THE_FLOOR = 300
 NOISE_DEVIATIONS = 4
 # The error of storing weights has a known mean square; of a hundred numbers or more, it is not exceeded by this factor.
 STORAGE_MARGIN = 2
+# A program whose ops' results take at most this many bytes keeps them while it iterates: resnet18 with eight images
+# takes 508 MiB. An attack has one or two such programs.
+_MOST_KEPT_BY_A_LOOP = 2**29
+# The same for what computes values of the program. An attack, with its verification, may have a dozen of those.
+_MOST_KEPT_BY_AN_EVALUATION = 2**27
 # What messages say of PaddlePaddle.
 CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
@@ -129,6 +134,8 @@ class Objective:
         From the attack's name of each table that an integer feature is looked up
         in to the trained one's. Their gradients are not compared, for they
         depend on the integers.
+    results_size : int
+        How many bytes the results of the program's ops take together.
     knowledge : DefenseKnowledge
         What is known of the defence that the shared gradients went through.
     derived : Preparations
@@ -158,6 +165,7 @@ class Objective:
     is_least_squares: bool
     layout: Layout
     tables: dict[str, str]
+    results_size: int
     knowledge: DefenseKnowledge = NOTHING
     derived: Preparations = dataclasses.field(default_factory=Preparations)
 
@@ -191,8 +199,14 @@ class Objective:
             Where PaddlePaddle cannot run the program.
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
-        with traced_execution(), named_failures(CANNOT_RUN, self.program):
+        keeps_results = self.results_size <= _MOST_KEPT_BY_AN_EVALUATION
+        with traced_execution(keeps_results=keeps_results), named_failures(CANNOT_RUN, self.program):
             return self.evaluator.evaluate(feed, fetched)
+
+    @property
+    def keeps_results_in_loops(self) -> bool:
+        """Whether a loop of the program's ops is to keep their results, see `traced_execution`."""
+        return self.results_size <= _MOST_KEPT_BY_A_LOOP
 
     def table_weights(self) -> dict[str, np.ndarray]:
         """The tables that integer features are looked up in, (V, d), by the attack's names."""
@@ -401,6 +415,7 @@ def build_objective(
         is_least_squares=distance == "l2" and not tv,
         layout=call.layout,
         tables=tables,
+        results_size=results_size(program),
         knowledge=step.knowledge,
     )
     if programs is None or key is None:

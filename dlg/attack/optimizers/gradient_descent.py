@@ -201,7 +201,8 @@ class GradientDescent:
         self.evaluations += count
         feed = {variable.name: value for variable, value in zip(self._state, [*values, *moments])}
         feed |= objective.constants | {"first": np.array(done), "last": np.array(done + count)}
-        with named_failures(CANNOT_RUN, objective.program), traced_execution():
+        execution = traced_execution(keeps_results=objective.keeps_results_in_loops)
+        with named_failures(CANNOT_RUN, objective.program), execution:
             *state, probability, loss = objective.executor.run(
                 self._program, feed=feed, fetch_list=self._results, scope=objective.scope
             )
