@@ -219,10 +219,8 @@ def time_command() -> None:
     imported, first, later, ratio, attack, whole = (statistics.median(times) for times in zip(*runs))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"the command: first snapshot after {first:.1f} s, the attack {attack:.1f} s, everything {whole:.1f} s;")
-    print(
-        f"             `import paddle` alone takes {imported:.1f} s, which the first snapshot follows by {later:.1f} s,"
-    )
-    print(f"             {ratio:.2f} times that import (medians of {COMMAND_RUNS} runs of both, in turns);")
+    print(f"             the first snapshot comes {later:.1f} s later than a bare `import paddle` ends, which takes")
+    print(f"             {imported:.1f} s: the ratio is {ratio:.2f} (medians of {COMMAND_RUNS} runs, in turns);")
     print(f"             at most {peak:.0f} MiB of memory")
 
 
