@@ -227,7 +227,7 @@ def dlg_attack(
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
-    return _run(step, options, *_prepare(step, options), started, vocabulary)
+    return _run(step, options, *prepare(step, options), started, vocabulary)
 
 
 def attack_layer(
@@ -316,7 +316,7 @@ def attack_layer(
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
-            strategy, first = _prepare(known.step, chosen)
+            strategy, first = prepare(known.step, chosen)
             shown = _shown_feature(strategy.objective.layout)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
                 try:
@@ -340,7 +340,7 @@ def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOp
     return dataclasses.replace(options, feature_range="none")
 
 
-def _prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
+def prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
     """The attack, its derivatives verified, and its first start."""
     strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)

@@ -22,7 +22,7 @@ from dlg.attack.losses import (
     total_variation,
 )
 from dlg.attack.parameters import Ties, copy_weights, tie, tie_all
-from dlg.attack.shared_step import NetworkCall, SharedStep, first_samples, input_name
+from dlg.attack.shared_step import NetworkCall, Preparations, SharedStep, first_samples, input_name
 from dlg.defense_knowledge import NOTHING, Bounds, DefenseKnowledge
 from dlg.errors import InputError, PrecisionError, ProgramError
 from dlg.graph.blocks import Evaluator
@@ -138,6 +138,8 @@ class Objective:
         How many bytes the results of the program's ops take together.
     knowledge : DefenseKnowledge
         What is known of the defence that the shared gradients went through.
+    derived : Preparations
+        The optimisers' programs that were made of this one.
     """
 
     program: paddle.static.Program
@@ -165,6 +167,7 @@ class Objective:
     tables: dict[str, str]
     results_size: int
     knowledge: DefenseKnowledge = NOTHING
+    derived: Preparations = dataclasses.field(default_factory=Preparations)
 
     @property
     def is_precise(self) -> bool:
@@ -336,6 +339,14 @@ def build_objective(
         Where the network cannot be differentiated twice. It is a ProgramError
         where PaddlePaddle says so.
     """
+    programs = step.preparations.programs
+    # All that the program depends on, for one network and batch size. Local steps are simulated, with their own rules.
+    key = None
+    if programs is not None and step.local_steps is None:
+        shape = fixed_label is None, step.knowledge.bounds is None, step.knowledge.pull, tuple(step.gradients)
+        key = "objective", dtype, distance, tv, match_features, *shape
+        if key in programs:
+            return _fed_by(programs[key], step, fixed_label, dtype, distance, tv)
     program = paddle.static.Program()
     with in_program(program, dtype), named_failures(CANNOT_BUILD, program, dtype):
         # Step 2: the dummy data and the dummy label.
@@ -380,7 +391,7 @@ def build_objective(
     floor, explained = known_floor(step, compared, distance, tv, dtype)
     scope = copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype, step.weights)
     executor = paddle.static.Executor(step.place)
-    return Objective(
+    objective = Objective(
         program=program,
         dummies=list(dummies.optimised.values()),
         gradients=second.gradients,
@@ -407,6 +418,44 @@ def build_objective(
         results_size=results_size(program),
         knowledge=step.knowledge,
     )
+    if programs is None or key is None:
+        return objective
+    programs[key] = dataclasses.replace(objective, derived=Preparations({})), ties.weights
+    return programs[key][0]
+
+
+def _fed_by(
+    built: tuple[Objective, Mapping[str, str]],
+    step: SharedStep,
+    fixed_label: np.ndarray | None,
+    dtype: str | None,
+    distance: str,
+    tv: float,
+) -> Objective:
+    """An objective whose program was built for another step, with what this one shared and with its weights.
+
+    Parameters
+    ----------
+    built : (Objective, mapping of str to str)
+        The objective, and from the attack's names of its weights to the trained
+        ones.
+    step, fixed_label, dtype, distance, tv
+        See `build_objective`.
+    """
+    objective, weights = built
+    copy_weights(weights, paddle.static.global_scope(), step.place, dtype, step.weights, into=objective.scope)
+    fed: dict[str, np.ndarray] = {}
+    for number, name in enumerate(objective.trained.values()):
+        value = step.gradients[name].astype(objective.constants[f"{SHARED}{number}"].dtype)
+        fed[f"{SHARED}{number}"] = value
+        if step.knowledge.bounds is not None:
+            fed |= _fed_bounds(number, value, step.knowledge)
+    compared = {name: gradient for name, gradient in step.gradients.items() if name not in objective.tables.values()}
+    floor, explained = known_floor(step, compared, distance, tv, dtype)
+    refed = dataclasses.replace(
+        objective, constants=objective.constants | fed, floor=floor, explained=explained, knowledge=step.knowledge
+    )
+    return refed if fixed_label is None else refed.with_labels(fixed_label)
 
 
 def _tied_tables(call: NetworkCall, step: SharedStep, *, same_dtype: bool) -> dict[str, str]:
@@ -507,15 +556,21 @@ def _within_bounds(
     first: FirstGradients, shared: Sequence[Value], constants: dict[str, np.ndarray], knowledge: DefenseKnowledge
 ) -> tuple[FirstGradients, dict[str, np.ndarray]]:
     """The dummy batch's gradients less what a defence hides of them, and what is fed for the bounds."""
-    gradients, fed = [], {}
+    gradients: list[Value] = []
+    fed: dict[str, np.ndarray] = {}
     for number, (gradient, variable) in enumerate(zip(first.gradients, shared)):
         value = constants[f"{SHARED}{number}"]
-        lowest, highest = knowledge.bounds_of(value)
-        fed[f"{BELOW}{number}"], fed[f"{ABOVE}{number}"] = lowest - value, highest - value
+        fed |= _fed_bounds(number, value, knowledge)
         below, above = (paddle.static.data(f"{name}{number}", value.shape, gradient.dtype) for name in (BELOW, ABOVE))
         outside = outside_of_bounds(gradient - variable, below, above, knowledge.pull)
         gradients.append(variable + outside)
     return dataclasses.replace(first, gradients=gradients), fed
+
+
+def _fed_bounds(number: int, shared: np.ndarray, knowledge: DefenseKnowledge) -> dict[str, np.ndarray]:
+    """What is fed for the bounds of a gradient, from its number and its shared value."""
+    lowest, highest = knowledge.bounds_of(shared)
+    return {f"{BELOW}{number}": lowest - shared, f"{ABOVE}{number}": highest - shared}
 
 
 def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
