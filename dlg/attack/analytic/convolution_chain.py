@@ -35,6 +35,7 @@ from scipy.special import softmax
 
 from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, neighbour_differences
+from dlg.attack.deadline import check_deadline
 
 # Adam's steps of one start. 16 and 32 filters with strides of 2 need 1000 to 1500; other networks were done after 600.
 _STEPS = 1200
@@ -222,6 +223,8 @@ class ChainMatching:
     def cost(self, images: np.ndarray, prior: float, lower_weight: float = 1.0) -> tuple[float, np.ndarray]:
         """The cost at images, (B, n), and its gradient.
 
+        It looks at the deadline in force.
+
         Parameters
         ----------
         images : ndarray, shape (B, n)
@@ -230,6 +233,7 @@ class ChainMatching:
         lower_weight : float
             The weight of the gradients of the layers before the last one.
         """
+        check_deadline()
         passes, hidden = [], images
         for layer in self._layers:
             passes.append(layer.forward(hidden))

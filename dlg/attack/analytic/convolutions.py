@@ -16,6 +16,7 @@ match the shared ones. Otherwise it is a start for a search.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -42,6 +43,7 @@ from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
+from dlg.errors import TimeLimitReachedError
 
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
@@ -129,12 +131,13 @@ def read_off(reading: Reading) -> Leakage | None:
         return None
     bounds = _UNBOUNDED if reading.value_range is None else Bounds(*reading.value_range)
     best, least = None, np.inf
-    for found in recover_images(layers, *known, bounds, reading.random_stream()):
-        leakage, loss = _judged(label, found, len(layers), bounds)
-        if best is None or loss < least:
-            best, least = leakage, loss
-        if best.inputs is not None:
-            break
+    with contextlib.suppress(TimeLimitReachedError):
+        for found in recover_images(layers, *known, bounds, reading.random_stream()):
+            leakage, loss = _judged(label, found, len(layers), bounds)
+            if best is None or loss < least:
+                best, least = leakage, loss
+            if best.inputs is not None:
+                break
     return best
 
 
@@ -205,10 +208,10 @@ def recover_images(
     for place in range(len(layers) - 1, 0, -1):
         layer = layers[place]
         left = _Left(layers[: place + 1], output[None], upstream[None], seen)
-        is_large = layer.size > _MUCH_LARGER * layers[0].size
+        known = KnownOutputs.of(layer, output, upstream, seen)
+        is_large = layer.size > _MUCH_LARGER * layers[0].size and _is_hard(layer, known)
         if is_large:
             yield from _searched(left, bounds, rng, ranks)
-        known = KnownOutputs.of(layer, output, upstream, seen)
         found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
         if found.residual >= EXPLAINED and layer.windows.shape[1] > 1:
             if not is_large:
@@ -225,6 +228,11 @@ def recover_images(
         yield ImageSearch(image.values[None], [*ranks, estimated_rank(image.equations)], is_whole=True)
     for left, known_ranks in reversed(open_inputs):
         yield from _searched(left, bounds, rng, known_ranks)
+
+
+def _is_hard(layer: ConvolutionLayer, known: KnownOutputs) -> bool:
+    """Whether a layer has fewer equations than its input has numbers, or maxima whose position is to be found."""
+    return layer.windows.shape[1] > 1 or layer.weight.size + int(known.active.sum()) < layer.size
 
 
 def _first_input(
