@@ -17,10 +17,21 @@ from markupsafe import Markup
 
 from dlg import defenses
 from dlg.audit.curves import MOST_DECIBELS, curves
-from dlg.audit.findings import LEAKS, VISIBLE_PSNR, VISIBLE_SSIM, Finding, Leak, Summary, claims, findings, leak_of
+from dlg.audit.findings import (
+    LEAKS,
+    LEAST_SEEDS,
+    VISIBLE_PSNR,
+    VISIBLE_SSIM,
+    Finding,
+    Leak,
+    Summary,
+    claims,
+    findings,
+    leak_of,
+)
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
-from dlg.results.metrics import RECOVERED
+from dlg.results.metrics import RECOVERED, wilson_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,7 @@ def _verdict(report: Report) -> dict[str, Any]:
         "networks": report.networks,
         "defenses": report.defenses,
         "findings": {(finding.network, finding.defense): finding for finding in report.found},
+        "least_seeds": LEAST_SEEDS,
         "recovered_psnr": RECOVERED,
         "visible_psnr": VISIBLE_PSNR,
         "visible_ssim": VISIBLE_SSIM,
@@ -113,7 +125,14 @@ def _privacy(report: Report) -> dict[str, Any] | None:
 
 
 def _reading(report: Report) -> dict[str, Any]:
-    return {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
+    return {
+        "recovered_psnr": RECOVERED,
+        "visible_psnr": VISIBLE_PSNR,
+        "visible_ssim": VISIBLE_SSIM,
+        "least_seeds": LEAST_SEEDS,
+        # How often something may leak of which as many seeds show nothing.
+        "unseen_rate": wilson_interval(0, LEAST_SEEDS)[1],
+    }
 
 
 def _rows(report: Report) -> dict[str, Any]:
@@ -196,6 +215,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["number"] = _number
     environment.filters["decibels"] = _decibels
     environment.filters["ground"] = _ground
+    environment.filters["rate"] = _rate
     environment.globals["leaks"] = LEAKS
     return environment
 
@@ -207,6 +227,12 @@ def _number(value: float | None, digits: str = ".3g") -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(value), format(value, digits))
 
 
+def _rate(count: int, of: int) -> Markup:
+    """A rate, with Wilson's interval at 95 %."""
+    low, high = wilson_interval(count, of)
+    return Markup('{} of {} <span class="soft">({:.0f}–{:.0f} %)</span>').format(count, of, 100 * low, 100 * high)
+
+
 def _decibels(psnr: float, unit: str = "") -> Markup:
     """A PSNR, with its unit where the heading does not say it."""
     return Markup("equal") if math.isinf(psnr) else _number(psnr, ".1f") + unit
@@ -214,6 +240,8 @@ def _decibels(psnr: float, unit: str = "") -> Markup:
 
 def _ground(leak: Leak, best_psnr: float | None, best_ssim: float | None) -> Markup:
     """What decided what leaked, with its number; nothing where no number did."""
+    if leak.decided_by.startswith("oracle's"):
+        return Markup("by the oracle’s choice of the attack")
     if leak.decided_by == "SSIM":
         return Markup("SSIM {}").format(_number(best_ssim, ".2f"))
     if best_psnr is None:

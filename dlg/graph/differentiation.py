@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 import paddle
 
 from dlg.errors import InputError
+from dlg.graph.backward import gradients_of
 from dlg.graph.label_readers import ignored_labels
 from dlg.graph.rewriting import (
     make_deterministic,
@@ -116,7 +117,7 @@ def first_gradients(
     ignored = ignored_labels(loss)
     loss, notes = make_deterministic(loss)
     loss = rewrite_network(loss, probability_of)
-    pairs = zip(parameters, paddle.static.gradients([loss], list(parameters)))
+    pairs = zip(parameters, gradients_of(loss, parameters))
     with_gradient = [(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
     gradients = make_differentiable([gradient for _, gradient in with_gradient], probability_of, dummies)
     if not label_is_fed:
@@ -146,7 +147,7 @@ def second_gradients(
     InputError
         Where the loss does not depend on one of the dummies.
     """
-    gradients = paddle.static.gradients([loss], list(dummies.values()))
+    gradients = gradients_of(loss, list(dummies.values()))
     for name, gradient in zip(dummies, gradients):
         if gradient is None:
             raise InputError(

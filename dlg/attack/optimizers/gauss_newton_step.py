@@ -214,7 +214,8 @@ class GaussNewtonStep:
             started = time.monotonic()
             bound = np.array(min(done + self._products_per_run, most_products))
             fed = dict(zip((value.name for value in self._state), state, strict=True))
-            with named_failures(CANNOT_RUN, self._objective.program), traced_execution():
+            execution = traced_execution(keeps_results=self._objective.keeps_results_in_loops)
+            with named_failures(CANNOT_RUN, self._objective.program), execution:
                 fetched = self._objective.executor.run(
                     self._program,
                     feed=feed | fed | {"most_products": bound},

@@ -59,7 +59,7 @@ def arrangement(op: Operation, _: ProbabilityOf) -> Replacement | None:
         array = source if has_gradient else without_first_gradient(source)
         # Place 0 stands for what is no element of this input.
         elements = paddle.concat([paddle.zeros([1], array.dtype), paddle.reshape(array, [-1])])
-        result = result + paddle.reshape(paddle.gather(elements, paddle.reshape(places, [-1])), result.shape)
+        result = result + paddle.reshape(paddle.index_select(elements, paddle.reshape(places, [-1])), result.shape)
     return [result]
 
 
