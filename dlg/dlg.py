@@ -227,11 +227,7 @@ def dlg_attack(
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
-<<<<<<< HEAD
     return _run(step, options, *prepare(step, options, started), started, vocabulary)
-=======
-    return _run(step, options, *prepare(step, options), started, vocabulary)
->>>>>>> main
 
 
 def attack_layer(
@@ -320,12 +316,8 @@ def attack_layer(
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
-<<<<<<< HEAD
             strategy, first = prepare(known.step, chosen, started)
-=======
-            strategy, first = prepare(known.step, chosen)
             shown = _shown_feature(strategy.objective.layout)
->>>>>>> main
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
                 try:
                     recovered = _run(known.step, chosen, strategy, first, started, vocabulary)
