@@ -209,9 +209,12 @@ def recover_images(
         layer = layers[place]
         left = _Left(layers[: place + 1], output[None], upstream[None], seen)
         known = KnownOutputs.of(layer, output, upstream, seen)
-        is_large = layer.size > _MUCH_LARGER * layers[0].size and _is_hard(layer, known)
+        is_short = layer.weight.size + int(known.active.sum()) < layer.size
+        is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or layer.windows.shape[1] > 1)
         if is_large:
             yield from _searched(left, bounds, rng, ranks)
+            if is_short and left.has_patterns:
+                return
         found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
         if found.residual >= EXPLAINED and layer.windows.shape[1] > 1:
             if not is_large:
@@ -228,11 +231,6 @@ def recover_images(
         yield ImageSearch(image.values[None], [*ranks, estimated_rank(image.equations)], is_whole=True)
     for left, known_ranks in reversed(open_inputs):
         yield from _searched(left, bounds, rng, known_ranks)
-
-
-def _is_hard(layer: ConvolutionLayer, known: KnownOutputs) -> bool:
-    """Whether a layer has fewer equations than its input has numbers, or maxima whose position is to be found."""
-    return layer.windows.shape[1] > 1 or layer.weight.size + int(known.active.sum()) < layer.size
 
 
 def _first_input(
