@@ -33,7 +33,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from dlg.attack.analytic.convolution_equations import Bounds
+from dlg.attack.analytic.convolution_equations import Bounds, Equations
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, neighbour_differences
 from dlg.attack.deadline import check_deadline
 
@@ -170,6 +170,11 @@ class _SmoothLayer:
         return (self._scatter @ patches.reshape(len(patches), -1).T).T
 
 
+def _norm(gradient: np.ndarray) -> float:
+    """The norm of a gradient, of which dead units leave nothing."""
+    return max(float(np.linalg.norm(gradient)), _TINY)
+
+
 def _smooth_step(t: np.ndarray) -> np.ndarray:
     """From 0 at 0 to 1 at 1, with a derivative."""
     t = np.clip(t, 0, 1)
@@ -239,7 +244,7 @@ class ChainMatching:
             passes.append(layer.forward(hidden))
             hidden = passes[-1].output.reshape(len(images), -1)
         difference = np.where(self._seen, passes[-1].output - self._features, 0)
-        size = np.sum(self._features[:, self._seen] ** 2)
+        size = max(float(np.sum(self._features[:, self._seen] ** 2)), _TINY)
         cost, at_output = np.sum(difference**2) / size, 2 * difference / size
         residuals, spreads, slopes, upstreams = self._backward(passes)
         weights = [lower_weight] * (len(passes) - 1) + [1.0]
@@ -287,7 +292,7 @@ class ChainMatching:
     def _residual(layer: ConvolutionLayer, spread: np.ndarray, patches: np.ndarray) -> np.ndarray:
         found = np.einsum("bop,bmp->om", spread, patches, optimize=True)
         shared = layer.weight_gradient.reshape(found.shape)
-        return (found - shared) / np.linalg.norm(shared)
+        return (found - shared) / _norm(shared)
 
     def _adjoint(
         self,
@@ -300,8 +305,7 @@ class ChainMatching:
     ) -> np.ndarray:
         """The cost's gradient: first back through the backpropagation, first layer to last, then through the layers."""
         at_gradients = [
-            2 * residual / np.linalg.norm(smooth.layer.weight_gradient)
-            for smooth, residual in zip(self._layers, residuals)
+            2 * residual / _norm(smooth.layer.weight_gradient) for smooth, residual in zip(self._layers, residuals)
         ]
         at_shares, at_largest = [], []
         at_upstream: np.ndarray | None = None
@@ -330,6 +334,55 @@ class ChainMatching:
             patches = smooth.layer.filters.T @ smooth.spread(windows) + at_gradients[number].T @ spreads[number]
             at_output = smooth.to_input(patches)
         return at_output
+
+
+def linearised(layers: Sequence[ConvolutionLayer], images: np.ndarray, upstream: np.ndarray) -> Equations:
+    """What outputs and gradients say of images, given the pattern of active units and of maxima at them.
+
+    Parameters
+    ----------
+    layers : sequence of ConvolutionLayer
+        First to last.
+    images : ndarray, shape (B, n)
+    upstream : ndarray, shape (B, d)
+        The loss's gradients at the last layer's outputs.
+
+    Returns
+    -------
+    Equations
+        In the images, flattened: the outputs of each, then the gradients of
+        each layer, last to first. The right side is that of these images.
+    """
+    by_image = [_linearised_one(layers, *pair) for pair in zip(images, upstream)]
+    outputs = sparse.block_diag([found[0] for found in by_image])
+    gradients = sparse.hstack([sparse.vstack(found[1:]) for found in by_image])
+    matrix = sparse.vstack([outputs, gradients]).tocsr()
+    matrix.eliminate_zeros()
+    return Equations(matrix, matrix @ images.ravel())
+
+
+def _linearised_one(
+    layers: Sequence[ConvolutionLayer], image: np.ndarray, upstream: np.ndarray
+) -> list[sparse.csr_matrix]:
+    """The outputs' derivatives by one image, and those of each layer's gradient, last to first; each scaled to 1."""
+    hidden, derivative = image, sparse.identity(image.size, format="csr")
+    inputs, chosen, slopes = [], [], []
+    for layer in layers:
+        windows = layer.pre_activations(hidden)
+        positions = windows.argmax(axis=2)[..., None]
+        largest, known = np.take_along_axis(windows, positions, axis=2).ravel(), layer.known_activation
+        inputs.append(derivative)
+        chosen.append(np.take_along_axis(layer.outputs, positions, axis=2).ravel())
+        slopes.append(np.ones_like(largest) if known is None else known.derivative(largest))
+        hidden = largest if known is None else known.function(largest)
+        derivative = sparse.diags(slopes[-1]) @ (layer.matrix[chosen[-1]] @ derivative)
+    equations = [derivative]
+    for layer, before, places, slope in reversed(list(zip(layers, inputs, chosen, slopes))):
+        spread = np.zeros(layer.matrix.shape[0])
+        np.add.at(spread, places, upstream.ravel() * slope)
+        equations.append(layer.gradient_matrix(spread.reshape(len(layer.weight), -1)) @ before)
+        upstream = layer.matrix.T @ spread
+    return [each / max(float(abs(each).max()), _TINY) for each in equations]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic import softmax_regression
-from dlg.attack.analytic.convolution_chain import ChainMatching, search_images
+from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, search_images
 from dlg.attack.analytic.convolution_completion import MOST_PIXELS, smoothest_image
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
@@ -137,8 +137,14 @@ def read_off(reading: Reading) -> Leakage | None:
             if best is None or loss < least:
                 best, least = leakage, loss
             if best.inputs is not None:
-                break
+                return dataclasses.replace(best, open_part=_open_part(layers, best.inputs, known[1]))
     return best
+
+
+def _open_part(layers: Sequence[ConvolutionLayer], inputs: np.ndarray, gradients: np.ndarray) -> OpenPart:
+    """What the equations of all layers leave open, given the pattern of active units and maxima."""
+    rank = estimated_rank(linearised(layers, inputs.reshape(len(inputs), -1), gradients))
+    return OpenPart(rank.size, rank.open, rank.unseen)
 
 
 def _known_features(reading: Reading, label: Leakage) -> tuple[np.ndarray, np.ndarray] | None:
@@ -342,15 +348,12 @@ def _judged(label: Leakage, found: ImageSearch, layers: int, bounds: Bounds) -> 
     losses = [_matching_loss(label.objective, images) for images in candidates]
     images, least = candidates[int(np.argmin(losses))], min(losses)
     explained, ranks = label.objective.explains(least), found.ranks
-    # What the first layer's equations leave open, given the pattern of active units and maxima.
-    is_open = OpenPart(ranks[-1].size, ranks[-1].open, ranks[-1].unseen) if found.is_whole else None
     leakage = dataclasses.replace(
         label,
         inputs=images if explained else None,
         start=None if explained else images,
         source="the convolutions, layer by layer" if found.is_whole else "the convolutions, all layers together",
         findings=[_finding(ranks, layers)] if ranks else [],
-        open_part=is_open,
     )
     return leakage, least
 
