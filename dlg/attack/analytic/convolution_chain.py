@@ -64,6 +64,8 @@ _LOWER_WEIGHT = 0.1
 _FIRST_PRIOR = 1e-2
 # and at the end of Adam's steps.
 _LAST_PRIOR = 1e-4
+# The same in the least squares after that, whose quadratic model the jumps break.
+_FINAL_LOWER_WEIGHT = 1e-3
 # What black counts for in the prior, beside 1 for differences: large areas that no gradient depends on become black.
 _BLACK_SHARE = 0.1
 # The prior of each final temperature, as a share of it.
@@ -454,13 +456,13 @@ def _refined(matching: ChainMatching, images: np.ndarray, bounds: Bounds) -> Ima
         matching.set_temperature(images, temperature)
 
         def cost(flat: np.ndarray, prior: float = _PRIOR_SHARE * temperature) -> tuple[float, np.ndarray]:
-            value, gradient = matching.cost(flat.reshape(shape), prior)
+            value, gradient = matching.cost(flat.reshape(shape), prior, _FINAL_LOWER_WEIGHT)
             return value, gradient.ravel()
 
         limits = [(bounds.low, bounds.high)] * images.size
         found = minimize(cost, images.ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)
         images = bounds.clip(found.x).reshape(shape)
-        reached = matching.cost(images, 0.0)[0]
+        reached = matching.cost(images, 0.0, _FINAL_LOWER_WEIGHT)[0]
         if reached < _EXACT:
             break
     return Images(images, reached)
