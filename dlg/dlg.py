@@ -117,7 +117,7 @@ class Reconstruction:
     gradient_scale : float
         The factor on the shared gradients that was found, 1 for the gradients
         of the network's own loss. Of an update of several local steps, the factor
-        on the learning rate.
+        on the learning rate, or on the whole update.
     tokens : dict of str to ndarray, int64, or None
         For each table that an integer feature is looked up in, the tokens that
         its gradient shows to be in the batch, whatever else was recovered; see

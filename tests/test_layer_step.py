@@ -17,6 +17,7 @@ from attacking import worst_psnr
 from dlg import InputError, SecondDerivativeError, SharedUpdate, attack_layer, dlg_attack
 from dlg.attack.layer_step import step_of_layer
 from dlg.attack.objective import build_objective
+from dlg.attack.verification import verify
 from dlg.graph.programs import static_mode
 from dlg.options import AttackOptions
 
@@ -297,6 +298,31 @@ def test_the_attack_has_no_buffer_that_the_layer_does_not_read():
     assert "kept" in dict(layer.named_buffers())
     assert {"scale", "norm._mean", "kept"} & set(known.scope.local_var_names()) == {"scale", "norm._mean"}
     assert "kept" not in {parameter.name for parameter in known.step.trained}
+
+
+class Writing(nn.Layer):
+    """A layer that writes numbers over elements of its values, and of its prediction."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(FEATURES, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, feature):
+        hidden = 2 * paddle.tanh(self.first(feature))
+        hidden[:, 1::4] = 0.5
+        prediction = self.last(hidden)
+        prediction[:, 3] = -1.0
+        return prediction
+
+
+def test_numbers_that_are_written_over_elements_pass_no_gradient():
+    """They do in a program of PaddlePaddle's, which is then not the layer."""
+    layer, batch = Writing(), vectors()
+    gradients = backward(layer, batch)
+    known = step_of(layer, gradients, batch)
+    assert loss_at(batch, known) < 1e-12
+    with static_mode(), paddle.static.scope_guard(known.scope):
+        verify(known.step)
 
 
 class InPlace(nn.Layer):

@@ -108,7 +108,7 @@ class Finding:
     images, recovered, oracle_recovered, labels_right : int
         The number of images, of recovered images, of those that the oracle's
         choice recovers, and of images whose label was found.
-    best_psnr, mean_psnr : float or None
+    best_psnr, mean_psnr, oracle_mean_psnr : float or None
         In dB, infinite where images are equal. These numbers and those below
         are None where no cell could be run.
     best_ssim, mean_ssim, relative_error, cosine, epsilon : float or None
@@ -131,6 +131,7 @@ class Finding:
     labels_right: int
     best_psnr: float | None
     mean_psnr: float | None
+    oracle_mean_psnr: float | None
     best_ssim: float | None
     mean_ssim: float | None
     relative_error: float | None
@@ -155,6 +156,7 @@ class Finding:
             labels_right=sum(each.labels_right for each in scores),
             best_psnr=max((each.best_psnr for each in scores), default=None),
             mean_psnr=_mean(each.mean_psnr for each in scores),
+            oracle_mean_psnr=_mean(each.oracle_mean_psnr for each in scores),
             best_ssim=max((each.best_ssim for each in scores if each.best_ssim is not None), default=None),
             mean_ssim=_mean(each.mean_ssim for each in scores),
             relative_error=_mean(each.relative_error for each in scores),
@@ -281,6 +283,8 @@ class Summary:
     not_comparable : tuple of str
         The networks of which no undefended picture was recovered. What was not
         recovered under a defence there need not be the defence's merit.
+    cheapest : DefenseSummary or None
+        The defence that stops the attacks and moves the gradient least.
     failed_cells : int
         How many cells could not be run.
     labels_right, images : int
@@ -291,6 +295,7 @@ class Summary:
     undefended: tuple[Finding, ...]
     defenses: Mapping[str, tuple[DefenseSummary, ...]]
     not_comparable: tuple[str, ...]
+    cheapest: DefenseSummary | None
     failed_cells: int
     labels_right: int
     images: int
@@ -311,6 +316,11 @@ class Summary:
             defenses={kind: tuple(each for each in summaries if each.kind == kind) for kind in LEAKS},
             not_comparable=tuple(
                 dict.fromkeys(finding.network for finding in defended if finding.network not in comparable)
+            ),
+            cheapest=min(
+                (each for each in summaries if each.kind == "stops" and each.most_error is not None),
+                key=lambda each: each.most_error or 0.0,
+                default=None,
             ),
             failed_cells=sum(len(finding.errors) for finding in found),
             labels_right=sum(finding.labels_right for finding in defended),

@@ -16,7 +16,6 @@ import jinja2
 from markupsafe import Markup
 
 from dlg import defenses
-from dlg.audit.curves import MOST_DECIBELS, curves
 from dlg.audit.findings import (
     LEAKS,
     LEAST_SEEDS,
@@ -29,9 +28,13 @@ from dlg.audit.findings import (
     findings,
     leak_of,
 )
+from dlg.audit.frontier import MOST_DECIBELS, tradeoff
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
 from dlg.results.metrics import RECOVERED, wilson_interval
+
+# From where on something leaks, for the templates.
+_LEVELS = {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +70,14 @@ class Report:
 
 
 def _verdict(report: Report) -> dict[str, Any]:
+    defended = [spec for spec in report.defenses if spec != "none"]
     return {
         "summary": Summary.of(report.found),
         "networks": report.networks,
-        "defenses": report.defenses,
-        "findings": {(finding.network, finding.defense): finding for finding in report.found},
+        "defended": defended,
+        "findings": report.found,
         "least_seeds": LEAST_SEEDS,
-        "recovered_psnr": RECOVERED,
-        "visible_psnr": VISIBLE_PSNR,
-        "visible_ssim": VISIBLE_SSIM,
+        "options": report.results.options,
     }
 
 
@@ -84,23 +86,33 @@ def _paper(report: Report) -> dict[str, Any] | None:
     return {"claims": found} if found else None
 
 
-def _networks(report: Report) -> dict[str, Any] | None:
+def _figures(report: Report) -> dict[str, Any] | None:
+    figures = {name: tradeoff(report.of_network(name)) for name in report.networks}
+    drawn = [{"name": name, "figure": figure} for name, figure in figures.items() if figure is not None]
+    return {"networks": drawn, "most_decibels": MOST_DECIBELS, **_LEVELS} if drawn else None
+
+
+def _pictures(report: Report) -> dict[str, Any] | None:
     if not report.networks:
         return None
     return {
         "networks": [
-            {
-                "name": name,
-                "findings": report.of_network(name),
-                "cards": gallery(report.of_network(name), report.picture),
-                "curves": curves(report.of_network(name)),
-            }
-            for name in report.networks
+            {"name": name, "cards": gallery(report.of_network(name), report.picture)} for name in report.networks
         ],
         "options": report.results.options,
-        "most_decibels": MOST_DECIBELS,
         "most_images": MOST_IMAGES,
+    }
+
+
+def _tables(report: Report) -> dict[str, Any] | None:
+    if not report.networks:
+        return None
+    return {
+        "networks": [{"name": name, "findings": report.of_network(name)} for name in report.networks],
+        "defenses": report.defenses,
+        "findings": {(finding.network, finding.defense): finding for finding in report.found},
         "any_epsilon": any(finding.epsilon is not None for finding in report.found),
+        **_LEVELS,
     }
 
 
@@ -126,9 +138,7 @@ def _privacy(report: Report) -> dict[str, Any] | None:
 
 def _reading(report: Report) -> dict[str, Any]:
     return {
-        "recovered_psnr": RECOVERED,
-        "visible_psnr": VISIBLE_PSNR,
-        "visible_ssim": VISIBLE_SSIM,
+        **_LEVELS,
         "least_seeds": LEAST_SEEDS,
         # How often something may leak of which as many seeds show nothing.
         "unseen_rate": wilson_interval(0, LEAST_SEEDS)[1],
@@ -169,8 +179,10 @@ class Section:
 # In the order of the page.
 SECTIONS = (
     Section("verdict", "What leaked", "verdict.html", _verdict),
+    Section("figures", "Leak against price", "figures.html", _figures),
+    Section("pictures", "What an attacker sees", "pictures.html", _pictures),
+    Section("tables", "Tables", "tables.html", _tables),
     Section("paper", "Compared with Zhu et al. 2019", "paper.html", _paper),
-    Section("networks", "Network by network", "networks.html", _networks),
     Section("privacy", "Differential privacy", "privacy.html", _privacy),
     Section("reading", "How to read this", "reading.html", _reading),
     Section("rows", "All cells", "rows.html", _rows),

@@ -215,7 +215,7 @@ class TracedLayer:
         refuse_control_flow(made.main_program.global_block())
         # The first of the inputs is the layer itself.
         _, given_features, given_label = made.inputs
-        prediction, loss = made.outputs
+        prediction, loss = _write_numbers_as_tensors(made.main_program, made.outputs)
         if not isinstance(loss, pir.Value):
             raise InputError(f"the loss returned {quoted(loss)}, expected a scalar variable")
         in_order = {name: read[name] for name in self.tensors if name in read}
@@ -327,6 +327,41 @@ def _buffers_assigned() -> Iterator[None]:
         yield
     finally:
         paddle.nn.Layer.__setattr__ = before
+
+
+def _write_numbers_as_tensors(program: paddle.static.Program, results: Sequence[Any]) -> list[Any]:
+    """Let ops that write numbers over elements of a value, as ``x[:, 0] = 1`` does, write a tensor of them.
+
+    PaddlePaddle's gradient of the first is wrong in a program, and right in
+    dynamic mode; that of the second is right in both; met in 3.0.0 and 3.3.1.
+
+    Parameters
+    ----------
+    program : paddle.static.Program
+    results : sequence
+        Of the program; some may be no values.
+
+    Returns
+    -------
+    list
+        The results, now.
+    """
+    results, block = list(results), program.global_block()
+    for op in list(block.ops):
+        if op.name() not in ("pd_op.set_value", "pd_op.set_value_"):
+            continue
+        (x, *places), attributes = op.operands_source(), op.attrs()
+        axes = [attributes[name] for name in ("axes", "decrease_axes", "none_axes")]
+        with paddle.static.program_guard(program):
+            pir.set_insertion_point(op)
+            numbers = paddle.reshape(paddle.assign(np.array(attributes["values"])), attributes["shape"])
+            written = paddle._C_ops.set_value_with_tensor(x, paddle.cast(numbers, x.dtype), *places, *axes)
+            pir.reset_insertion_point_to_end()
+        old = op.result(0)
+        results = [written if isinstance(result, pir.Value) and result.is_same(old) else result for result in results]
+        old.replace_all_uses_with(written)
+        block.remove_op(op)
+    return results
 
 
 @contextlib.contextmanager

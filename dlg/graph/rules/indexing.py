@@ -63,6 +63,19 @@ def arrangement(op: Operation, _: ProbabilityOf) -> Replacement | None:
     return [result]
 
 
+@rule("set_value", "set_value_", table=FORWARD_RULES)
+def numbers_in_places(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The value with numbers written over some of its elements.
+
+    PaddlePaddle's gradient of it in a program passes through those elements too,
+    3.0.0 and 3.3.1. Participants share what it computes.
+    """
+    x = op.operand_source(0)
+    numbers = _applied(op, [x], [_zeros_like(x)])
+    is_kept = _applied(op, [x], [paddle.ones(x.shape, x.dtype)]) - numbers
+    return [x + without_first_gradient(numbers + x * is_kept - x)]
+
+
 def _is_array(value: Value) -> bool:
     """Whether an op's input is an array of real numbers, not a list of arrays and not left out."""
     return value.initialized() and value.is_dense_tensor_type() and is_real(value)
