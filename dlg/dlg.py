@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 
 from dlg.attack.attempts import Attempts
-from dlg.attack.deadline import Deadline
+from dlg.attack.deadline import Deadline, deadline_in_force
 from dlg.attack.dummies import recovered_label
 from dlg.attack.features import Layout
 from dlg.attack.layer_step import step_of_layer
@@ -117,7 +117,7 @@ class Reconstruction:
     gradient_scale : float
         The factor on the shared gradients that was found, 1 for the gradients
         of the network's own loss. Of an update of several local steps, the factor
-        on the learning rate.
+        on the learning rate, or on the whole update.
     tokens : dict of str to ndarray, int64, or None
         For each table that an integer feature is looked up in, the tokens that
         its gradient shows to be in the batch, whatever else was recovered; see
@@ -227,7 +227,7 @@ def dlg_attack(
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
-    return _run(step, options, *prepare(step, options), started, vocabulary)
+    return _run(step, options, *prepare(step, options, started), started, vocabulary)
 
 
 def attack_layer(
@@ -316,7 +316,7 @@ def attack_layer(
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
-            strategy, first = prepare(known.step, chosen)
+            strategy, first = prepare(known.step, chosen, started)
             shown = _shown_feature(strategy.objective.layout)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
                 try:
@@ -340,9 +340,11 @@ def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOp
     return dataclasses.replace(options, feature_range="none")
 
 
-def prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
-    """The attack, its derivatives verified, and its first start."""
-    strategy = choose(step, options)
+def prepare(step: SharedStep, options: AttackOptions, started: float | None = None) -> tuple[Strategy, DummyBatch]:
+    """The attack, its derivatives verified, and its first start; by default its time begins now."""
+    started = time.monotonic() if started is None else started
+    with deadline_in_force(Deadline(options.time_limit, started)):
+        strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(

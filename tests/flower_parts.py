@@ -24,7 +24,8 @@ SPECS = {"feature": InputSpec([None, 1, SIDE, SIDE], "float32"), "label": InputS
 RULE = {"local_learning_rate": RATE, "local_steps": STEPS}
 LOSS = nn.functional.cross_entropy
 # What a client does in the place of replying with its weights.
-SILENT, BROKEN, OTHER_SHAPE, OTHER_LAYER, NO_NUMBER = "silent", "broken", "other shape", "other layer", "no number"
+SILENT, BROKEN, NO_NUMBER = "silent", "broken", "no number"
+OTHER_SHAPE, OTHER_LAYER, OTHER_MODEL = "other shape", "other layer", "other model"
 
 
 class Raising(nn.Sequential):
@@ -88,13 +89,13 @@ def samples_of(client, count=1):
     return random.random((count, 1, SIDE, SIDE), np.float32), random.integers(0, CLASSES, (count, 1))
 
 
-def trained(arrays, client):
-    """The weights after a client's local steps."""
+def trained(arrays, client, sharpness=1):
+    """The weights after a client's local steps, with logits that are this many times the model's."""
     layer, (samples, labels) = model(), samples_of(client)
     layer.set_state_dict(arrays)
     sgd = paddle.optimizer.SGD(RATE, layer.parameters())
     for _ in range(STEPS):
-        LOSS(layer(paddle.to_tensor(samples)), paddle.to_tensor(labels)).backward()
+        LOSS(sharpness * layer(paddle.to_tensor(samples)), paddle.to_tensor(labels)).backward()
         sgd.step()
         sgd.clear_grad()
     return arrays_of(layer)
@@ -128,7 +129,8 @@ class InOneProcess(Grid):
             return None
         if does == BROKEN:
             return Message(Error(7, "the disk of this client is full"), reply_to=message)
-        after = trained({name: array.numpy() for name, array in message.content["arrays"].items()}, client)
+        before = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        after = trained(before, client, sharpness=5 if does == OTHER_MODEL else 1)
         if does == OTHER_SHAPE:
             after = {name: array[..., :-1] for name, array in after.items()}
         if does == OTHER_LAYER:

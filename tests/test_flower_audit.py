@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import pickle
+import time
 
 import numpy as np
 import paddle
@@ -16,8 +18,8 @@ from flwr.serverapp.strategy import FedAvg
 
 import flower_parts as parts
 from dlg import InputError
-from dlg.flower import LeakageAudit, leakage_audit
-from dlg.flower.attack_process import AttackError, Target, as_shape_and_dtype, pickled
+from dlg.flower import LeakageAudit, attack_process, leakage_audit
+from dlg.flower.attack_process import AttackError, Target, as_shape_and_dtype, pickled, save_weights
 from dlg.flower.report import describe, render
 from dlg.flower.seen_update import ATTACKED, NOT_ATTACKED, SeenUpdate
 from dlg.shared_update import load_weights
@@ -94,11 +96,12 @@ def test_training_is_the_same_with_the_audit_bit_for_bit(strategy, orders, tmp_p
     assert "aggregate_train" not in vars(audited)
 
 
-def test_a_client_s_sample_comes_back_from_its_update_alone(tmp_path):
-    audit = audit_of(federated(min_train_nodes=1, min_available_nodes=1), tmp_path)
-    start(audit, parts.InOneProcess({5: None}))
-    (update,) = audit.updates
+def test_a_client_s_sample_comes_back_from_its_update_and_of_another_model_s_nothing_is_claimed(tmp_path):
+    audit = audit_of(federated(), tmp_path, iterations=5)
+    start(audit, parts.InOneProcess({5: None, 6: parts.OTHER_MODEL}))
+    update, other = sorted(audit.updates, key=lambda update: update.client)
     assert (update.state, update.verdict) == (ATTACKED, "explained"), update.reason
+    assert (other.state, other.verdict) == (ATTACKED, "failed"), other.reason
     samples, labels = parts.samples_of(5)
     recovered = np.load(update.folder / "recovered.npz")
     assert np.abs(recovered["feature"] - samples).max() < 1e-3
@@ -106,8 +109,8 @@ def test_a_client_s_sample_comes_back_from_its_update_alone(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "Client 5" in page
     assert "data:image/png;base64," in page
-    (row,) = json.loads((tmp_path / "audit.json").read_text())["updates"]
-    assert row["folder"] == "round_001/client_5"
+    rows = json.loads((tmp_path / "audit.json").read_text())["updates"]
+    assert {row["folder"] for row in rows} == {"round_001/client_5", "round_001/client_6"}
 
 
 def test_the_attack_gets_what_the_server_sent_and_what_came_back(orders, tmp_path):
@@ -182,15 +185,46 @@ def test_what_ends_the_attack_s_process_does_not_end_the_training(tmp_path):
     assert "this model computes nothing" in reasons(audit)[1]
 
 
-def test_a_full_disk_does_not_end_the_training(orders, monkeypatch, tmp_path):
-    def no_space(weights, path):
-        raise OSError("No space left on device")
+@pytest.fixture
+def order(orders, tmp_path):
+    """An attack that takes some time, for importing PaddlePaddle alone takes some."""
+    start(audit_of(federated(), tmp_path))
+    return orders[0]
 
-    audit = audit_of(federated(), tmp_path)
+
+def test_an_attack_that_does_not_end_is_killed(order, monkeypatch):
+    monkeypatch.setattr(attack_process, "MOST_BESIDES", 0.1)
+    with pytest.raises(AttackError, match=r"the attack did not end within 0\.2 s"):
+        attack_process.AttackProcess().run(order, 0.1)
+
+
+def test_an_attack_that_is_stopped_ends_at_once(order):
+    process = attack_process.AttackProcess()
+    log = order.folder / attack_process.LOG
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        running = threads.submit(process.run, order, 600)
+        while not log.exists():
+            time.sleep(0.01)
+        process.stop()
+        with pytest.raises(AttackError, match="the training was stopped"):
+            running.result(60)
+    with pytest.raises(AttackError, match="the training was stopped"):
+        process.run(order, 600)
+
+
+def test_a_disk_that_gets_full_does_not_end_the_training(orders, monkeypatch, tmp_path):
+    def no_space(weights, path):
+        if "round_002" in path.parts:
+            raise OSError("No space left on device")
+        save_weights(weights, path)
+
     monkeypatch.setattr(leakage_audit, "save_weights", no_space)
-    start(audit)
-    assert set(reasons(audit).values()) == {"the weights that the server sent were not kept"}
-    assert not orders
+    audit = audit_of(federated(), tmp_path)
+    start(audit, rounds=3)
+    lost = [update.reason for update in audit.updates if update.server_round == 2]
+    assert lost == 2 * ["the weights that the server sent were not kept"]
+    assert [update.state for update in audit.updates].count(ATTACKED) == 4
+    assert len(orders) == 4
 
 
 def test_ctrl_c_ends_the_attacks_too(orders, tmp_path):
@@ -235,8 +269,10 @@ def test_the_report_says_what_a_defence_on_the_clients_leaves_to_attack():
     clipped = describe(strategies.DifferentialPrivacyClientSideFixedClipping(federated(), 0.1, 1e-3, 2))
     plain = describe(federated())
     assert any("clipped updates without noise were attacked" in sentence for sentence in clipped)
-    assert len(plain) == 1
-    assert "LocalDpMod" in plain[0]
+    assert clipped[0] == "The strategy is DifferentialPrivacyClientSideFixedClipping around FedAvg."
+    assert plain[0] == "The strategy is FedAvg."
+    assert len(plain) == 2
+    assert "LocalDpMod" in plain[1]
 
 
 @pytest.mark.parametrize(

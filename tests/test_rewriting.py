@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
@@ -13,7 +14,7 @@ from paddle import nn
 
 from dlg.attack.objective import build_objective
 from dlg.errors import LabelError, SecondDerivativeError
-from dlg.graph.rewriting import remove_dead_ops, replace_label
+from dlg.graph.rewriting import remove_dead_ops, replace_label, share_constants
 
 
 def test_an_op_without_a_second_derivative_is_named_with_its_line(monkeypatch):
@@ -65,3 +66,21 @@ def test_only_what_the_results_need_stays_in_the_program():
         paddle.exp(x)
         remove_dead_ops([paddle.tanh(x)])
     assert [op.name() for op in program.global_block().ops] == ["pd_op.data", "pd_op.tanh"]
+
+
+def test_equal_constants_become_one_but_for_those_that_are_overwritten():
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program):
+        x = paddle.static.data("x", [2, 3])
+        sums = [paddle.sum(x, axis=1), paddle.sum(2 * x, axis=1), paddle.sum(x, axis=0)]
+        full, overwritten = paddle.full([2], 3.0), paddle.full([2], 3.0)
+        results = [*sums, full + 1, paddle._C_ops.tanh_(overwritten)]
+        share_constants(program.global_block())
+    constants = [op for op in program.global_block().ops if op.name() == "pd_op.full_int_array"]
+    assert [op.result(0).use_empty() for op in constants] == [False, True, False]
+    assert not full.use_empty()
+    assert not overwritten.use_empty()
+    feed = {"x": np.arange(6, dtype="float32").reshape(2, 3)}
+    values = paddle.static.Executor(paddle.CPUPlace()).run(program, feed, results)
+    expected = [[3, 12], [6, 24], [3, 5, 7], [4, 4], np.tanh([3, 3])]
+    assert all(value == pytest.approx(np.array(numbers)) for value, numbers in zip(values, expected))

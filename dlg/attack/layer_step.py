@@ -17,6 +17,7 @@ from dlg.attack.objective import FEATURES, SHARED
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import DUMMY_DATA, LABEL, NetworkCall, SharedStep
 from dlg.errors import InputError, one_line, quoted
+from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.lookups import lookups_of
@@ -296,7 +297,8 @@ def _refuse_other_gradients(
     own_scope = copy_weights({p.name: p.name for p in call.parameters}, scope, step.place)
     feed = {value.name: array for value, array in zip([*call.inputs, call.label], [*features, label])}
     with named_failures(_CANNOT_COMPUTE, program):
-        arrays = paddle.static.Executor(step.place).run(program, feed, list(fetched.values()), scope=own_scope)
+        evaluator = Evaluator(paddle.static.Executor(step.place), own_scope)
+        arrays = evaluator.evaluate(feed, list(fetched.values())) if fetched else []
     found = dict(zip(fetched, arrays))
     largest = max((_largest(array) for array in expected.values()), default=0.0)
     for name in {**found, **expected}:

@@ -195,7 +195,8 @@ def _from_random_start(
             labels = labels_from_gradients(step)
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
             objective = _objective(entry, step, options, labels)
-    _verify_once(step, None, labels, options)
+    can_be_verified = objective.is_precise and objective.is_least_squares
+    _verify_once(step, objective if can_be_verified else None, labels, options)
     optimizer = entry.build(objective, options.learning_rate, BatchKnowledge(value_range=options.range))
     return Strategy(optimizer.description, objective, optimizer, [*objective.notes, *notes], entry.default_restarts)
 

@@ -56,6 +56,10 @@ class _Tolerances:
     close : float
         The same where the finite differences agree with each other. Right
         derivatives of resnet18 and mobilenet_v3_small agree to 2e-7 in float64.
+    rounding : float
+        How far a unit in the last place of the data may change a derivative,
+        relative to its size, for a point to be good. It was 1e-13 for networks
+        without amplified rounding.
     steps : tuple of float
         The sizes of a finite difference's step, relative to the point's, in the
         order in which they are tried. A small one has few kinks (relu, max)
@@ -66,6 +70,7 @@ class _Tolerances:
     smallest_gradient: float
     derivative: float
     close: float
+    rounding: float
     steps: tuple[float, ...]
 
 
@@ -75,6 +80,7 @@ _TOLERANCES = {
         smallest_gradient=1e-9,
         derivative=1e-3,
         close=1e-5,
+        rounding=1e-7,
         steps=(1e-7, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-6, 1e-5),
     ),
     "float32": _Tolerances(
@@ -82,6 +88,7 @@ _TOLERANCES = {
         smallest_gradient=1e-4,
         derivative=1e-1,
         close=1e-1,
+        rounding=1e-2,
         steps=(1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-2),
     ),
 }
@@ -93,6 +100,8 @@ _AGREEMENT = 0.01
 _ROUNDING_SLACK = 10
 # But by no more than this part of its size, so that a rule that is wrong by 1 % is refused in any network.
 _MOST_ROUNDING = 1e-3
+# How many points are tried for one at which rounding matters little. For mobilenet_v2 it was one of four.
+_MOST_POINTS = 6
 # A range of the features beyond plus and minus this is no range that features have: the point stays within, for larger
 # ones saturate every network.
 _MOST_AT_POINT = 1e3
@@ -231,29 +240,53 @@ class _Check:
         # A stream of its own, so that the point does not depend on it.
         self._rounding = random_streams.probe()
         self._range = value_range
-        self._point = [self._random.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
-        if value_range is not None:
-            low, high = np.clip(value_range, -_MOST_AT_POINT, _MOST_AT_POINT)
-            self._point[0] = self._random.uniform(low, high, self._point[0].shape).astype(dtype)
-        if len(self._point) > 1 and objective.label_kind is LabelKind.VALUE:
-            # A label may be one of which a root or a logarithm is taken.
-            self._point[1] = self._random.random(self._point[1].shape).astype(dtype)
         # Compared with zeros instead of the shared gradients, the loss has an ordinary size.
         self._constants = {name: value * 0 for name, value in objective.constants.items() if name.startswith(SHARED)}
-        self._tokens: dict[int, np.ndarray] = {}
-        if objective.layout.rows:
-            self._look_up_random_tokens()
+        self._choose_point()
 
-    def _look_up_random_tokens(self) -> None:
-        """Move the point to rows that some tokens have, which the network itself can be given."""
-        layout, tables = self._objective.layout, self._objective.table_weights()
-        self._tokens = layout.random_tokens(len(self._point[0]), tables, self._random)
-        self._point[0] = layout.with_rows(self._point[0], self._tokens, tables).astype(self._dtype)
+    def _choose_point(self) -> None:
+        """Draw points until rounding matters little at one; keep that, or else the one where it matters least.
+
+        Deep networks multiply rounding: with batch norms over two values, a
+        unit in the last place of the data changed the derivatives of
+        mobilenet_v2 by 8e-10 to 1e-3, as the point had it, and finite
+        differences then said nothing.
+        """
+        tried = []
+        for _ in range(_MOST_POINTS):
+            point, tokens = self._draw_point()
+            gradients = self._evaluate(point)[1]
+            nearby = self._evaluate([self._rounded_otherwise(point[0]), *point[1:]])[1]
+            change = max(_relative_change(*pair) for pair in zip(gradients, nearby))
+            tried.append((change, point, tokens, gradients))
+            # Written so that the search ends where the network is not defined.
+            if not change > self._tolerances.rounding:
+                break
+        _, self._point, self._tokens, self._gradients = min(tried, key=lambda each: each[0])
         self._constants |= self._objective.read_elsewhere(self._tokens)
+
+    def _draw_point(self) -> tuple[list[np.ndarray], dict[int, np.ndarray]]:
+        """A random point, and the tokens that its rows are of."""
+        objective, dtype = self._objective, self._dtype
+        point = [self._random.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
+        if self._range is not None:
+            low, high = np.clip(self._range, -_MOST_AT_POINT, _MOST_AT_POINT)
+            point[0] = self._random.uniform(low, high, point[0].shape).astype(dtype)
+        if len(point) > 1 and objective.label_kind is LabelKind.VALUE:
+            # A label may be one of which a root or a logarithm is taken.
+            point[1] = self._random.random(point[1].shape).astype(dtype)
+        if not objective.layout.rows:
+            return point, {}
+        # Rows that some tokens have, which the network itself can be given.
+        tables = objective.table_weights()
+        tokens = objective.layout.random_tokens(len(point[0]), tables, self._random)
+        point[0] = objective.layout.with_rows(point[0], tokens, tables).astype(dtype)
+        self._constants |= objective.read_elsewhere(tokens)
+        return point, tokens
 
     def refuse_random_network(self) -> None:
         """Raise SecondDerivativeError where the same point gives other numbers the second time, or none."""
-        _, gradients, _ = self._evaluate(self._point)
+        gradients = self._gradients
         loss, again = self._loss(self._point), self._loss(self._point)
         if not (np.isfinite([loss, again]).all() and all(np.isfinite(gradient).all() for gradient in gradients)):
             low, high = self._range or (-np.inf, np.inf)
@@ -298,8 +331,7 @@ class _Check:
 
     def compare_derivatives(self) -> None:
         """Compare the derivatives of the loss with central differences."""
-        _, gradients, _ = self._evaluate(self._point)
-        for index, (what, gradient) in enumerate(zip(("data", "label"), gradients)):
+        for index, (what, gradient) in enumerate(zip(("data", "label"), self._gradients)):
             direction = self._direction(gradient)
             analytic = float(np.sum(gradient * direction))
             differences = self._differences(index, direction, analytic)
@@ -381,3 +413,9 @@ class _Check:
         """The names of the ops whose gradients are in the program as PaddlePaddle has them."""
         ops = {short_name(op) for op in ops_behind(self._objective.gradients) if "grad" in op.name()}
         return ", ".join(sorted(ops))
+
+
+def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
+    """The size of a change, relative to what changes."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.linalg.norm(after - before) / (np.linalg.norm(before) or 1))

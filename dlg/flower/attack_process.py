@@ -24,7 +24,7 @@ from dlg.shared_update import SharedUpdate, load_weights
 _NICENESS = 18
 # How many seconds an attack may take besides its time limit: to build and verify its program, and to judge its answer.
 # On 2 cores, the first two took 185 s for mobilenet_v2 (docs/networks.md).
-_MOST_BESIDES = 300
+MOST_BESIDES = 300
 # What the attack printed, in its folder. Its last line says why it failed.
 LOG = "attack.log"
 # What the new Python runs. A module started by -m would be imported once more, under another name.
@@ -172,12 +172,14 @@ class AttackProcess:
             self._running = subprocess.Popen(
                 [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
             )
+            if self._stopped:  # while it was started
+                self._running.kill()
             try:
-                self._running.communicate(pickle.dumps(order), time_limit + _MOST_BESIDES)
+                self._running.communicate(pickle.dumps(order), time_limit + MOST_BESIDES)
             except subprocess.TimeoutExpired:
                 self._running.kill()
                 self._running.communicate()
-                raise AttackError(f"the attack did not end within {time_limit + _MOST_BESIDES:g} s") from None
+                raise AttackError(f"the attack did not end within {time_limit + MOST_BESIDES:g} s") from None
         if self._stopped:
             raise AttackError(_STOPPED)
         if self._running.returncode:

@@ -208,8 +208,10 @@ class LeakageAudit(Strategy):
     ) -> Iterable[Message]:
         """Let the strategy choose clients and messages, and keep the weights that it sends."""
         messages = list(self._configure_train(server_round, arrays, config, grid))
+        self._sent = {}
         with self._never_in_the_way("what the server sent"):
-            self._sent = self._kept_weights(server_round, messages) if self._is_audited(server_round) else {}
+            if self._is_audited(server_round):
+                self._sent = self._kept_weights(server_round, messages)
         return messages
 
     def aggregate_train(

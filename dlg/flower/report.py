@@ -43,8 +43,9 @@ def describe(strategy: Strategy) -> list[str]:
         Sentences.
     """
     said = [
+        f"The strategy is {_named(strategy)}.",
         "Attacked is what the clients sent, after all that they did to it: with a mod such as LocalDpMod or"
-        " fixedclipping_mod, the clipped or noisy update. The server cannot tell which mods a client runs."
+        " fixedclipping_mod, the clipped or noisy update. The server cannot tell which mods a client runs.",
     ]
     inner: Any = strategy
     while inner is not None:
@@ -61,6 +62,12 @@ def describe(strategy: Strategy) -> list[str]:
             )
         inner = getattr(inner, "strategy", None)
     return said
+
+
+def _named(strategy: Any) -> str:
+    """A strategy's class, with that of the strategy inside of it."""
+    inner = getattr(strategy, "strategy", None)
+    return type(strategy).__name__ + (f" around {_named(inner)}" if inner is not None else "")
 
 
 def _is_a(strategy: Any, prefix: str) -> bool:

@@ -29,6 +29,7 @@ from dlg.graph.rewriting import (
     remove_dead_ops,
     replace_label,
     rewrite_network,
+    share_constants,
     simplify,
 )
 from dlg.graph.values import Value
@@ -156,6 +157,7 @@ def second_gradients(
                 f" loss that leaves the {name} out"
             )
     loss, *rewritten = simplify([loss, *gradients, *fetched])
+    share_constants(loss.block)
     remove_dead_ops([*dummies.values(), *kept, loss, *rewritten])
     return SecondGradients(loss, rewritten[: len(gradients)], rewritten[len(gradients) :])
 

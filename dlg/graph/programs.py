@@ -119,7 +119,10 @@ def traced_execution(*, keeps_results: bool = False) -> Iterator[None]:
         By default PaddlePaddle hands each result to a second thread, which frees
         it, and this takes longer than a small op. Plain descent on softmax
         regression took 0.15 ms an iteration with that and 0.05 ms without, on
-        LeNet with a batch of eight 4.1 ms and 2.0 ms.
+        LeNet with a batch of eight 4.1 ms and 2.0 ms. It is not for every loop:
+        a value that is carried on is then written into the memory of the one
+        before it, so an iteration must be done with reading that one. The ops
+        are run in their order in the program.
     """
     _check.get()()
     _keep_freed_memory()

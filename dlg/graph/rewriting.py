@@ -33,6 +33,10 @@ _LABEL_SHAPING = (
 )
 # Ops that read nothing of a value but its shape.
 _READ_SHAPES = ("pd_op.full_batch_size_like", "pd_op.full_like", "pd_op.numel", "pd_op.shape", "pd_op.shape64")
+# Ops that make constants, of attributes alone.
+_CONSTANTS = ("pd_op.full", "pd_op.full_int_array")
+# The attributes that say what a constant is.
+_CONSTANT_ATTRIBUTES = ("value", "shape", "dtype", "place")
 
 
 def replace_label(label: Value, probability: Value) -> ProbabilityOf:
@@ -163,6 +167,23 @@ def simplify(results: Sequence[Value]) -> list[Value]:
     return _rewrite(results, rules.SIMPLIFICATIONS, _no_label)
 
 
+def share_constants(block: pir.Block) -> None:
+    """Let equal constants, such as axes and shapes, be one: they are a quarter of a deep network's ops."""
+    first: dict[tuple[str, str], Operation] = {}
+    for op in block.ops:
+        if op.name() in _CONSTANTS and not _may_be_overwritten(op):
+            attributes = op.attrs()
+            key = str([attributes.get(name) for name in _CONSTANT_ATTRIBUTES])
+            same = first.setdefault((op.name(), key), op)
+            if same is not op:
+                op.result(0).replace_all_uses_with(same.result(0))
+
+
+def _may_be_overwritten(constant: Operation) -> bool:
+    """Whether an op that reads a constant works in place, which PaddlePaddle marks by an underscore."""
+    return any(reader.name().endswith("_") for reader in constant.result(0).all_used_ops())
+
+
 def remove_dead_ops(results: Sequence[Value]) -> None:
     """Remove the ops that none of these results needs; the network's own loss is one."""
     needed = {op.id() for op in ops_behind(results)}
@@ -175,9 +196,10 @@ def remove_dead_ops(results: Sequence[Value]) -> None:
 def _rewrite(results: Sequence[Value], table: Mapping[str, Rule], probability_of: ProbabilityOf) -> list[Value]:
     """Apply rules to the ops behind these results; gives the results, rewritten."""
     results = list(results)
+    wanted = {value.id for value in results}
     # Backwards: once a rule no longer reads an op's results, that op is left alone.
     for op in reversed(ops_behind(results)):
-        unused = all(value.use_empty() and not _is_one_of(value, results) for value in op.results())
+        unused = all(value.use_empty() and value.id not in wanted for value in op.results())
         if unused or op.name() not in table:
             continue
         pir.set_insertion_point(op)
@@ -186,7 +208,9 @@ def _rewrite(results: Sequence[Value], table: Mapping[str, Rule], probability_of
             continue
         for old, new in zip(op.results(), replacement):
             if new is not None and new.initialized():
-                results = [new if value.is_same(old) else value for value in results]
+                if old.id in wanted:
+                    results = [new if value.is_same(old) else value for value in results]
+                    wanted.add(new.id)
                 old.replace_all_uses_with(new)
         if all(value.use_empty() for value in op.results()):
             op.get_parent_block().remove_op(op)

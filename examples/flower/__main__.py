@@ -26,12 +26,12 @@ import numpy as np
 
 from dlg.participant import data
 from dlg.results import metrics
+from examples.flower.federation.model import DIGITS
 
 APP = Path(__file__).parent
 PROJECT = APP.parent.parent
 # How the two SuperNodes are started; examples/flower/federation/client.py reads this.
 CLIENTS = ("client=0", "client=1 local-dp=true")
-DIGITS = 4
 # What Flower would send to its makers, or install from the internet, by itself.
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -113,7 +113,8 @@ def wait_for(address: str) -> None:
 def environment(home: Path) -> dict[str, str]:
     """Flower finds its commands on the path, its configuration in a folder of its own, and this project."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    return {**os.environ, **QUIET, "PATH": path, "PYTHONPATH": str(PROJECT), "FLWR_HOME": str(home)}
+    modules = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **QUIET, "PATH": path, "PYTHONPATH": modules, "FLWR_HOME": str(home)}
 
 
 def command_path(name: str) -> str:

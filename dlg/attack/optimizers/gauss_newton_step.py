@@ -214,8 +214,7 @@ class GaussNewtonStep:
             started = time.monotonic()
             bound = np.array(min(done + self._products_per_run, most_products))
             fed = dict(zip((value.name for value in self._state), state, strict=True))
-            execution = traced_execution(keeps_results=self._objective.keeps_results_in_loops)
-            with named_failures(CANNOT_RUN, self._objective.program), execution:
+            with named_failures(CANNOT_RUN, self._objective.program), traced_execution():
                 fetched = self._objective.executor.run(
                     self._program,
                     feed=feed | fed | {"most_products": bound},

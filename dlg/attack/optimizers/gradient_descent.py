@@ -121,6 +121,7 @@ class GradientDescent:
             gradients = copy_in_blocks(gradient_ops, exchange(known, dummies, values), objective.gradients)
             iteration = iteration + one
             directions, next_moments = self.directions(gradients, moments, iteration)
+            # Last, since each is written into the memory of the value that it is made of: see `traced_execution`.
             stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
             return [iteration, *stepped, *next_moments]
 

@@ -29,6 +29,8 @@ from dlg.graph.values import Operation, Value
 # every element of the kernel, so those of a large convolution would take far more memory than its image. LeNet's take
 # 14,700 numbers an image.
 MOST_PATCH_NUMBERS = 2**20
+# Along any but the first axis, the gradient of gather is wrong in PaddlePaddle 3.0.0, and right in 3.3.1.
+_FIRST_RIGHT_GATHER = (3, 3)
 
 
 @rule("conv2d", table=FORWARD_SIMPLIFICATIONS)
@@ -43,14 +45,16 @@ def convolution(op: Operation, _: ProbabilityOf) -> Replacement | None:
         return None
     matrix = paddle.reshape(weight, [weight.shape[0], -1])
     paddings = patch_paddings(attributes["paddings"])
-    if out.shape[0] == 1:
+    if out.shape[0] == 1 or not _is_gather_right():
         patches = F.unfold(x, weight.shape[2:], attributes["strides"], paddings, attributes["dilations"])
-    else:
-        patches = _patches(_padded(x, paddings), weight.shape[2:], out.shape[2:], attributes)
+        return [paddle.reshape(paddle.matmul(matrix, patches), out.shape)]
+    patches = _patches(_padded(x, paddings), weight.shape[2:], out.shape[2:], attributes)
     columns = paddle.matmul(matrix, paddle.reshape(patches, [matrix.shape[1], -1]))
-    if out.shape[0] == 1:
-        return [paddle.reshape(columns, out.shape)]
     return [paddle.transpose(paddle.reshape(columns, [*out.shape[1:], out.shape[0]]), [3, 0, 1, 2])]
+
+
+def _is_gather_right() -> bool:
+    return tuple(int(number) for number in paddle.__version__.split(".")[:2]) >= _FIRST_RIGHT_GATHER
 
 
 def _padded(x: Value, paddings: Sequence[int]) -> Value:

@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
         local_steps=LOCAL_STEPS,
         local_learning_rate=LEARNING_RATE,
         result_dir=context.run_config["result-dir"],
-        time_limit=10,
+        time_limit=30,
     )
     result = audit.start(grid=grid, initial_arrays=weights_of(model), num_rounds=context.run_config["rounds"])
     set_weights(model, result.arrays)
