@@ -39,7 +39,6 @@ from functools import partial
 from pathlib import Path
 
 import paddle
-from scipy.stats import binomtest
 
 from benchmarks.attack_target import REFERENCE, Attack, attack_by_reference, attack_with
 from benchmarks.machine import machine, machine_with_torch
@@ -49,7 +48,7 @@ from dlg.errors import InputError, one_line
 from dlg.options import OPTIMIZER_CHOICES
 from dlg.participant import data, networks
 from dlg.results import metrics
-from dlg.results.metrics import RECOVERED, ImageScore
+from dlg.results.metrics import RECOVERED, ImageScore, wilson_interval
 
 COLUMNS = [
     "network",
@@ -198,12 +197,6 @@ def median(values: Iterable[float]) -> float:
     """The median, NaN of no values."""
     known = list(values)
     return statistics.median(known) if known else float("nan")
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's score interval of a rate, at 95 %."""
-    interval = binomtest(successes, trials).proportion_ci(method="wilson")
-    return interval.low, interval.high
 
 
 def measure(source: TargetSource, network: str, batch_size: int, attacks: dict[str, Attack], seeds: int) -> list[Cell]:

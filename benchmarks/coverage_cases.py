@@ -1033,13 +1033,22 @@ def loss_layer(name: str, **options: Any) -> dict[str, list[LossCase]]:
     return {name: [LossCase(lambda p, y: make()(p, y), **options)]}
 
 
+def one_step(dtype: str = "int64") -> tuple[Value, Value]:
+    """The lengths of sequences of one step, and of their labels."""
+    return paddle.ones([BATCH], dtype), paddle.ones([BATCH], dtype)
+
+
+def transducer(prediction: Value) -> Value:
+    """A prediction for one step of a sequence and two of its label."""
+    return paddle.expand(paddle.reshape(prediction, [BATCH, 1, 1, CLASSES]), [BATCH, 1, 2, CLASSES])
+
+
 LOSSES = {
     **loss("F.binary_cross_entropy", label="several", domain="unit"),
     **loss("F.binary_cross_entropy_with_logits", label="several"),
     **loss("F.hinge_embedding_loss", label="sign"),
     **loss("F.kl_div", label="probability"),
     **loss("F.l1_loss", label="value"),
-    **loss("F.log_loss", label="several", domain="unit"),
     **loss("F.mse_loss", label="value"),
     **loss("F.multi_label_soft_margin_loss", label="several"),
     **loss("F.multi_label_margin_loss", label="class"),
@@ -1064,7 +1073,7 @@ LOSSES = {
     "F.cross_entropy": [
         LossCase(F.cross_entropy),
         LossCase(lambda p, y: F.cross_entropy(p, y, soft_label=True), "probability", configuration="soft label"),
-        LossCase(lambda p, y: F.cross_entropy(p, y, label_smoothing=0.1), configuration="smoothed"),
+        LossCase(lambda p, y: F.cross_entropy(p, y.flatten(), label_smoothing=0.1), configuration="smoothed"),
         LossCase(
             lambda p, y: F.cross_entropy(p, y, weight=paddle.arange(1, 5).astype(p.dtype)), configuration="weights"
         ),
@@ -1072,6 +1081,23 @@ LOSSES = {
         LossCase(
             lambda p, y: F.cross_entropy(p, y, use_softmax=False), domain="distribution", configuration="probabilities"
         ),
+    ],
+    "F.log_loss": [
+        LossCase(lambda p, y: paddle.mean(F.log_loss(p[:, :1], y[:, :1])), "several", domain="unit"),
+    ],
+    "F.ctc_loss": [LossCase(lambda p, y: F.ctc_loss(paddle.unsqueeze(p, 0), paddle.cast(y, "int32"), *one_step()))],
+    "nn.CTCLoss": [LossCase(lambda p, y: nn.CTCLoss()(paddle.unsqueeze(p, 0), paddle.cast(y, "int32"), *one_step()))],
+    "F.rnnt_loss": [LossCase(lambda p, y: F.rnnt_loss(transducer(p), paddle.cast(y, "int32"), *one_step("int32")))],
+    "nn.RNNTLoss": [LossCase(lambda p, y: nn.RNNTLoss()(transducer(p), paddle.cast(y, "int32"), *one_step("int32")))],
+    "F.adaptive_log_softmax_with_loss": [
+        LossCase(
+            lambda p, y: F.adaptive_log_softmax_with_loss(
+                p, y.flatten(), parameter(4, 3), [[parameter(4, 2), parameter(2, 2)]], [2]
+            )[1]
+        )
+    ],
+    "nn.AdaptiveLogSoftmaxWithLoss": [
+        LossCase(lambda p, y: nn.AdaptiveLogSoftmaxWithLoss(4, 4, [2])(p, y.flatten())[1])
     ],
     "F.nll_loss": [LossCase(lambda p, y: F.nll_loss(F.log_softmax(p), y.flatten()))],
     "nn.NLLLoss": [LossCase(lambda p, y: nn.NLLLoss()(F.log_softmax(p), y.flatten()))],

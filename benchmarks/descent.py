@@ -5,9 +5,12 @@
     python -m benchmarks.descent networks
 
 `speed` times an iteration of the attack on several networks, and the command
-from its start to its first snapshot. With --against torch (pip install torch; a
-CPU build will do) the same networks and steps run in PyTorch eager. The two take
-turns, and the ratio is the median of ratios of neighbouring times.
+from its start to its first snapshot, beside a bare `import paddle`. With
+--against torch (pip install torch; a CPU build will do) the same networks and
+steps run in PyTorch eager. The two take turns, and a ratio is the median of
+ratios of neighbouring times. Each library has as many threads as it takes by
+itself, which OMP_NUM_THREADS limits. There are two ratios: of wall time, and of
+the processor time of all threads, which other work on the machine hardly moves.
 
 `effect` runs the command with its defaults for many seeds.
 
@@ -47,6 +50,7 @@ from dlg.attack.verification import verify
 from dlg.graph.values import Network, Value
 from dlg.participant import data, networks
 from dlg.results import metrics
+from dlg.results.replacement import UNFINISHED
 
 PROJECT = Path(__file__).resolve().parent.parent
 # How often both libraries are timed. The first time is warm-up and is left out.
@@ -85,8 +89,9 @@ class TimedNetwork:
 
 TIMED = [
     TimedNetwork("softmax", (1, 2, 8), (1, 28, 28), 500, -8.5),
-    TimedNetwork("lenet", (1, 8), (1, 28, 28), 100, -1.0),
-    TimedNetwork("resnet18", (2,), (3, 32, 32), 5, -1e-6),
+    TimedNetwork("lenet", (1, 4, 8), (1, 28, 28), 100, -1.0),
+    TimedNetwork("lenet", (16, 32, 64), (1, 28, 28), 20, -1.0),
+    TimedNetwork("resnet18", (2, 8), (3, 32, 32), 3, -1e-6),
 ]
 
 
@@ -122,18 +127,27 @@ def first_digits(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return padded_digits(images, shape[1:]), labels
 
 
-def milliseconds(iterate: Iterate, iterations: int) -> float:
-    """The time of one iteration, averaged over this many."""
-    started = time.perf_counter()
+@dataclasses.dataclass(frozen=True)
+class IterationTime:
+    """How long an iteration takes, averaged over several, in ms: by the clock, and of the processor, all threads."""
+
+    wall: float
+    processor: float
+
+
+def iteration_time(iterate: Iterate, iterations: int) -> IterationTime:
+    """Run this many iterations, and give the time of one."""
+    started, processor_started = time.perf_counter(), time.process_time()
     iterate(iterations)
-    return (time.perf_counter() - started) / iterations * 1e3
+    wall, processor = time.perf_counter() - started, time.process_time() - processor_started
+    return IterationTime(wall / iterations * 1e3, processor / iterations * 1e3)
 
 
 def speed(against_torch: bool) -> None:
     """Print the times of the command and of the iterations of each of `TIMED`."""
     time_command()
     header = f"{'network':>9}  {'batch':>5}  {'ops':>5}  {'ms/iteration':>12}"
-    print(f"{header}  torch ms  ratio" if against_torch else header)
+    print(f"{header}  torch ms  ratio  processor ratio" if against_torch else header)
     for timed in TIMED:
         for batch_size in timed.batch_sizes:
             print(speed_row(timed, batch_size, against_torch), flush=True)
@@ -147,23 +161,27 @@ def speed_row(timed: TimedNetwork, batch_size: int, against_torch: bool) -> str:
         objective = build_objective(trained.shared_step())
         iterate = descending(GradientDescent(objective, timed.learning_rate))
         if not against_torch:
-            times = [milliseconds(iterate, timed.iterations) for _ in range(TURNS)][1:]
+            times = [iteration_time(iterate, timed.iterations) for _ in range(TURNS)][1:]
             return speed_columns(timed, batch_size, objective, times)
 
         from benchmarks import torch_networks  # only here: without --against torch, PyTorch is not needed
 
         reference = torch_networks.descending(timed.name, images, labels, timed.learning_rate)
         pairs = [
-            (milliseconds(iterate, timed.iterations), milliseconds(reference, timed.iterations)) for _ in range(TURNS)
+            (iteration_time(iterate, timed.iterations), iteration_time(reference, timed.iterations))
+            for _ in range(TURNS)
         ][1:]
     row = speed_columns(timed, batch_size, objective, [ours for ours, _ in pairs])
-    reference_time = statistics.median(theirs for _, theirs in pairs)
-    return f"{row}  {reference_time:>8.2f}  {statistics.median(ours / theirs for ours, theirs in pairs):>5.2f}"
+    reference_time = statistics.median(theirs.wall for _, theirs in pairs)
+    wall_ratio = statistics.median(ours.wall / theirs.wall for ours, theirs in pairs)
+    processor_ratio = statistics.median(ours.processor / theirs.processor for ours, theirs in pairs)
+    return f"{row}  {reference_time:>8.2f}  {wall_ratio:>5.2f}  {processor_ratio:>15.2f}"
 
 
-def speed_columns(timed: TimedNetwork, batch_size: int, objective: Objective, times: list[float]) -> str:
+def speed_columns(timed: TimedNetwork, batch_size: int, objective: Objective, times: list[IterationTime]) -> str:
     """The columns of this project in a row."""
-    return f"{timed.name:>9}  {batch_size:>5}  {ops(objective):>5}  {statistics.median(times):>12.2f}"
+    wall = statistics.median(each.wall for each in times)
+    return f"{timed.name:>9}  {batch_size:>5}  {ops(objective):>5}  {wall:>12.2f}"
 
 
 def descending(descent: GradientDescent) -> Iterate:
@@ -183,23 +201,34 @@ def ops(objective: Objective) -> int:
 
 
 def time_command() -> None:
-    """Print how long the command takes with its defaults, and how much memory."""
+    """Print how long the command takes with its defaults, beside PaddlePaddle's import, and how much memory."""
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for run in range(COMMAND_RUNS):
+            imported = import_time()
             results = Path(folder) / str(run)
             command = [sys.executable, str(PROJECT / "mnist_example.py"), "--result_dir", str(results)]
             started = time.perf_counter()
             with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-                while not (results / "result_0.png").exists() and process.poll() is None:
+                while not (results / UNFINISHED / "result_0.png").exists() and process.poll() is None:
                     time.sleep(0.005)
                 first = time.perf_counter() - started
             summary = json.loads((results / "summary.json").read_text())
-            runs.append((first, summary["seconds"], time.perf_counter() - started))
-    first, attack, whole = (statistics.median(times) for times in zip(*runs))
+            whole = time.perf_counter() - started
+            runs.append((imported, first, first - imported, first / imported, summary["seconds"], whole))
+    imported, first, later, ratio, attack, whole = (statistics.median(times) for times in zip(*runs))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"the command: first snapshot after {first:.1f} s, the attack {attack:.1f} s, everything {whole:.1f} s")
-    print(f"             (medians of {COMMAND_RUNS} runs), at most {peak:.0f} MiB of memory")
+    print(f"the command: first snapshot after {first:.1f} s, the attack {attack:.1f} s, everything {whole:.1f} s;")
+    print(f"             the first snapshot comes {later:.1f} s later than a bare `import paddle` ends, which takes")
+    print(f"             {imported:.1f} s: the ratio is {ratio:.2f} (medians of {COMMAND_RUNS} runs, in turns);")
+    print(f"             at most {peak:.0f} MiB of memory")
+
+
+def import_time() -> float:
+    """How long a process that only imports PaddlePaddle runs, in seconds."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import paddle"], stderr=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
 
 
 @dataclasses.dataclass(frozen=True)

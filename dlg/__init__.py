@@ -7,7 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dlg.errors import InputError, SecondDerivativeError
+from dlg.processor import let_mkl_use_avx2
 
+let_mkl_use_avx2()
 # Before PaddlePaddle is imported, or its executor logs to stderr.
 os.environ.setdefault("GLOG_minloglevel", "2")
 # PaddlePaddle warns of a compiler cache that nothing here needs, in its own static.gradients, and in batch norm.

@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 
 from dlg.attack.attempts import Attempts
-from dlg.attack.deadline import Deadline
+from dlg.attack.deadline import Deadline, deadline_in_force
 from dlg.attack.dummies import recovered_label
 from dlg.attack.features import Layout
 from dlg.attack.layer_step import step_of_layer
@@ -117,7 +117,7 @@ class Reconstruction:
     gradient_scale : float
         The factor on the shared gradients that was found, 1 for the gradients
         of the network's own loss. Of an update of several local steps, the factor
-        on the learning rate.
+        on the learning rate, or on the whole update.
     tokens : dict of str to ndarray, int64, or None
         For each table that an integer feature is looked up in, the tokens that
         its gradient shows to be in the batch, whatever else was recovered; see
@@ -227,15 +227,15 @@ def dlg_attack(
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
-    return _run(step, options, *_prepare(step, options), started, vocabulary)
+    return _run(step, options, *prepare(step, options, started), started, vocabulary)
 
 
 def attack_layer(
     layer: paddle.nn.Layer,
     loss: Callable[[Any, Any], Any],
-    gradients: Mapping[str, Any] | Sequence[Any],
+    gradients: Mapping[str, Any] | Sequence[Any] | SharedUpdate,
     *,
-    feature: paddle.static.InputSpec,
+    feature: paddle.static.InputSpec | Sequence[paddle.static.InputSpec],
     label: paddle.static.InputSpec,
     batch_size: int,
     weights: Mapping[str, Any] | str | os.PathLike | None = None,
@@ -265,13 +265,16 @@ def attack_layer(
     loss : callable (prediction, label) -> scalar
         The loss, such as `paddle.nn.functional.cross_entropy` or a
         `paddle.nn.CrossEntropyLoss`.
-    gradients : mapping of str to array, or sequence of array
+    gradients : mapping of str to array, sequence of array, or SharedUpdate
         The shared gradients, as arrays or as PaddlePaddle's tensors: by the names
         of ``layer.named_parameters()``, or in the order of ``layer.parameters()``,
-        all or the trainable ones. None is a gradient that was not shared.
+        all or the trainable ones. None is a gradient that was not shared. Or the
+        weights around local steps, by the names of ``layer.state_dict()``; those
+        before the steps are then taken in the place of the layer's.
     feature, label : paddle.static.InputSpec
         The shapes and dtypes of the layer's input and of the label. The first
-        size, the batch, may be None.
+        size, the batch, may be None. A layer that is called on several inputs,
+        ``layer(picture, row)``, has a list of theirs in `feature`.
     batch_size : int
         B, the number of samples behind the gradients.
     weights : mapping of str to array, or path, optional
@@ -280,11 +283,12 @@ def attack_layer(
     place : paddle.CPUPlace, paddle.CUDAPlace or str, optional
         Where the attack runs. By default on the device that is set, see
         `paddle.get_device`.
-    target : array, (B, ...), floating, in [0, 1], optional
+    target : array, (B, ...), floating, in [0, 1], or sequence of arrays, optional
         The true batch. It is looked at after the attack alone, to compare what
         was recovered with it: the comparison is printed and written into
         ``summary.json``, with ``target.png`` and ``progress.png`` where samples are
-        pictures. It needs `target_label` too.
+        pictures. It needs `target_label` too. Of several inputs, give a list with
+        one for each; the first that is a picture is compared.
     target_label : array, (B,) or (B, 1), integer, optional
         The labels of `target`.
     vocabulary : sequence of str, optional
@@ -305,22 +309,25 @@ def attack_layer(
     started = time.monotonic()
     chosen = AttackOptions.from_keywords(batch_size=batch_size, **options)
     refuse_flags()
-    truth = _checked_target(target, target_label, batch_size)
+    truth = _checked_target(target, target_label, batch_size, feature)
     with static_mode():
         known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
         known.step.knowledge = chosen.knowledge
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
-            strategy, first = _prepare(known.step, chosen)
+            strategy, first = prepare(known.step, chosen, started)
+            shown = _shown_feature(strategy.objective.layout)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
                 try:
                     recovered = _run(known.step, chosen, strategy, first, started, vocabulary)
                 except AttackInterrupted as interruption:
                     recovered = interruption.reconstruction
+                samples, labels = (truth[0][shown], truth[1]) if truth else (None, None)
+                seen = _with_one_feature(recovered, shown)
                 with interrupts_ignored():
-                    rows = write_results(folder, dataclasses.asdict(chosen), recovered, *truth)
-    print_outcome(recovered, rows, chosen.result_dir)
+                    rows = write_results(folder, dataclasses.asdict(chosen), seen, samples, labels)
+    print_outcome(seen, rows, chosen.result_dir)
     if recovered.ended == "interrupted":
         raise AttackInterrupted(recovered)
     return recovered
@@ -333,9 +340,11 @@ def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOp
     return dataclasses.replace(options, feature_range="none")
 
 
-def _prepare(step: SharedStep, options: AttackOptions) -> tuple[Strategy, DummyBatch]:
-    """The attack, its derivatives verified, and its first start."""
-    strategy = choose(step, options)
+def prepare(step: SharedStep, options: AttackOptions, started: float | None = None) -> tuple[Strategy, DummyBatch]:
+    """The attack, its derivatives verified, and its first start; by default its time begins now."""
+    started = time.monotonic() if started is None else started
+    with deadline_in_force(Deadline(options.time_limit, started)):
+        strategy = choose(step, options)
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(
@@ -490,24 +499,53 @@ def _device(place: Any) -> Any:
     raise InputError(f"place is {quoted(name)}, expected 'cpu', or 'gpu:0' with PaddlePaddle's build for GPUs")
 
 
-def _checked_target(target: Any, target_label: Any, batch_size: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The true batch and its labels as arrays, to be kept until the attack is over."""
+def _shown_feature(layout: Layout) -> int:
+    """Which of several features is compared with its target and shown: the first that is a picture, or is real."""
+    parts = [layout.picture_part, *layout.numbers]
+    return next((part.feature for part in parts if part is not None), 0)
+
+
+def _with_one_feature(recovered: Reconstruction, number: int) -> Reconstruction:
+    """The same with one of its features alone."""
+    several = isinstance(recovered.feature, list)
+    return dataclasses.replace(recovered, feature=recovered.feature[number]) if several else recovered
+
+
+def _checked_target(
+    target: Any, target_label: Any, batch_size: int, feature: Any
+) -> tuple[list[np.ndarray], np.ndarray] | None:
+    """The features of the true batch and its labels as arrays, to be kept until the attack is over."""
     if target is None and target_label is None:
-        return None, None
+        return None
     if target is None or target_label is None:
         raise InputError("target and target_label belong together: give both, or neither")
-    samples, labels = (
-        np.asarray(given.numpy() if isinstance(given, paddle.Tensor) else given) for given in (target, target_label)
-    )
-    if len(samples) != batch_size or not np.issubdtype(samples.dtype, np.floating):
+    given = [target]
+    if isinstance(feature, (list, tuple)):
+        if not isinstance(target, (list, tuple)) or len(target) != len(feature):
+            raise InputError(f"target: expected a list of {len(feature)} arrays, one for each of the features")
+        given = list(target)
+    samples = [_as_array(each) for each in given]
+    compared = [array for array in samples if not np.issubdtype(array.dtype, np.integer)]
+    for array in compared or samples:
+        _check_samples(array, batch_size)
+    labels = _as_array(target_label)
+    if labels.ndim == 0 or len(labels) != batch_size:
+        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels")
+    return samples, labels.reshape(batch_size) if labels.size == batch_size else labels
+
+
+def _as_array(given: Any) -> np.ndarray:
+    return np.asarray(given.numpy() if isinstance(given, paddle.Tensor) else given)
+
+
+def _check_samples(samples: np.ndarray, batch_size: int) -> None:
+    """Raise InputError where a comparison cannot take samples."""
+    if samples.ndim == 0 or len(samples) != batch_size or not np.issubdtype(samples.dtype, np.floating):
         raise InputError(
             f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples"
         )
-    if labels.ndim == 0 or len(labels) != batch_size:
-        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels")
     if samples.min() < 0 or samples.max() > 1:
         raise InputError(
             f"target has numbers from {samples.min():g} to {samples.max():g}, expected 0 to 1, which the comparison"
             " needs; leave target away, or scale in the layer and not before it"
         )
-    return samples, labels.reshape(batch_size) if labels.size == batch_size else labels

@@ -22,12 +22,13 @@ import pytest
 from conftest import PROJECT
 
 from dlg.audit.__main__ import PACKAGES, main, parse_args
-from dlg.audit.cell import ATTACKS
+from dlg.audit.attacks import ATTACKS
 from dlg.results.lock import folder_lock
 from dlg.audit.grid import DEFAULT_GRID, QUICK_GRID
 
 # Two cells, and four of which these are two.
-SMALLER = ("--networks", "softmax", "--defenses", "none", "prune:0.3", "--iterations", "20", "--batch_sizes", "1")
+_ONE_SEED = ("--networks", "softmax", "--defenses", "none", "prune:0.3", "--iterations", "20", "--seeds", "1")
+SMALLER = (*_ONE_SEED, "--batch_sizes", "1")
 SMALL = (*SMALLER, "2")
 
 
@@ -182,13 +183,23 @@ def test_a_signal_keeps_what_is_finished_and_reports_it(serial, tmp_path, jobs, 
 
 def test_a_cell_that_fails_does_not_end_the_audit(tmp_path, capsys):
     # No float32 holds such noise.
-    options = ("--networks", "softmax", "--batch_sizes", "1", "--defenses", "gaussian:1e300", "none", "--jobs", "1")
+    options = ("--networks", "softmax", "--batch_sizes", "1", "--defenses", "gaussian:1e300", "none", "--seeds", "1")
     assert main([*options, "--result_dir", str(tmp_path)]) == 0
     failed, good = rows(tmp_path)
     assert "makes the gradient of" in failed["error"]
     assert good["error"] is None
     assert failed["error"].split("'")[0] in (tmp_path / "report.html").read_text()
     assert "2 of 2 cells done, 1 could not be run: their rows say why" in capsys.readouterr().out
+
+
+def test_a_gate_that_is_not_passed_is_exit_code_3_and_names_the_cell(finished, capsys):
+    options = (*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished))
+    assert main([*options, "--fail_on", "leak"]) == 3
+    line = capsys.readouterr().err
+    assert line.startswith("python -m dlg.audit: error: --fail_on leak: softmax, batch ")
+    assert line.count("\n") == 1
+    assert "prune:0.3" in line
+    assert "leaks" in line
 
 
 @pytest.mark.slow
@@ -320,6 +331,7 @@ def test_an_output_that_is_full_is_one_line_after_the_results(finished, monkeypa
 
 def test_a_time_limit_ends_the_attacks_on_a_cell(tmp_path):
     options = ("--networks", "lenet", "--batch_sizes", "2", "--defenses", "gaussian:0.1", "--iterations", "100000")
+    options += ("--seeds", "1")
     started = time.monotonic()
     assert main([*options, "--jobs", "1", "--time_limit", "2", "--result_dir", str(tmp_path)]) == 0
     assert time.monotonic() - started < 30

@@ -10,16 +10,21 @@ import pytest
 from cell_results import cell_result, failed_result, outcome
 from PIL import Image
 
+from dlg.audit.cell_result import Outcome
 from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
 from dlg.audit.grid import Cell
+from dlg.audit.samples import Samples
+from dlg.audit.subject import Subject
 from dlg.errors import InputError
 
 IMAGES = np.zeros((3, 1, 28, 28), np.float32)
 LABELS = np.zeros((3, 1), np.int64)
+SAMPLES = Samples.of(IMAGES, LABELS)
+MLP = [Subject("mlp")]
 
 
 def settings(**changed):
-    return audit_settings(["bundled"], IMAGES, LABELS, 30) | changed
+    return audit_settings(["bundled"], SAMPLES, MLP, 30) | changed
 
 
 def test_a_cell_that_was_kept_is_found_again(tmp_path):
@@ -102,8 +107,33 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path):
 
 
 def test_settings_tell_other_samples_by_their_content():
-    assert audit_settings(["bundled"], IMAGES, LABELS, 30) == settings()
-    assert audit_settings(["bundled"], IMAGES + 1, LABELS, 30)["data_sha256"] != settings()["data_sha256"]
+    assert audit_settings(["bundled"], SAMPLES, MLP, 30) == settings()
+    assert (
+        audit_settings(["bundled"], Samples.of(IMAGES + 1, LABELS), MLP, 30)["data_sha256"] != settings()["data_sha256"]
+    )
+
+
+def test_settings_tell_a_network_of_ones_own_by_the_content_of_its_files(tmp_path):
+    file = tmp_path / "mine.py"
+    hashes = []
+    for content in ("a = 1", "a = 2"):
+        file.write_text(content)
+        own = Subject("net", str(file))
+        hashes.append(audit_settings(["bundled"], SAMPLES, [own], 30)["own_networks_sha256"]["net"])
+    assert hashes[0] != hashes[1]
+    assert settings()["own_networks_sha256"] == {}
+
+
+@pytest.mark.parametrize("kind", ["table", "tokens"])
+def test_samples_that_are_no_pictures_are_kept_as_numbers(tmp_path, kind):
+    folder, result = CellFolder(tmp_path), cell_result(sample_kind=kind)
+    target, recovered = np.arange(8).reshape(2, 4), np.arange(8).reshape(2, 4) / 2
+    folder.keep(Outcome(result, target, recovered))
+    assert folder.numbers(result.cell, "target") == target.tolist()
+    assert folder.numbers(result.cell, "recovered") == recovered.tolist()
+    assert folder.result(result.cell) == result
+    (tmp_path / f"{result.cell.key}.target.json").write_text("[[1]")
+    assert folder.result(result.cell) is None
 
 
 def test_a_folder_without_an_audit_is_taken(tmp_path):
@@ -128,7 +158,7 @@ def test_a_folder_of_cells_without_any_is_taken(tmp_path):
 
 
 def test_another_time_limit_is_another_audit(tmp_path):
-    (tmp_path / SETTINGS_FILE).write_bytes(as_json(audit_settings(["bundled"], IMAGES, LABELS, 30, time_limit=2.5)))
+    (tmp_path / SETTINGS_FILE).write_bytes(as_json(audit_settings(["bundled"], SAMPLES, MLP, 30, time_limit=2.5)))
     with pytest.raises(InputError, match=r"another time_limit \(2\.5 there, None now\)"):
         refuse_another_audit(tmp_path, settings(), resume=True)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 
 from cell_results import audit_results, cell_result, failed_result
+from conftest import PROJECT
 
 from dlg.audit.cell_result import COLUMNS
+from dlg.audit.results import SCHEMA_VERSION
 
 ROWS = [
     cell_result(),
@@ -20,7 +23,8 @@ ROWS = [
 
 def test_the_json_says_what_was_run_and_has_every_row():
     found = audit_results(ROWS, cells=5).to_json()
-    assert list(found) == ["options", "command", "versions", "cells", "delta", "rows"]
+    assert list(found) == ["schema_version", "options", "command", "versions", "cells", "delta", "rows"]
+    assert found["schema_version"] == SCHEMA_VERSION
     assert found["cells"] == 5
     assert found["rows"] == [row.to_json() for row in ROWS]
 
@@ -38,3 +42,13 @@ def test_the_csv_has_the_numbers_of_the_json():
                 assert float(line[name]) == value
             else:
                 assert line[name] == (value or "")
+
+
+def test_every_name_in_the_json_is_in_the_docs():
+    docs = (PROJECT / "docs" / "audit.md").read_text()
+    schema = docs[docs.index("## The schema of results.json") :].partition("\n## ")[0]
+    described = {
+        name for row in re.findall(r"^\|([^|]*)\|", schema, re.MULTILINE) for name in re.findall("`(.*?)`", row)
+    }
+    assert described == {*audit_results(ROWS).to_json(), *COLUMNS}
+    assert f"version {SCHEMA_VERSION}" in schema

@@ -35,10 +35,11 @@ def test_every_row_has_every_column_in_the_same_order(result):
 def test_the_columns_are_the_cell_then_its_scores_then_how_it_ended():
     assert (
         *("network", "batch_size", "defense", "seed"),
-        *("attack", "strategy", "ended", "verdict", "reason", "mismatch", "rank", "gradient_scale"),
+        *("sample_kind", "attack", "strategy", "ended", "verdict", "reason", "mismatch", "rank", "gradient_scale"),
         *("images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "best_ssim", "labels_right"),
-        *("psnr", "ssim", "true_labels", "recovered_labels", "loss", "relative_error", "cosine", "epsilon"),
-        *("failed_attacks", "seconds", "error"),
+        *("psnr", "ssim", "true_labels", "recovered_labels", "loss"),
+        *("oracle_attack", "oracle_images_recovered", "oracle_mean_psnr", "oracle_best_psnr", "oracle_best_ssim"),
+        *("relative_error", "cosine", "epsilon", "failed_attacks", "seconds", "error"),
     ) == COLUMNS
 
 
@@ -77,7 +78,7 @@ def test_what_lacks_a_column_is_no_row(missing):
         ("psnr", [20.0]),
         ("psnr", [20.0, "17.5"]),
         ("ssim", [0.5, 0.5, 0.5]),
-        ("true_labels", [2, 3.5]),
+        ("true_labels", [2, "3"]),
         ("recovered_labels", {}),
         ("images_recovered", 3),
         ("labels_right", -1),

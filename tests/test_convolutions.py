@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -11,6 +13,7 @@ from benchmarks.participant import fresh_scope, participant
 from paddle import nn
 
 from dlg.attack.analytic.leakage import find_leakage
+from dlg.attack.deadline import Deadline, deadline_in_force
 from dlg.participant import networks
 
 
@@ -106,12 +109,25 @@ def test_nothing_is_claimed_where_only_the_convolutions_gradients_are_noisy():
     assert not leakage.is_exact
 
 
-def test_a_batch_of_two_is_left_to_other_attacks():
+def test_a_batch_of_two_comes_back_exactly():
     images, labels = digits(2)
+    images = np.ascontiguousarray(images[:, :, ::2, ::2])
     with fresh_scope():
+        trained = participant(relu_with_strides, images, labels)
+        leakage = find_leakage(trained.shared_step(), 0, nonnegative=True, value_range=(0.0, 1.0))
+    assert leakage.is_exact
+    assert leakage.source == "the convolutions, all layers together"
+    order = np.argsort(leakage.labels)
+    assert np.abs(leakage.inputs[order] - images[np.argsort(labels.ravel())]).max() < 1e-3
+
+
+def test_the_searches_end_at_the_time_limit():
+    images, labels = digits(2)
+    with fresh_scope(), deadline_in_force(Deadline(0, time.monotonic())):
         trained = participant(relu_with_strides, images[:, :, ::2, ::2].copy(), labels)
         leakage = find_leakage(trained.shared_step(), 0, nonnegative=True, value_range=(0.0, 1.0))
     assert leakage.inputs is None
+    assert leakage.certain  # labels and features are known all the same
 
 
 def test_a_network_with_other_ops_is_left_to_other_attacks():

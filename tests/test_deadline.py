@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dlg.attack.deadline import Deadline
+from dlg.attack.deadline import Deadline, check_deadline, deadline_in_force
 from dlg.errors import TimeLimitReachedError
 
 
@@ -18,3 +18,9 @@ def test_a_limit_is_reached_when_its_seconds_are_over():
 
 def test_without_a_limit_there_is_always_time():
     Deadline(None, -1e9).check()
+
+
+def test_a_deadline_in_force_is_looked_at_within_its_block_alone():
+    with deadline_in_force(Deadline(60, time.monotonic() - 61)), pytest.raises(TimeLimitReachedError):
+        check_deadline()
+    check_deadline()

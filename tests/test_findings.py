@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cell_results import cell_result, failed_result
 
-from dlg.audit.findings import Finding, Leak, Summary, claims, findings, leak_of
+from dlg.audit.findings import LEAST_SEEDS, Finding, Leak, Summary, claims, findings, leak_of
 
 
 def test_a_finding_sums_up_its_cells_and_the_worst_decides():
@@ -26,7 +26,7 @@ def test_a_finding_counts_no_cell_that_failed():
 
 def test_a_finding_of_failed_cells_alone_has_no_number():
     found = Finding.of([failed_result()])
-    assert (found.leak.kind, found.images, found.attacks, found.verdicts) == ("not_run", 0, (), ())
+    assert (found.leak.kind, found.images, found.attacks, found.verdicts) == ("not_run", 0, (), {})
     assert found.errors == ("it broke",)
     assert found.best_psnr is found.mean_psnr is found.mean_ssim is found.cosine is found.epsilon is None
 
@@ -59,6 +59,51 @@ def dark(network="mlp", defense="none", **changed):
 )
 def test_a_picture_that_may_be_recognised_is_never_called_hidden(rows, kind, decided_by):
     assert leak_of(rows) == Finding.of(rows).leak == Leak(kind, decided_by)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "kind", "decided_by"),
+    [
+        ({"oracle_best_psnr": 31.0}, "leaks", "oracle's PSNR"),
+        ({"oracle_best_psnr": 16.0}, "partly", "oracle's PSNR"),
+        ({"oracle_best_ssim": 0.3}, "partly", "oracle's SSIM"),
+    ],
+)
+def test_what_only_the_oracles_choice_shows_is_a_leak_too(oracle, kind, decided_by):
+    assert leak_of([dark(oracle_attack="cosine", **oracle)]) == Leak(kind, decided_by)
+
+
+def seeds_of(count, defense="int8", network="mlp", **changed):
+    return [dark(network, defense, seed=seed, **changed) for seed in range(count)]
+
+
+def leak_among(rows, defense="int8"):
+    return next(finding.leak.kind for finding in findings(rows) if finding.defense == defense)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(LEAST_SEEDS - 1, "not_recovered"), (LEAST_SEEDS, "stops")])
+def test_a_defence_stops_the_attacks_on_enough_seeds_alone(count, kind):
+    assert leak_among([cell_result(best=90.0), *seeds_of(count)]) == kind
+
+
+def test_each_batch_size_needs_enough_seeds():
+    more = [dark(defense="int8", batch_size=1)]
+    assert leak_among([cell_result(best=90.0), *seeds_of(LEAST_SEEDS), *more]) == "not_recovered"
+
+
+def test_where_nothing_leaks_without_a_defence_none_is_said_to_stop_it():
+    assert leak_among([dark(), *seeds_of(LEAST_SEEDS)]) == "not_recovered"
+    assert leak_among(seeds_of(LEAST_SEEDS)) == "not_recovered"
+
+
+def test_a_seed_that_could_not_be_run_is_none():
+    rows = [cell_result(best=90.0), *seeds_of(LEAST_SEEDS - 1), failed_result(defense="int8", seed=9)]
+    assert leak_among(rows) == "not_run"
+
+
+def test_every_verdict_is_counted():
+    rows = [dark(), dark(seed=1), dark(seed=2, verdict="failed")]
+    assert Finding.of(rows).verdicts == {"undetermined": 2, "failed": 1}
 
 
 @pytest.mark.parametrize("best", [30.0, 15.0])
@@ -107,6 +152,7 @@ def test_a_defence_is_summed_up_by_the_networks_it_protects_least():
         "unknown": ["fp16"],
         "not_run": ["prune:0.9", "bf16"],
         "not_recovered": ["prune:0.5"],
+        "stops": [],
     }
     assert summary.failed_cells == 2
     (hidden,) = summary.defenses["not_recovered"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from attacking import attack, worst_psnr
@@ -45,6 +47,25 @@ def test_adam_is_that_of_kingma_and_ba(objective):
             values[index] -= 0.1 * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
     for ours, theirs in zip(after.values, values):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("optimizer", [GradientDescent, Adam])
+@pytest.mark.parametrize("network", ["softmax", "mlp", "lenet"])
+def test_results_that_stay_in_memory_change_no_number(optimizer, network):
+    images, labels = data.first_batch(*data.load(["bundled"]), 3, seed=0)
+    trained = participant(networks.NETWORKS[network], images, labels)
+    kept = build_objective(trained.shared_step())
+    freed = dataclasses.replace(kept, results_size=2**40)
+    assert (kept.keeps_results_in_loops, freed.keeps_results_in_loops) == (True, False)
+
+    def reached(objective):
+        descent = optimizer(objective, -0.1)
+        dummy, moments = descent.descend(descent.start(0, 0), 10)
+        dummy, moments = descent.descend(dummy, 15, 10, moments)
+        return [*dummy.values, *moments, dummy.label_probability, dummy.loss]
+
+    for ours, theirs in zip(reached(kept), reached(freed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("optimizer", [GradientDescent, Adam])

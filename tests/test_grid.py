@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dlg.audit.grid import DEFAULT_GRID, MOST_CELLS, QUICK_GRID, Cell, Grid
+from dlg.audit.grid import DEFAULT_GRID, MOST_CELLS, QUICK_GRID, THOROUGH_GRID, Cell, Grid
 from dlg.errors import InputError
 from dlg import defenses
 from dlg.participant.networks import NETWORKS
@@ -32,7 +32,7 @@ def test_a_grid_of_too_many_cells_is_refused_before_it_is_made(seeds):
         grid.cells()
 
 
-@pytest.mark.parametrize("grid", [DEFAULT_GRID, QUICK_GRID])
+@pytest.mark.parametrize("grid", [DEFAULT_GRID, QUICK_GRID, THOROUGH_GRID])
 def test_the_commands_grids_are_of_known_networks_and_defences(grid):
     assert set(grid.networks) <= set(NETWORKS)
     assert all(defenses.parse(spec) for spec in grid.defenses)
@@ -42,5 +42,5 @@ def test_the_commands_grids_are_of_known_networks_and_defences(grid):
 
 def test_every_cell_has_a_key_of_its_own_that_can_be_part_of_a_file_name():
     keys = [cell.key for cell in DEFAULT_GRID.cells()]
-    assert len(set(keys)) == len(keys) == 63
+    assert len(set(keys)) == len(keys) == 3 * 2 * 21 * 5
     assert all(re.fullmatch(r"[\w.+-]+", key) for key in keys)

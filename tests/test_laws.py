@@ -57,10 +57,11 @@ def in_package(package: str) -> list[str]:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("attack", ("participant", "audit")),
-        ("participant", ("attack", "audit")),
-        ("graph", ("attack", "participant", "audit")),
-        ("results", ("attack", "participant", "audit")),
+        ("attack", ("participant", "audit", "flower")),
+        ("participant", ("attack", "audit", "flower")),
+        ("graph", ("attack", "participant", "audit", "flower")),
+        ("results", ("attack", "participant", "audit", "flower")),
+        ("flower", ("participant",)),
     ],
 )
 def test_no_package_reaches_what_it_must_not_know(package, forbidden):

@@ -14,9 +14,10 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from attacking import worst_psnr
-from dlg import InputError, SecondDerivativeError, attack_layer, dlg_attack
+from dlg import InputError, SecondDerivativeError, SharedUpdate, attack_layer, dlg_attack
 from dlg.attack.layer_step import step_of_layer
 from dlg.attack.objective import build_objective
+from dlg.attack.verification import verify
 from dlg.graph.programs import static_mode
 from dlg.options import AttackOptions
 
@@ -299,6 +300,31 @@ def test_the_attack_has_no_buffer_that_the_layer_does_not_read():
     assert "kept" not in {parameter.name for parameter in known.step.trained}
 
 
+class Writing(nn.Layer):
+    """A layer that writes numbers over elements of its values, and of its prediction."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(FEATURES, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, feature):
+        hidden = 2 * paddle.tanh(self.first(feature))
+        hidden[:, 1::4] = 0.5
+        prediction = self.last(hidden)
+        prediction[:, 3] = -1.0
+        return prediction
+
+
+def test_numbers_that_are_written_over_elements_pass_no_gradient():
+    """They do in a program of PaddlePaddle's, which is then not the layer."""
+    layer, batch = Writing(), vectors()
+    gradients = backward(layer, batch)
+    known = step_of(layer, gradients, batch)
+    assert loss_at(batch, known) < 1e-12
+    with static_mode(), paddle.static.scope_guard(known.scope):
+        verify(known.step)
+
+
 class InPlace(nn.Layer):
     """An op in place whose result nobody takes; a static graph knows none."""
 
@@ -438,3 +464,105 @@ def test_no_argument_but_the_target_may_carry_the_batch():
         "layer", "loss", "gradients", "feature", "label", "batch_size", "weights", "place",
         "target", "target_label", "vocabulary", "options",
     ]  # fmt: skip
+
+
+class OfThree(nn.Layer):
+    """A network of a row of numbers, a picture and a category."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.first = nn.Linear(FEATURES + 36 + 3, 16)
+        self.last = nn.Linear(16, CLASSES)
+
+    def forward(self, row, picture, category):
+        together = paddle.concat([row, paddle.flatten(picture, 1), self.table(category)], 1)
+        return self.last(F.relu(self.first(together)))
+
+
+def three_inputs():
+    """The layer, the samples and labels of a batch, and the gradients of a step."""
+    rows, labels = vectors()
+    pictures = np.random.default_rng(1).random((2, 1, 6, 6), np.float32)
+    samples, layer = [rows, pictures, np.array([4, 2])], OfThree()
+    loss = F.cross_entropy(layer(*map(paddle.to_tensor, samples)), paddle.to_tensor(labels))
+    loss.backward()
+    return layer, samples, labels, {name: parameter.grad for name, parameter in layer.named_parameters()}
+
+
+def specs_of(samples):
+    return {
+        "feature": [InputSpec([None, *each.shape[1:]], str(each.dtype)) for each in samples],
+        "label": InputSpec([None, 1], "int64"),
+    }
+
+
+def test_a_layer_may_take_several_inputs_and_the_picture_is_compared(tmp_path):
+    layer, samples, labels, gradients = three_inputs()
+    options = {"optimizer": "auto", "result_dir": tmp_path, "batch_size": 2, **specs_of(samples)}
+    result = attack_layer(layer, F.cross_entropy, gradients, target=samples, target_label=labels, **options)
+    assert result.verdict == "explained"
+    rows, pictures, categories = result.feature
+    order = np.argsort(result.label)
+    np.testing.assert_allclose(rows[order], samples[0], atol=1e-3)
+    np.testing.assert_allclose(pictures[order], samples[1], atol=1e-3)
+    assert (categories[order] == samples[2]).all()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert min(image["psnr"] for image in summary["images"]) > 60
+    assert (tmp_path / "progress.png").exists()
+
+
+@pytest.mark.parametrize(
+    "target", [np.zeros((2, 6)), [np.zeros((2, 6))], [np.zeros((2, 6)), 2 * np.ones((2, 1, 6, 6)), np.zeros(2, int)]]
+)
+def test_a_target_of_several_inputs_is_a_list_of_as_many(target, tmp_path):
+    layer, samples, labels, gradients = three_inputs()
+    options = {**SHORT, "result_dir": tmp_path / "new", "batch_size": 2, **specs_of(samples)}
+    with pytest.raises(InputError, match="target"):
+        attack_layer(layer, F.cross_entropy, gradients, target=target, target_label=labels, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def local_steps(layer, batch, steps):
+    """The layer's state before and after some steps of a client, as arrays."""
+
+    def state():
+        return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
+
+    before, sgd = state(), paddle.optimizer.SGD(0.1, layer.parameters())
+    for _ in range(steps):
+        backward(layer, batch)
+        sgd.step()
+        sgd.clear_grad()
+    return before, state()
+
+
+def test_a_weight_update_gives_its_sample_away_whatever_weights_the_layer_has_now(tmp_path):
+    layer, batch = nn.Linear(FEATURES, CLASSES), vectors(1)
+    update = SharedUpdate(*local_steps(layer, batch, 3), learning_rate=0.1, local_steps=3)
+    result = attack(layer, update, batch, tmp_path, optimizer="auto")
+    assert result.verdict == "explained", result.reason
+    assert np.abs(result.feature - batch[0]).max() < 1e-4
+
+
+def test_what_an_update_has_of_buffers_and_frozen_parameters_is_left_out(tmp_path):
+    layer = nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1D(5), nn.ReLU(), nn.Linear(5, CLASSES))
+    layer.eval()
+    layer[3].bias.stop_gradient = True
+    update = SharedUpdate(*local_steps(layer, vectors(), 2), learning_rate=0.1, local_steps=2)
+    update.after["3.bias"] = update.after["1._mean"] = np.full(CLASSES, 7.0, np.float32)
+    assert np.isfinite(attack(layer, update, vectors(), tmp_path, **SHORT).loss)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["weight", "slope"], "the update has 'slope', which is none of the layer's parameters (weight, bias)"),
+        (["weight"], "the update has no 'bias', which the layer trains; give all that it trains"),
+    ],
+)
+def test_an_update_of_another_layer_is_refused(names, message, tmp_path):
+    before, after = ({name: np.full(3, value) for name in names} for value in (0.0, 1.0))
+    with pytest.raises(InputError) as refusal:
+        attack(nn.Linear(FEATURES, CLASSES), SharedUpdate(before, after, 0.1), vectors(), tmp_path)
+    assert str(refusal.value) == message

@@ -18,7 +18,7 @@ from dlg.participant.weight_update import local_update
 from dlg.results import metrics
 
 
-def reading(network, batch_size=1, steps=5, rate=0.1, *, claimed=None, seed=0, changed=None, **rule):
+def reading(network, batch_size=1, steps=5, rate=0.1, *, claimed=None, seed=0, changed=None, clipped=1, **rule):
     """What an attacker reads of a client's update, who may be told another rule or given other weights."""
     images, labels = digits(batch_size, seed)
     trained = participant(network, images, labels, seed)
@@ -26,6 +26,10 @@ def reading(network, batch_size=1, steps=5, rate=0.1, *, claimed=None, seed=0, c
     update = dataclasses.replace(update, **(claimed or {}))
     if changed is not None:
         update = dataclasses.replace(update, after={name: changed(weight) for name, weight in update.after.items()})
+    if clipped != 1:
+        before, after = update.before, update.after
+        after = {name: before[name] + np.float32(clipped) * (after[name] - before[name]) for name in before}
+        update = dataclasses.replace(update, after=after)
     feature, label, network, exe = trained.training.known
     step = SharedStep(network, feature, label, batch_size, update, exe.place)
     return Reading.of(step, seed, nonnegative=True), images, labels[:, 0], trained
@@ -93,6 +97,19 @@ def test_the_learning_rate_need_not_be_known(network, batch_size, factor):
     leakage = read_off(given)
     check_exact(leakage, images, labels)
     assert leakage.gradient_scale == pytest.approx(1 / factor, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "batch_size"), [(networks.softmax, 1), (networks.softmax, 2), (shallow_perceptron, 1)]
+)
+@pytest.mark.parametrize("factor", [0.02, 0.7])
+def test_an_update_that_was_clipped_after_the_steps_gives_its_samples_away_as_one_that_was_not(
+    network, batch_size, factor
+):
+    given, images, labels, _ = reading(network, batch_size, clipped=factor)
+    leakage = read_off(given)
+    check_exact(leakage, images, labels)
+    assert leakage.gradient_scale == pytest.approx(factor, rel=1e-3)
 
 
 def test_nothing_is_claimed_of_noisy_weights():

@@ -40,8 +40,11 @@ def test_requirements_are_those_of_the_attack_and_of_the_audit():
     assert requirements_in("requirements.txt") == by_name(DECLARED["dependencies"] + EXTRAS["audit"])
 
 
-def test_the_tests_requirements_are_those_of_the_extras_test_and_dask():
-    assert requirements_in("tests/requirements.txt") == by_name(EXTRAS["test"] + EXTRAS["dask"])
+def test_the_tests_requirements_are_those_of_the_extras_test_dask_and_flower():
+    more = by_name(EXTRAS["test"] + EXTRAS["dask"] + EXTRAS["flower"])
+    audit = by_name(EXTRAS["audit"])
+    assert requirements_in("tests/requirements.txt") == {name: more[name] for name in more if name not in audit}
+    assert all(more[name] == audit[name] for name in more if name in audit)
     assert "-r ../requirements.txt" in lines_of("tests/requirements.txt")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import signal
 
+import numpy as np
 import paddle
 import pytest
 
 from dlg.errors import InputError
-from dlg.graph.programs import in_program, refuse_flags, removed_on_error, traced_execution
+from dlg.graph.programs import in_program, refuse_flags, removed_on_error, results_size, traced_execution
 
 TRACE = "FLAGS_enable_pir_in_executor_trace_run"
+FREEING = "FLAGS_eager_delete_tensor_gb"
 
 
 def test_generated_names_start_anew_in_a_program():
@@ -49,6 +52,53 @@ def test_traced_execution_ends_with_its_block():
     with traced_execution():
         assert paddle.get_flags([TRACE]) == {TRACE: True}
     assert paddle.get_flags([TRACE]) == before
+
+
+def test_results_are_kept_where_that_is_asked_for():
+    before = paddle.get_flags([FREEING])
+    with traced_execution():
+        assert paddle.get_flags([FREEING]) == before
+    with traced_execution(keeps_results=True):
+        assert paddle.get_flags([FREEING]) == {FREEING: -1.0}
+    assert paddle.get_flags([FREEING]) == before
+
+
+def test_results_that_are_kept_are_the_same_numbers():
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program, paddle.static.Program()):
+        x = paddle.static.data("x", [3, 4])
+        result = paddle.sum(paddle.tanh(x) * x, axis=1)
+    values = [np.full([3, 4], number, "float32") for number in (0.5, 2.0, 0.5)]
+    executor = paddle.static.Executor(paddle.CPUPlace())
+    with traced_execution(keeps_results=True):
+        kept = [executor.run(program, feed={"x": value}, fetch_list=[result])[0] for value in values]
+    np.testing.assert_allclose(kept[0], 4 * 0.5 * np.tanh(np.float32(0.5)), rtol=1e-6)
+    np.testing.assert_allclose(kept[1], 4 * 2 * np.tanh(np.float32(2)), rtol=1e-6)
+    np.testing.assert_array_equal(kept[2], kept[0])
+
+
+def test_the_size_of_results_counts_what_ops_make_and_not_what_is_fed():
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program, paddle.static.Program()):
+        x = paddle.static.data("x", [3, 4])
+        paddle.cast(paddle.tanh(x), "float64")
+    assert results_size(program) == 3 * 4 * (4 + 8)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library frees memory")
+def test_memory_that_was_freed_is_kept_for_the_next_results():
+    import resource
+
+    def new_pages():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    with traced_execution():
+        np.ones(2**20)
+        before = new_pages()
+        for _ in range(10):
+            np.ones(2**20)
+    # Each of the ten has 8 MiB, 2048 pages.
+    assert new_pages() - before < 2048
 
 
 def test_an_error_while_ops_are_built_leaves_none_of_them_behind():

@@ -26,6 +26,14 @@ def square(x):
     return x * x
 
 
+def concatenated_with_unknown_size(x):
+    """A concatenation with a part whose size PaddlePaddle does not know before it runs, an affine grid."""
+    hidden = nn.Linear(50, 6)(x.flatten(1))
+    grid = F.affine_grid(hidden.reshape([-1, 2, 3]), [x.shape[0], 1, 2, 2])
+    row = paddle.concat([hidden.reshape([1, -1]), grid.reshape([1, -1])], 1)
+    return hidden + paddle.sum(paddle.tanh(row), 1, keepdim=True)
+
+
 # A layer for which PaddlePaddle's own second derivative is wrong or fails, for each rule.
 EXAMPLES = {
     "add_grad": lambda x: paddle.tanh(nn.Linear(50, 5, weight_attr=frozen())(x.flatten(1))),
@@ -44,6 +52,7 @@ OTHERS = {
     "parts that are concatenated with constants": lambda x: paddle.concat(
         [paddle.tanh(nn.Linear(50, 5)(x.flatten(1))), x.flatten(1)[:, :1] * 0, nn.Linear(50, 5)(x.flatten(1))], 1
     ),
+    "a last part of unknown size": concatenated_with_unknown_size,
     "a parameter that is concatenated": lambda x: paddle.concat([parameter(1, 50), x.flatten(1)], 0)[1:],
     "transposed convolution with padding that differs": lambda x: nn.Conv2DTranspose(2, 3, 3, padding=[1, 0, 2, 1])(x),
     "transposed convolution with output padding": lambda x: nn.Conv2DTranspose(
@@ -78,7 +87,7 @@ OTHERS = {
 
 
 def test_every_rule_has_an_example():
-    # Without the rule for the parts of a concatenation the process ends; the first two of OTHERS need it.
+    # Without the rule for the parts of a concatenation the process ends; the first three of OTHERS need it.
     assert rules_of(corrections) == {*EXAMPLES, "builtin.split"}
 
 

@@ -39,6 +39,7 @@ EXAMPLES = {
     "diagonal": lambda z: paddle.diagonal(rows(z), 1, 1, 2),
     "fill_diagonal_tensor": lambda z: paddle.diagonal_scatter(rows(z), z[:, 2:4], 0, 1, 2),
     "roll": lambda z: z * paddle.roll(z, 2, 1),
+    "set_value": lambda z: paddle.static.setitem(z * z, (slice(None), 1), 0.0),
     "set_value_with_tensor": lambda z: paddle.select_scatter(rows(z), z * z, 1, 0),
     "strided_slice": lambda z: z[:, ::2],
     "tril": lambda z: paddle.tril(rows(z)),
@@ -88,7 +89,7 @@ OTHERS = {
 
 
 def test_every_rule_has_an_example():
-    assert rules_of(indexing) == {*EXAMPLES, "builtin.split", "set_value_with_tensor_"}
+    assert rules_of(indexing) == {*EXAMPLES, "builtin.split", "set_value_", "set_value_with_tensor_"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES | OTHERS)

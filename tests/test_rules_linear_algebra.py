@@ -34,6 +34,26 @@ def columns(z):
     return paddle.stack([fixed(z), paddle.tanh(2 * fixed(z))], 2)
 
 
+def rows(z):
+    return paddle.transpose(columns(z), [0, 2, 1])
+
+
+def spread(z):
+    """A symmetric matrix with distinct eigenvalues for each vector."""
+    diagonal = paddle.diag(paddle.arange(1, 6).astype(z.dtype))
+    return diagonal + paddle.unsqueeze(fixed(z), 1) * paddle.unsqueeze(fixed(z), 2)
+
+
+def eigen(z):
+    return paddle.linalg.eigh(spread(z))
+
+
+def of_rank_one(matrix):
+    """The nearest matrix of rank one."""
+    left, values, right = paddle.linalg.svd(matrix)
+    return left[:, :, :1] * paddle.unsqueeze(values[:, :1], 2) * right[:, :1]
+
+
 # An activation that needs the rule, for each rule.
 EXAMPLES = {
     "mv": lambda z: z * paddle.unsqueeze(paddle.mv(z, parameter(5)), 1),
@@ -45,12 +65,26 @@ EXAMPLES = {
     "triangular_solve_grad": lambda z: paddle.linalg.triangular_solve(matrices(z), columns(z)),
     "cholesky_grad": lambda z: paddle.linalg.cholesky(definite(z)),
     "cholesky_solve": lambda z: paddle.linalg.cholesky_solve(columns(z), paddle.tril(matrices(z))),
+    "eigvalsh": lambda z: paddle.linalg.eigvalsh(spread(z)),
+    "eigvalsh_grad": lambda z: paddle.linalg.eigvalsh(spread(z)),
+    "eigh": lambda z: paddle.linalg.eigh(spread(z))[0],
+    "eigh_grad": lambda z: paddle.square(paddle.linalg.eigh(spread(z))[1]),
+    "svdvals": lambda z: paddle.linalg.svdvals(columns(z)),
+    "svd_grad": lambda z: paddle.square(paddle.linalg.svd(columns(z))[0]),
 }
 OTHERS = {
     "the inverse of a power": lambda z: paddle.linalg.matrix_power(matrices(z), -2),
     "the other triangle": lambda z: paddle.linalg.triangular_solve(matrices(z), columns(z), upper=False),
     "a transposed triangle": lambda z: paddle.linalg.triangular_solve(matrices(z), columns(z), transpose=True),
     "a triangle of ones": lambda z: paddle.linalg.triangular_solve(matrices(z), columns(z), unitriangular=True),
+    "eigenvalues with eigenvectors": lambda z: paddle.concat(
+        [paddle.unsqueeze(part, 2) if len(part.shape) == 2 else paddle.square(part) for part in eigen(z)], 2
+    ),
+    "the other triangle of a symmetric matrix": lambda z: paddle.linalg.eigvalsh(spread(z), "U"),
+    "the right singular vectors": lambda z: paddle.square(paddle.linalg.svd(columns(z))[2]),
+    "singular vectors of a wide matrix": lambda z: paddle.square(paddle.linalg.svd(rows(z))[2]),
+    "a sum of singular values": lambda z: z * paddle.sum(paddle.linalg.svdvals(columns(z)), 1, keepdim=True),
+    "a matrix of low rank": lambda z: of_rank_one(columns(z)),
     "the upper factor": lambda z: paddle.linalg.cholesky(definite(z), upper=True),
     "solved with the upper factor": lambda z: paddle.linalg.cholesky_solve(columns(z), upper(z), upper=True),
 }

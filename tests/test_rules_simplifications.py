@@ -43,9 +43,11 @@ PADDINGS = {
 }
 
 
+# A batch of one and larger ones are computed in different ways.
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("with_rule", [True, False])
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_derivatives_through_a_convolution_are_right_however_it_is_padded(padding, with_rule, monkeypatch):
+def test_derivatives_through_a_convolution_are_right_however_it_is_padded(padding, with_rule, samples, monkeypatch):
     if not with_rule:
         remove_rule("conv2d", monkeypatch)
 
@@ -54,7 +56,30 @@ def test_derivatives_through_a_convolution_are_right_however_it_is_padded(paddin
         first = F.conv2d(x, parameter(3, 2, 2, 3), padding=PADDINGS[padding])
         return F.conv2d(paddle.tanh(first), parameter(2, 3, 3, 2), stride=[1, 2], padding=PADDINGS[padding])
 
-    check(classifier(layer), *batch_of((2, 5, 4)))
+    check(classifier(layer), *first_samples(samples))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((1, 1), {}),
+        ((1, 1), {"stride": [2, 1]}),
+        ((2, 2), {"dilation": [2, 1]}),
+        ((2, 3), {"stride": [2, 1], "padding": [1, 0, 2, 1], "dilation": [1, 2]}),
+    ],
+)
+def test_derivatives_through_a_convolution_are_right_however_it_steps(kernel, options, samples):
+    def layer(x):
+        return F.conv2d(paddle.tanh(F.conv2d(x, parameter(3, 2, *kernel), **options)), parameter(2, 3, 1, 1))
+
+    check(classifier(layer), *first_samples(samples))
+
+
+def first_samples(count):
+    """The first of a random batch of pictures, and their labels."""
+    images, labels = batch_of((2, 5, 4))
+    return images[:count], labels[:count]
 
 
 def test_every_rule_has_an_example():

@@ -36,6 +36,7 @@ def test_a_step_holds_no_batch():
         "place",
         "update",
         "knowledge",
+        "preparations",
     }
 
 

@@ -60,7 +60,7 @@ def test_it_computes_what_the_layer_computes():
     layer = Counting()
     traced = TracedLayer(layer, F.cross_entropy, "float32")
     with static_mode():
-        traced.trace(InputSpec([2, 3], "float32"), InputSpec([2, 1], "int64"))
+        traced.trace([InputSpec([2, 3], "float32")], InputSpec([2, 1], "int64"))
     (prediction, loss), names, _ = run(traced, traced.tensors)
     assert layer.factor.numpy() == [2.0]
     expected = layer(paddle.to_tensor(BATCH))
@@ -88,15 +88,15 @@ def test_its_ops_know_the_line_of_the_layer():
 
 def traced_weights(traced):
     with static_mode():
-        traced.trace(InputSpec([2, 3], "float32"), InputSpec([2, 1], "int64"))
+        traced.trace([InputSpec([2, 3], "float32")], InputSpec([2, 1], "int64"))
     return traced.tensors
 
 
 def test_a_layer_that_is_random_has_no_gradients_to_compare():
     fixed = TracedLayer(nn.Linear(3, 2), F.cross_entropy, "float32")
     random = TracedLayer(nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.5), nn.Linear(9, 2)), F.cross_entropy, "float32")
-    assert set(fixed.gradients(BATCH, LABELS)) == {"weight", "bias"}
-    assert random.gradients(BATCH, LABELS) is None
+    assert set(fixed.gradients([BATCH], LABELS)) == {"weight", "bias"}
+    assert random.gradients([BATCH], LABELS) is None
 
 
 def test_the_error_of_a_layer_is_one_line_with_the_line_of_its_code():
@@ -115,3 +115,35 @@ def test_the_error_of_a_layer_is_one_line_with_the_line_of_its_code():
 def test_a_loss_that_returns_a_number_is_refused():
     with pytest.raises(InputError, match="the loss returned 3, expected a scalar variable"):
         traced_weights(TracedLayer(nn.Linear(3, 2), lambda prediction, label: 3, "float32"))
+
+
+class Remembering(nn.Layer):
+    """A layer that reads its tensors from attributes of its own, as recurrent layers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(1, 2)
+        self.kept = {"factors": (paddle.to_tensor([[2.0, 3.0], [0.0, 1.0]]),)}
+
+    def forward(self, feature):
+        return self.gru(feature.unsqueeze(2))[1][0] @ self.kept["factors"][0]
+
+
+def test_tensors_in_lists_and_dicts_of_a_layer_get_the_precision_too():
+    layer = Remembering()
+    expected = layer(paddle.to_tensor(BATCH))
+    before = layer.kept, layer.kept["factors"], layer.gru._all_weights, list(layer.gru._all_weights)
+    traced = TracedLayer(layer, F.cross_entropy, "float32")
+    with static_mode():
+        traced.trace([InputSpec([2, 3], "float32")], InputSpec([2, 1], "int64"))
+    floating = {name for name, tensor in traced.tensors.items() if tensor.dtype == paddle.float32}
+    weights = {
+        name: tensor.astype("float64") if name in floating else tensor for name, tensor in traced.tensors.items()
+    }
+    (prediction, _), _, program = run(traced, weights, "float64")
+    parameters = {parameter.name: numpy_dtype(parameter) for parameter in program.global_block().all_parameters()}
+    assert {name for name, dtype in parameters.items() if dtype == "float64"} == floating
+    np.testing.assert_allclose(prediction, expected.numpy(), rtol=1e-6)
+    after = layer.kept, layer.kept["factors"], layer.gru._all_weights, list(layer.gru._all_weights)
+    assert all(one is other for one, other in zip(before[:3], after[:3]))
+    assert all(one is other for one, other in zip(before[3], after[3]))

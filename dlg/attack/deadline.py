@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import time
+from collections.abc import Iterator
 
 from dlg.errors import TimeLimitReachedError
 
@@ -26,3 +29,27 @@ class Deadline:
         """Raise TimeLimitReachedError where the time is over."""
         if time.monotonic() >= self._end:
             raise TimeLimitReachedError
+
+
+_in_force: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline", default=None)
+
+
+@contextlib.contextmanager
+def deadline_in_force(deadline: Deadline) -> Iterator[None]:
+    """Let `check_deadline` look at this deadline in the block.
+
+    An analytic attack looks at it, and gives what it has. It is deep inside of
+    what prepares an attack, most of which has to be done in any case.
+    """
+    token = _in_force.set(deadline)
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
+
+
+def check_deadline() -> None:
+    """Raise TimeLimitReachedError where the time of the deadline in force is over."""
+    deadline = _in_force.get()
+    if deadline is not None:
+        deadline.check()

@@ -24,6 +24,7 @@ from dlg.graph.lookups import lookups_of
 from dlg.graph.programs import in_program
 from dlg.graph.traced_layer import TracedLayer
 from dlg.graph.values import Value, is_real, numpy_dtype
+from dlg.shared_update import SharedUpdate
 
 # What messages call the layer's two inputs.
 _FEATURE = "feature"
@@ -63,7 +64,7 @@ def step_of_layer(
     layer: paddle.nn.Layer,
     loss: Callable[[Any, Any], Any],
     gradients: Any,
-    feature: paddle.static.InputSpec,
+    feature: paddle.static.InputSpec | Sequence[paddle.static.InputSpec],
     label: paddle.static.InputSpec,
     batch_size: int,
     weights: Any,
@@ -87,20 +88,21 @@ def step_of_layer(
     SecondDerivativeError
         Where the layer cannot be made a program, or has control flow.
     """
-    _check_arguments(layer, loss, feature, label)
-    traced = TracedLayer(layer, loss, numpy_dtype(feature))
+    specs = _specs(feature)
+    _check_arguments(layer, loss, {**specs, _LABEL: label})
+    dtypes = [numpy_dtype(spec) for spec in specs.values()]
+    traced = TracedLayer(layer, loss, next((dtype for dtype in dtypes if "float" in dtype), dtypes[0]))
     program = paddle.static.Program()
     with in_program(program), named_failures(_CANNOT_TRACE, program):
-        batch = [paddle.static.InputSpec([batch_size, *spec.shape[1:]], spec.dtype) for spec in (feature, label)]
-        traced.trace(*batch)
+        traced.trace([_of_batch(spec, batch_size) for spec in specs.values()], _of_batch(label, batch_size))
         _refuse_reserved_names(traced)
         inputs = [
-            paddle.static.data(name, spec.shape, numpy_dtype(spec))
-            for name, spec in ((_FEATURE, feature), (_LABEL, label))
+            paddle.static.data(name, spec.shape, numpy_dtype(spec)) for name, spec in {**specs, _LABEL: label}.items()
         ]
         for name in traced.needed:
             traced.make_parameter(name)
-    step = SharedStep(traced, inputs[0], inputs[1], batch_size, _by_name(gradients, traced.parameters), place)
+    features = inputs[0] if len(specs) == 1 and _is_spec(feature) else inputs[:-1]
+    step = SharedStep(traced, features, inputs[-1], batch_size, _shared(gradients, traced), place)
     scope = _scope_of({name: traced.tensors[name].numpy() for name in traced.needed})
     _refuse_other_gradients(step, traced, scope, value_range)
     if weights is not None:
@@ -108,7 +110,23 @@ def step_of_layer(
     return LayerStep(step, scope, program)
 
 
-def _check_arguments(layer: Any, loss: Any, feature: Any, label: Any) -> None:
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, paddle.static.InputSpec)
+
+
+def _specs(feature: Any) -> dict[str, Any]:
+    """What stands for each feature, by the names that messages have for them."""
+    if isinstance(feature, (list, tuple)) and feature:
+        return {f"{_FEATURE}_{number}": spec for number, spec in enumerate(feature)}
+    return {_FEATURE: feature}
+
+
+def _of_batch(spec: paddle.static.InputSpec, batch_size: int) -> paddle.static.InputSpec:
+    """A spec with the batch's size."""
+    return paddle.static.InputSpec([batch_size, *spec.shape[1:]], spec.dtype)
+
+
+def _check_arguments(layer: Any, loss: Any, specs: Mapping[str, Any]) -> None:
     if not isinstance(layer, paddle.nn.Layer):
         raise InputError(f"layer is a {type(layer).__name__}, expected a paddle.nn.Layer")
     tensors = [tensor for part in layer.sublayers(include_self=True) for tensor in part._parameters.values()]
@@ -117,8 +135,8 @@ def _check_arguments(layer: Any, loss: Any, feature: Any, label: Any) -> None:
     if not callable(loss):
         raise InputError(f"loss is {quoted(loss)}, expected a callable (prediction, label) -> scalar")
     _refuse_tensors_in_lambda(loss)
-    for name, spec in ((_FEATURE, feature), (_LABEL, label)):
-        if not isinstance(spec, paddle.static.InputSpec):
+    for name, spec in specs.items():
+        if not _is_spec(spec):
             raise InputError(
                 f"{name} is a {type(spec).__name__}, expected a paddle.static.InputSpec, such as"
                 " InputSpec([None, 1, 28, 28], 'float32')"
@@ -155,6 +173,29 @@ def _has_source(function: Any) -> bool:
     except OSError:
         return False
     return True
+
+
+def _shared(gradients: Any, traced: TracedLayer) -> dict[str, np.ndarray | None] | SharedUpdate:
+    """What was shared, by the layer's names of its parameters."""
+    if isinstance(gradients, SharedUpdate):
+        return _of_parameters(gradients, traced)
+    return _by_name(gradients, traced.parameters)
+
+
+def _of_parameters(update: SharedUpdate, traced: TracedLayer) -> SharedUpdate:
+    """An update without the layer's buffers and frozen parameters, which no step changes by its rule."""
+    unknown = [name for name in update.before if name not in {**traced.tensors, **traced.state}]
+    if unknown:
+        raise InputError(
+            f"the update has {quoted(unknown[0])}, which is none of the layer's parameters"
+            f" ({', '.join(traced.parameters)})"
+        )
+    trainable = [name for name, parameter in traced.parameters.items() if not parameter.stop_gradient]
+    missing = [name for name in trainable if name not in update.before]
+    if missing:
+        raise InputError(f"the update has no {quoted(missing[0])}, which the layer trains; give all that it trains")
+    before, after = ({name: state[name] for name in trainable} for state in (update.before, update.after))
+    return dataclasses.replace(update, before=before, after=after)
 
 
 def _by_name(gradients: Any, named: Mapping[str, paddle.Tensor]) -> dict[str, np.ndarray | None]:
@@ -247,14 +288,14 @@ def _refuse_other_gradients(
     with in_program(program), named_failures(_CANNOT_TRACE, program):
         call = step.call(as_trained=True)
         gradients = dict(zip((p.name for p in call.trainable), unchanged_gradients(call.loss, call.trainable)))
-    feature, label = _random_batch(call, value_range)
+    features, label = _random_batch(call, value_range)
     with named_failures(_CANNOT_COMPUTE, program):
-        expected = traced.gradients(feature, label)
+        expected = traced.gradients(features, label)
     if expected is None:
         return
     fetched = {name: gradient for name, gradient in gradients.items() if gradient is not None}
     own_scope = copy_weights({p.name: p.name for p in call.parameters}, scope, step.place)
-    feed = {call.inputs[0].name: feature, call.label.name: label}
+    feed = {value.name: array for value, array in zip([*call.inputs, call.label], [*features, label])}
     with named_failures(_CANNOT_COMPUTE, program):
         evaluator = Evaluator(paddle.static.Executor(step.place), own_scope)
         arrays = evaluator.evaluate(feed, list(fetched.values())) if fetched else []
@@ -271,15 +312,17 @@ def _refuse_other_gradients(
             )
 
 
-def _random_batch(call: NetworkCall, value_range: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
+def _random_batch(call: NetworkCall, value_range: tuple[float, float] | None) -> tuple[list[np.ndarray], np.ndarray]:
     """Features from their range, and labels."""
     random = random_streams.probe()
     low, high = np.clip(value_range or (-1.0, 1.0), -_MOST_AT_POINT, _MOST_AT_POINT)
     classes = call.prediction.shape[-1]
-    (data,) = call.inputs
-    # Tokens that every table has a row for.
-    tokens = min((lookup.table.shape[0] for lookup in lookups_of(data, call.loss)), default=1)
-    return _random_array(random, data, low, high, tokens), _random_array(random, call.label, 0, 1, classes)
+    features = []
+    for data in call.inputs:
+        # Tokens that every table has a row for.
+        tokens = min((lookup.table.shape[0] for lookup in lookups_of(data, call.loss)), default=1)
+        features.append(_random_array(random, data, low, high, tokens))
+    return features, _random_array(random, call.label, 0, 1, classes)
 
 
 def _random_array(random: np.random.Generator, like: Value, low: float, high: float, classes: int = 1) -> np.ndarray:

@@ -22,7 +22,7 @@ from dlg.attack.losses import (
     total_variation,
 )
 from dlg.attack.parameters import Ties, copy_weights, tie, tie_all
-from dlg.attack.shared_step import NetworkCall, SharedStep, first_samples, input_name
+from dlg.attack.shared_step import NetworkCall, Preparations, SharedStep, first_samples, input_name
 from dlg.defense_knowledge import NOTHING, Bounds, DefenseKnowledge
 from dlg.errors import InputError, PrecisionError, ProgramError
 from dlg.graph.blocks import Evaluator
@@ -31,7 +31,7 @@ from dlg.graph.differentiation import FirstGradients, first_gradients, second_gr
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, linear_layers
-from dlg.graph.programs import in_program, traced_execution
+from dlg.graph.programs import in_program, results_size, traced_execution
 from dlg.graph.unrolling import unrolled_gradients
 from dlg.graph.values import Value, is_real, numpy_dtype
 from dlg.shared_update import SharedUpdate
@@ -58,6 +58,11 @@ _NEAR_THE_FLOOR = 300
 NOISE_DEVIATIONS = 4
 # The error of storing weights has a known mean square; of a hundred numbers or more, it is not exceeded by this factor.
 STORAGE_MARGIN = 2
+# A program whose ops' results take at most this many bytes keeps them while it iterates: resnet18 with eight images
+# takes 508 MiB. An attack has one or two such programs.
+_MOST_KEPT_BY_A_LOOP = 2**29
+# The same for what computes values of the program. An attack, with its verification, may have a dozen of those.
+_MOST_KEPT_BY_AN_EVALUATION = 2**27
 # What messages say of PaddlePaddle.
 CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
@@ -129,8 +134,12 @@ class Objective:
         From the attack's name of each table that an integer feature is looked up
         in to the trained one's. Their gradients are not compared, for they
         depend on the integers.
+    results_size : int
+        How many bytes the results of the program's ops take together.
     knowledge : DefenseKnowledge
         What is known of the defence that the shared gradients went through.
+    derived : Preparations
+        The optimisers' programs that were made of this one.
     """
 
     program: paddle.static.Program
@@ -156,7 +165,9 @@ class Objective:
     is_least_squares: bool
     layout: Layout
     tables: dict[str, str]
+    results_size: int
     knowledge: DefenseKnowledge = NOTHING
+    derived: Preparations = dataclasses.field(default_factory=Preparations)
 
     @property
     def is_precise(self) -> bool:
@@ -188,8 +199,14 @@ class Objective:
             Where PaddlePaddle cannot run the program.
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
-        with traced_execution(), named_failures(CANNOT_RUN, self.program):
+        keeps_results = self.results_size <= _MOST_KEPT_BY_AN_EVALUATION
+        with traced_execution(keeps_results=keeps_results), named_failures(CANNOT_RUN, self.program):
             return self.evaluator.evaluate(feed, fetched)
+
+    @property
+    def keeps_results_in_loops(self) -> bool:
+        """Whether a loop of the program's ops is to keep their results, see `traced_execution`."""
+        return self.results_size <= _MOST_KEPT_BY_A_LOOP
 
     def table_weights(self) -> dict[str, np.ndarray]:
         """The tables that integer features are looked up in, (V, d), by the attack's names."""
@@ -322,6 +339,14 @@ def build_objective(
         Where the network cannot be differentiated twice. It is a ProgramError
         where PaddlePaddle says so.
     """
+    programs = step.preparations.programs
+    # All that the program depends on, for one network and batch size. Local steps are simulated, with their own rules.
+    key = None
+    if programs is not None and step.local_steps is None:
+        shape = fixed_label is None, step.knowledge.bounds is None, step.knowledge.pull, tuple(step.gradients)
+        key = "objective", dtype, distance, tv, match_features, *shape
+        if key in programs:
+            return _fed_by(programs[key], step, fixed_label, dtype, distance, tv)
     program = paddle.static.Program()
     with in_program(program, dtype), named_failures(CANNOT_BUILD, program, dtype):
         # Step 2: the dummy data and the dummy label.
@@ -357,14 +382,16 @@ def build_objective(
         if features:
             mismatch, known_features = _feature_mismatch(features[0])
             loss, constants = loss + mismatch, constants | known_features
-        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=[dummies.label])
+        # The layers' ops are read later. Local steps are copies of them, so nothing else would keep them.
+        kept = [dummies.label, *(layer.product.result(0) for layer in layers)]
+        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=kept)
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
     floor, explained = known_floor(step, compared, distance, tv, dtype)
     scope = copy_weights(ties.weights, paddle.static.global_scope(), step.place, dtype, step.weights)
     executor = paddle.static.Executor(step.place)
-    return Objective(
+    objective = Objective(
         program=program,
         dummies=list(dummies.optimised.values()),
         gradients=second.gradients,
@@ -388,8 +415,47 @@ def build_objective(
         is_least_squares=distance == "l2" and not tv,
         layout=call.layout,
         tables=tables,
+        results_size=results_size(program),
         knowledge=step.knowledge,
     )
+    if programs is None or key is None:
+        return objective
+    programs[key] = dataclasses.replace(objective, derived=Preparations({})), ties.weights
+    return programs[key][0]
+
+
+def _fed_by(
+    built: tuple[Objective, Mapping[str, str]],
+    step: SharedStep,
+    fixed_label: np.ndarray | None,
+    dtype: str | None,
+    distance: str,
+    tv: float,
+) -> Objective:
+    """An objective whose program was built for another step, with what this one shared and with its weights.
+
+    Parameters
+    ----------
+    built : (Objective, mapping of str to str)
+        The objective, and from the attack's names of its weights to the trained
+        ones.
+    step, fixed_label, dtype, distance, tv
+        See `build_objective`.
+    """
+    objective, weights = built
+    copy_weights(weights, paddle.static.global_scope(), step.place, dtype, step.weights, into=objective.scope)
+    fed: dict[str, np.ndarray] = {}
+    for number, name in enumerate(objective.trained.values()):
+        value = step.gradients[name].astype(objective.constants[f"{SHARED}{number}"].dtype)
+        fed[f"{SHARED}{number}"] = value
+        if step.knowledge.bounds is not None:
+            fed |= _fed_bounds(number, value, step.knowledge)
+    compared = {name: gradient for name, gradient in step.gradients.items() if name not in objective.tables.values()}
+    floor, explained = known_floor(step, compared, distance, tv, dtype)
+    refed = dataclasses.replace(
+        objective, constants=objective.constants | fed, floor=floor, explained=explained, knowledge=step.knowledge
+    )
+    return refed if fixed_label is None else refed.with_labels(fixed_label)
 
 
 def _tied_tables(call: NetworkCall, step: SharedStep, *, same_dtype: bool) -> dict[str, str]:
@@ -490,15 +556,21 @@ def _within_bounds(
     first: FirstGradients, shared: Sequence[Value], constants: dict[str, np.ndarray], knowledge: DefenseKnowledge
 ) -> tuple[FirstGradients, dict[str, np.ndarray]]:
     """The dummy batch's gradients less what a defence hides of them, and what is fed for the bounds."""
-    gradients, fed = [], {}
+    gradients: list[Value] = []
+    fed: dict[str, np.ndarray] = {}
     for number, (gradient, variable) in enumerate(zip(first.gradients, shared)):
         value = constants[f"{SHARED}{number}"]
-        lowest, highest = knowledge.bounds_of(value)
-        fed[f"{BELOW}{number}"], fed[f"{ABOVE}{number}"] = lowest - value, highest - value
+        fed |= _fed_bounds(number, value, knowledge)
         below, above = (paddle.static.data(f"{name}{number}", value.shape, gradient.dtype) for name in (BELOW, ABOVE))
         outside = outside_of_bounds(gradient - variable, below, above, knowledge.pull)
         gradients.append(variable + outside)
     return dataclasses.replace(first, gradients=gradients), fed
+
+
+def _fed_bounds(number: int, shared: np.ndarray, knowledge: DefenseKnowledge) -> dict[str, np.ndarray]:
+    """What is fed for the bounds of a gradient, from its number and its shared value."""
+    lowest, highest = knowledge.bounds_of(shared)
+    return {f"{BELOW}{number}": lowest - shared, f"{ABOVE}{number}": highest - shared}
 
 
 def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:

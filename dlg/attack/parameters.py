@@ -307,6 +307,7 @@ def copy_weights(
     place: object,
     dtype: str | None = None,
     given: Mapping[str, np.ndarray] | None = None,
+    into: paddle.static.Scope | None = None,
 ) -> paddle.static.Scope:
     """Copy weights, and nothing else, into a scope of the attack's own.
 
@@ -324,13 +325,15 @@ def copy_weights(
     given : mapping of str to ndarray, optional
         Weights by the trained names, which are taken in the place of those in
         `source`.
+    into : paddle.static.Scope, optional
+        The scope; by default a new one.
 
     Raises
     ------
     InputError
         Where a trained parameter has no value in `source`, and none is given.
     """
-    scope = paddle.static.Scope()
+    scope = into or paddle.static.Scope()
     for ours, theirs in names.items():
         weight = given[theirs] if given and theirs in given else _weight_in(source, theirs)
         if dtype and np.issubdtype(weight.dtype, np.floating):

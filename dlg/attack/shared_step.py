@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -87,6 +88,36 @@ class NetworkCall:
         return [parameter for parameter in self.parameters if parameter.trainable]
 
 
+@dataclasses.dataclass
+class Preparations:
+    """What attacks on several steps of one network and batch size make once, for all of them.
+
+    Attributes
+    ----------
+    programs : dict or None
+        The attack's programs, by all that they depend on. The weights, the
+        gradients and the labels are fed. None where each step has its own.
+    read_off : list
+        What was read off the gradients of this very step, beside what was known
+        of the defence.
+    """
+
+    programs: dict[object, Any] | None = None
+    read_off: list[tuple[object, Any]] = dataclasses.field(default_factory=list)
+
+    def for_another_step(self) -> Preparations:
+        """The same programs, for other gradients."""
+        return Preparations(self.programs)
+
+    def once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept for the next step where programs are shared."""
+        if self.programs is None:
+            return make()
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
+
+
 @dataclasses.dataclass(init=False)
 class SharedStep:
     """What an honest-but-curious attacker holds of a training step. The batch itself is not in it.
@@ -112,6 +143,8 @@ class SharedStep:
         What the attacker knows of the defence that the gradients went through.
     update : SharedUpdate or None
         The weight update, where one was shared in the place of gradients.
+    preparations : Preparations
+        What attacks on this step, and on others like it, need not make anew.
     """
 
     network: Network
@@ -122,6 +155,7 @@ class SharedStep:
     place: object
     knowledge: DefenseKnowledge
     update: SharedUpdate | None
+    preparations: Preparations
 
     def __init__(
         self,
@@ -133,12 +167,13 @@ class SharedStep:
         place: object,
         knowledge: DefenseKnowledge = NOTHING,
         update: SharedUpdate | None = None,
+        preparations: Preparations | None = None,
     ) -> None:
         """Take what was shared.
 
         Parameters
         ----------
-        network, feature, label, batch_size, place, knowledge, update
+        network, feature, label, batch_size, place, knowledge, update, preparations
             See above. An update may be given as `gradients`.
         gradients : SharedUpdate, sequence of ndarray, mapping of str to ndarray, or sequence of pairs
             A weight update, or gradients as `dlg.attack.parameters.named_gradients`
@@ -159,6 +194,7 @@ class SharedStep:
         self.batch_size = batch_size
         self.place = place
         self.knowledge = knowledge
+        self.preparations = preparations or Preparations()
         self.update = gradients if isinstance(gradients, SharedUpdate) else update
         if isinstance(gradients, SharedUpdate):
             gradients = self._trained_part(gradients.mean_gradients())
@@ -204,7 +240,8 @@ class SharedStep:
         """The same network on the samples that one local step takes, as if that step had led to what was shared."""
         if self.local_steps is None:
             return self
-        return dataclasses.replace(self, batch_size=self._samples_per_step, update=self.local_steps.as_one_step())
+        update = self.local_steps.as_one_step()
+        return dataclasses.replace(self, batch_size=self._samples_per_step, update=update, preparations=Preparations())
 
     @property
     def _samples_per_step(self) -> int:

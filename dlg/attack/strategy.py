@@ -196,9 +196,17 @@ def _from_random_start(
             notes = [f"{error}; the labels are read off the gradients instead, and not optimised"]
             objective = _objective(entry, step, options, labels)
     can_be_verified = objective.is_precise and objective.is_least_squares
-    verify(step, objective if can_be_verified else None, fixed_label=labels, value_range=options.range)
+    _verify_once(step, objective if can_be_verified else None, labels, options)
     optimizer = entry.build(objective, options.learning_rate, BatchKnowledge(value_range=options.range))
     return Strategy(optimizer.description, objective, optimizer, [*objective.notes, *notes], entry.default_restarts)
+
+
+def _verify_once(
+    step: SharedStep, objective: Objective | None, labels: np.ndarray | None, options: AttackOptions
+) -> None:
+    """Verify the derivatives, unless the program was verified for another step: its weights alone are others."""
+    key = "verified", objective is None, labels is None, step.knowledge.bounds is None, options.range
+    step.preparations.once(key, lambda: verify(step, objective, fixed_label=labels, value_range=options.range))
 
 
 def _objective(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, labels: np.ndarray | None) -> Objective:
@@ -218,7 +226,7 @@ def _from_leakage(entry: OptimizerEntry, step: SharedStep, options: AttackOption
         return _known_batch(step, options, leakage, leakage.objective, leakage.inputs)
     inferred = _inferred_labels(step, leakage)
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
-    verify(step, objective, fixed_label=inferred.labels, value_range=options.range)
+    _verify_once(step, objective, inferred.labels, options)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
     if scale == 1 and step.knowledge.is_scaled:
@@ -288,17 +296,32 @@ def _knowledge(leakage: Leakage | None, options: AttackOptions) -> BatchKnowledg
 
 def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
     """What the analytic attacks read off the gradients. None where they do not apply."""
-    # Imported here: it needs much of SciPy, and plain descent starts sooner without it.
-    from dlg.attack.analytic.leakage import find_leakage
-
     nonnegative = options.range is not None and options.range[0] >= 0
     try:
-        leakage = find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
+        leakage = _read_off_once(step, options, nonnegative)
     except PrecisionError:
         return None
     # What a defence has changed is no leakage; the attack that knows the defence starts from the labels alone.
     hidden = step.knowledge != NOTHING and leakage is not None and not leakage.certain
     return None if hidden else leakage
+
+
+def _read_off_once(step: SharedStep, options: AttackOptions, nonnegative: bool) -> Leakage | None:
+    """What the analytic attacks find, or what an earlier attack on the same step found.
+
+    An attack that takes the labels alone takes them from whatever attack was
+    first; one that takes more, from one that knew the same of the defence.
+    """
+    # Imported here: it needs much of SciPy, and plain descent starts sooner without it.
+    from dlg.attack.analytic.leakage import find_leakage
+
+    takes_labels = options.optimizer in OPTIMIZERS and not OPTIMIZERS[options.optimizer].needs_fixed_labels
+    for knowledge, leakage in step.preparations.read_off:
+        if takes_labels or knowledge == step.knowledge:
+            return leakage
+    leakage = find_leakage(step, options.seed, nonnegative=nonnegative, value_range=options.range)
+    step.preparations.read_off.append((step.knowledge, leakage))
+    return leakage
 
 
 def _inferred_labels(step: SharedStep, leakage: Leakage | None) -> _InferredLabels:

@@ -297,9 +297,9 @@ def _match_in_words(step: SharedStep, mismatch: float, scale: float, options: At
         up_to = "" if scale == 1 else f", up to the factor {scale:.6g}"
         hidden = "" if options.knows == NO_DEFENSE else f", as closely as {options.knows} allows"
         return f"the whole network's gradients match the shared ones to {mismatch:.0e} of their size{up_to}{hidden}"
-    at_rate = "" if scale == 1 else f" at {scale:.6g} times the stated learning rate"
-    steps = f"the whole network's {step.local_steps.local_steps} local steps, simulated{at_rate},"
-    return f"{steps} match the shared update to {mismatch:.0e} of its size"
+    up_to = "" if scale == 1 else f", up to the factor {scale:.6g} on the learning rate or on the whole update"
+    steps = f"the whole network's {step.local_steps.local_steps} local steps, simulated,"
+    return f"{steps} match the shared update to {mismatch:.0e} of its size{up_to}"
 
 
 def _are_alike(answer: DummyBatch, kind: LabelKind, options: AttackOptions) -> bool:

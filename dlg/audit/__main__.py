@@ -11,15 +11,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from dlg.audit import PROGRAM
 from dlg.start_up import REFUSED, imports_of
-
-PROGRAM = "python -m dlg.audit"
 
 with imports_of(PROGRAM) if __name__ == "__main__" else nullcontext():
     from dlg import defenses
-    from dlg.audit.grid import DEFAULT_GRID, MOST_ITERATIONS, QUICK_GRID
+    from dlg.audit.gate import GATES
+    from dlg.audit.grid import DEFAULT_GRID, MOST_ITERATIONS, QUICK_GRID, THOROUGH_GRID
+    from dlg.audit.subject import subjects_of
     from dlg.errors import InputError, error_line, one_line, quoted
-    from dlg.options import OneLineParser, argument_type, folder_path, integer_between, seconds
+    from dlg.options import OneLineParser, argument_type, file_path, folder_path, integer_between, seconds
     from dlg.output import forgiving_streams
     from dlg.participant.networks import NETWORKS
 
@@ -88,11 +89,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_grid_options(parser.add_argument_group("grid"))
     _add_running_options(parser.add_argument_group("running"))
     args = parser.parse_args(argv)
-    default_grid = QUICK_GRID if args.quick else DEFAULT_GRID
+    default_grid = QUICK_GRID if args.quick else THOROUGH_GRID if args.thorough else DEFAULT_GRID
     for field in dataclasses.fields(default_grid):
         if getattr(args, field.name) is None:
             setattr(args, field.name, getattr(default_grid, field.name))
     args.defenses = [defenses.parse(spec).spec for spec in args.defenses]
+    try:
+        subjects_of(args.networks, args.weights)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
@@ -100,9 +105,16 @@ def _add_grid_options(group: Any) -> None:
     group.add_argument(
         "--networks",
         nargs="+",
-        choices=NETWORKS,
         metavar="NETWORK",
-        help=f"networks to attack: {', '.join(NETWORKS)} (default: {_listed(DEFAULT_GRID.networks)})",
+        help=f"networks to attack: {', '.join(NETWORKS)}, or FILE.py:NAME for one of your own"
+        f" (default: {_listed(DEFAULT_GRID.networks)})",
+    )
+    group.add_argument(
+        "--weights",
+        type=argument_type(file_path),
+        metavar="FILE",
+        help="a file of paddle.save with the weights of the one network that is attacked (default: each seed draws its"
+        " own)",
     )
     group.add_argument(
         "--batch_sizes",
@@ -122,14 +134,23 @@ def _add_grid_options(group: Any) -> None:
         "--seeds",
         type=argument_type(integer_between(1)),
         metavar="N",
-        help=f"number of seeds, each with its own batch, weights and noise (default: {DEFAULT_GRID.seeds})",
+        help="number of seeds, each with its own batch, weights and noise"
+        f" (default: {DEFAULT_GRID.seeds}, with --thorough {THOROUGH_GRID.seeds}, with --quick {QUICK_GRID.seeds})",
     )
     group.add_argument(
         "--data",
         nargs="+",
         default=["bundled"],
         metavar="SOURCE",
-        help="where the samples come from, as for mnist_example.py (default: bundled)",
+        help="where the samples come from, as for mnist_example.py, or an .npz file with the arrays features and labels"
+        " (default: bundled)",
+    )
+    group.add_argument(
+        "--feature_shape",
+        nargs="+",
+        type=argument_type(integer_between(1)),
+        metavar="N",
+        help="the shape of one sample, as the networks take it (default: that of the data)",
     )
     group.add_argument(
         "--iterations",
@@ -144,7 +165,9 @@ def _add_grid_options(group: Any) -> None:
         metavar="SECONDS",
         help="most seconds for the attacks on a cell, which end with what they have (default: none)",
     )
-    group.add_argument("--quick", action="store_true", help="use a smaller grid where the options above are not given")
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="use a smaller grid where the options above are not given")
+    size.add_argument("--thorough", action="store_true", help="use more seeds where the options above are not given")
 
 
 def _add_running_options(group: Any) -> None:
@@ -166,6 +189,12 @@ def _add_running_options(group: Any) -> None:
         help="where results go; created if missing (default: ./audit_results)",
     )
     group.add_argument("--resume", action="store_true", help="go on with the audit that result_dir holds")
+    group.add_argument(
+        "--fail_on",
+        choices=GATES,
+        help="exit with code 3 where a picture leaked (leak), or leaked at least in part (part), or nothing is known of"
+        " a cell (undetermined), and name the worst cell (default: exit with 0 whatever leaked)",
+    )
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -24,8 +24,12 @@ class Scores:
 
     Attributes
     ----------
+    sample_kind : str
+        What the samples are: ``"picture"``, ``"table"`` or ``"tokens"``. What is
+        said of images below holds for all.
     attack : str
-        Which attack came closest, a key of `dlg.audit.cell.ATTACKS`.
+        The attack that the row is of, a key of `dlg.audit.attacks.ATTACKS`: the one
+        whose answer an attacker takes, who has no true images.
     strategy : str
         What that attack did, in a few words.
     ended : str
@@ -56,10 +60,16 @@ class Scores:
         In dB, for each image.
     ssim : tuple of (float or None)
         For each image.
-    true_labels, recovered_labels : tuple of int
+    true_labels, recovered_labels : tuple of (int or float)
         For each image, the label it has and the label of its reconstruction.
     loss : float or None
         The gradient-matching loss that the attack reached.
+    oracle_attack : str
+        The attack that came closest to the true images, as only an oracle can tell.
+    oracle_images_recovered : int
+    oracle_mean_psnr, oracle_best_psnr : float
+    oracle_best_ssim : float or None
+        What that attack reached; see above.
     relative_error : float or None
         How far the defence moved the gradient, in lengths of the gradient.
     cosine : float
@@ -71,6 +81,7 @@ class Scores:
         Which attacks could not be run, and why.
     """
 
+    sample_kind: str
     attack: str
     strategy: str
     ended: str
@@ -87,9 +98,14 @@ class Scores:
     labels_right: int
     psnr: tuple[float, ...]
     ssim: tuple[float | None, ...]
-    true_labels: tuple[int, ...]
-    recovered_labels: tuple[int, ...]
+    true_labels: tuple[int | float, ...]
+    recovered_labels: tuple[int | float, ...]
     loss: float | None
+    oracle_attack: str
+    oracle_images_recovered: int
+    oracle_mean_psnr: float
+    oracle_best_psnr: float
+    oracle_best_ssim: float | None
     relative_error: float | None
     cosine: float
     epsilon: float | None
@@ -110,7 +126,7 @@ class Scores:
 VERDICTS = (EXPLAINED, UNDETERMINED, FAILED)
 
 # The scores that may be infinite.
-_PSNRS = ("mean_psnr", "best_psnr", "psnr")
+_PSNRS = ("mean_psnr", "best_psnr", "psnr", "oracle_mean_psnr", "oracle_best_psnr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +182,9 @@ class Outcome:
     Attributes
     ----------
     result : CellResult
-    target, recovered : ndarray, shape (B, 1, 28, 28), float32, or None
-        The batch, and what was recovered of each of its images. None where the
-        cell failed.
+    target, recovered : ndarray, shape (B, ...), or None
+        The batch as it is shown, and what was recovered of each of its samples.
+        None where the cell failed.
     """
 
     result: CellResult
@@ -229,7 +245,7 @@ def _check_scores(scores: Scores, batch_size: int) -> None:
     for name in ("psnr", "ssim", "true_labels", "recovered_labels"):
         if len(getattr(scores, name)) != batch_size:
             raise ValueError(f"{name}: expected {batch_size} values, got {len(getattr(scores, name))}")
-    for name in ("images_recovered", "labels_right"):
+    for name in ("images_recovered", "labels_right", "oracle_images_recovered"):
         if not 0 <= getattr(scores, name) <= batch_size:
             raise ValueError(f"{name}: expected 0 to {batch_size}, got {getattr(scores, name)}")
     if scores.verdict not in VERDICTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +20,19 @@ VISIBLE_PSNR = 15.0
 # pictures count as a leak in part. This errs on the side of a warning.
 VISIBLE_SSIM = 0.2
 
-# What may have leaked, and how the report says it, the worst for the participant first. Only "not recovered" says that
-# the attack worked and that the pictures stayed hidden. After an attack that failed, nothing is known.
+# On fewer seeds than this, no defence is said to stop the leak. Of 5 seeds without a leak, the rate of leaks is up to
+# 43 %, by Wilson's interval at 95 %.
+LEAST_SEEDS = 5
+
+# What may have leaked, and how the report says it, the worst for the participant first. Only the last two say that the
+# attack worked and that the pictures stayed hidden. After an attack that failed, nothing is known.
 LEAKS = {
     "leaks": "leaks",
     "partly": "leaks in part",
     "unknown": "the attack failed: nothing is known",
     "not_run": "could not be run",
     "not_recovered": "not recovered",
+    "stops": "stops these attacks",
 }
 
 # The sweep of Zhu et al. (2019), section 5. What they give as the noise's variance is taken for its standard deviation.
@@ -48,7 +54,8 @@ class Leak:
         A key of `LEAKS`.
     decided_by : str
         What decided so: "PSNR", "SSIM", "the attack's verdict", "an error", or
-        "PSNR and SSIM".
+        "PSNR and SSIM". "oracle's" before it says that the attacker took another
+        answer, and that only the oracle's shows it.
     """
 
     kind: str
@@ -64,15 +71,23 @@ def leak_of(rows: Iterable[CellResult]) -> Leak:
     """What leaked in some cells. The worst cell decides, and in it the best picture: one leaked picture is a leak.
 
     A cell whose attack failed is worse than one whose pictures the attack did
-    not recover: nothing is known of it. So is a cell that could not be run.
+    not recover: nothing is known of it. So is a cell that could not be run. What
+    only the oracle's choice of the attack shows counts too: an attacker may look
+    at the answers of all attacks, and would know a picture.
     """
     rows = list(rows)
     scores = [row.scores for row in rows if row.scores is not None]
     best_psnr = max((each.best_psnr for each in scores), default=-math.inf)
-    if best_psnr >= VISIBLE_PSNR:
-        return Leak("leaks" if best_psnr >= RECOVERED else "partly", "PSNR")
+    oracle_psnr = max((each.oracle_best_psnr for each in scores), default=-math.inf)
+    for psnr, kind in ((RECOVERED, "leaks"), (VISIBLE_PSNR, "partly")):
+        if best_psnr >= psnr:
+            return Leak(kind, "PSNR")
+        if oracle_psnr >= psnr:
+            return Leak(kind, "oracle's PSNR")
     if any(each.best_ssim is not None and each.best_ssim >= VISIBLE_SSIM for each in scores):
         return Leak("partly", "SSIM")
+    if any(each.oracle_best_ssim is not None and each.oracle_best_ssim >= VISIBLE_SSIM for each in scores):
+        return Leak("partly", "oracle's SSIM")
     if not all(each.is_explained for each in scores):
         return Leak("unknown", "the attack's verdict")
     if len(scores) < len(rows) or not rows:
@@ -88,18 +103,20 @@ class Finding:
     ----------
     network, defense : str
     leak : Leak
-    images, recovered, labels_right : int
-        The number of images, of recovered images, and of images whose label
-        was found.
-    best_psnr, mean_psnr : float or None
+    seeds : int
+        How many seeds were run of each batch size, the least number.
+    images, recovered, oracle_recovered, labels_right : int
+        The number of images, of recovered images, of those that the oracle's
+        choice recovers, and of images whose label was found.
+    best_psnr, mean_psnr, oracle_mean_psnr : float or None
         In dB, infinite where images are equal. These numbers and those below
         are None where no cell could be run.
     best_ssim, mean_ssim, relative_error, cosine, epsilon : float or None
         The means are over the cells. ε is the same in all.
     attacks : tuple of str
-        The attacks that came closest.
-    verdicts : tuple of str
-        The verdicts on them, as in `dlg.dlg.Reconstruction`.
+        The attacks whose answers an attacker takes.
+    verdicts : dict of str to int
+        How often each verdict was given on them; see `dlg.dlg.Reconstruction`.
     rows : tuple of CellResult
         The cells, including those that could not be run.
     """
@@ -107,18 +124,21 @@ class Finding:
     network: str
     defense: str
     leak: Leak
+    seeds: int
     images: int
     recovered: int
+    oracle_recovered: int
     labels_right: int
     best_psnr: float | None
     mean_psnr: float | None
+    oracle_mean_psnr: float | None
     best_ssim: float | None
     mean_ssim: float | None
     relative_error: float | None
     cosine: float | None
     epsilon: float | None
     attacks: tuple[str, ...]
-    verdicts: tuple[str, ...]
+    verdicts: dict[str, int]
     rows: tuple[CellResult, ...]
 
     @classmethod
@@ -129,18 +149,21 @@ class Finding:
             network=rows[0].cell.network,
             defense=rows[0].cell.defense,
             leak=leak_of(rows),
+            seeds=_least_seeds(rows),
             images=sum(each.images for each in scores),
             recovered=sum(each.images_recovered for each in scores),
+            oracle_recovered=sum(each.oracle_images_recovered for each in scores),
             labels_right=sum(each.labels_right for each in scores),
             best_psnr=max((each.best_psnr for each in scores), default=None),
             mean_psnr=_mean(each.mean_psnr for each in scores),
+            oracle_mean_psnr=_mean(each.oracle_mean_psnr for each in scores),
             best_ssim=max((each.best_ssim for each in scores if each.best_ssim is not None), default=None),
             mean_ssim=_mean(each.mean_ssim for each in scores),
             relative_error=_mean(each.relative_error for each in scores),
             cosine=_mean(each.cosine for each in scores),
             epsilon=_mean(each.epsilon for each in scores),
             attacks=tuple(dict.fromkeys(each.attack for each in scores)),
-            verdicts=tuple(dict.fromkeys(each.verdict for each in scores)),
+            verdicts=dict(collections.Counter(each.verdict for each in scores)),
             rows=tuple(rows),
         )
 
@@ -151,11 +174,41 @@ class Finding:
 
 
 def findings(rows: Iterable[CellResult]) -> list[Finding]:
-    """One finding for each network and defence, in the order of the rows."""
+    """One finding for each network and defence, in the order of the rows.
+
+    A defence is said to stop the attacks where no picture leaked on
+    `LEAST_SEEDS` seeds or more of each batch size, the attacks found other
+    pictures that explain the gradients, and pictures do leak without a defence.
+    """
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for row in rows:
         groups.setdefault((row.cell.network, row.cell.defense), []).append(row)
-    return [Finding.of(group) for group in groups.values()]
+    found = [Finding.of(group) for group in groups.values()]
+    return [_stopping(each) if _stops(each, found) else each for each in found]
+
+
+def comparable_networks(found: Iterable[Finding]) -> set[str]:
+    """The networks of which a picture leaked without a defence."""
+    return {finding.network for finding in found if finding.defense == "none" and finding.leak.kind == "leaks"}
+
+
+def _stops(finding: Finding, found: Sequence[Finding]) -> bool:
+    hidden = finding.leak.kind == "not_recovered" and finding.seeds >= LEAST_SEEDS
+    return hidden and finding.network in comparable_networks(found)
+
+
+def _stopping(finding: Finding) -> Finding:
+    return dataclasses.replace(finding, leak=dataclasses.replace(finding.leak, kind="stops"))
+
+
+def _least_seeds(rows: Iterable[CellResult]) -> int:
+    """The least number of seeds that a batch size has scores of."""
+    seeds: dict[int, set[int]] = {}
+    for row in rows:
+        found = seeds.setdefault(row.cell.batch_size, set())
+        if row.scores is not None:
+            found.add(row.cell.seed)
+    return min(map(len, seeds.values()))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -178,8 +231,10 @@ class DefenseSummary:
         Whether these are all networks of the audit.
     least_error, most_error : float or None
         The range of the gradient's relative error.
-    labels_right, images : int
-        How many labels were found, and of how many images.
+    seeds : int
+        On how many seeds of each batch size, the least number.
+    recovered, labels_right, images : int
+        How many images and labels were found, and of how many images.
     """
 
     defense: str
@@ -188,6 +243,8 @@ class DefenseSummary:
     everywhere: bool
     least_error: float | None
     most_error: float | None
+    seeds: int
+    recovered: int
     labels_right: int
     images: int
 
@@ -205,6 +262,8 @@ class DefenseSummary:
             everywhere=len(named) == len(networks),
             least_error=min(errors, default=None),
             most_error=max(errors, default=None),
+            seeds=min(finding.seeds for finding in named),
+            recovered=sum(finding.recovered for finding in named),
             labels_right=sum(finding.labels_right for finding in named),
             images=sum(finding.images for finding in named),
         )
@@ -224,6 +283,8 @@ class Summary:
     not_comparable : tuple of str
         The networks of which no undefended picture was recovered. What was not
         recovered under a defence there need not be the defence's merit.
+    cheapest : DefenseSummary or None
+        The defence that stops the attacks and moves the gradient least.
     failed_cells : int
         How many cells could not be run.
     labels_right, images : int
@@ -234,6 +295,7 @@ class Summary:
     undefended: tuple[Finding, ...]
     defenses: Mapping[str, tuple[DefenseSummary, ...]]
     not_comparable: tuple[str, ...]
+    cheapest: DefenseSummary | None
     failed_cells: int
     labels_right: int
     images: int
@@ -248,12 +310,17 @@ class Summary:
             DefenseSummary.of([finding for finding in defended if finding.defense == name], networks)
             for name in dict.fromkeys(finding.defense for finding in defended)
         ]
-        comparable = {finding.network for finding in undefended if finding.leak.kind == "leaks"}
+        comparable = comparable_networks(found)
         return cls(
             undefended=tuple(undefended),
             defenses={kind: tuple(each for each in summaries if each.kind == kind) for kind in LEAKS},
             not_comparable=tuple(
                 dict.fromkeys(finding.network for finding in defended if finding.network not in comparable)
+            ),
+            cheapest=min(
+                (each for each in summaries if each.kind == "stops" and each.most_error is not None),
+                key=lambda each: each.most_error or 0.0,
+                default=None,
             ),
             failed_cells=sum(len(finding.errors) for finding in found),
             labels_right=sum(finding.labels_right for finding in defended),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from dlg.audit.cell_result import CellResult, Outcome
+from dlg.audit.cell_result import CellResult, Outcome, Scores
 from dlg.audit.grid import Cell
+from dlg.audit.samples import SampleKind, Samples
+from dlg.audit.subject import Subject
 from dlg.errors import InputError, one_line, quoted
 from dlg.results import pictures
 from dlg.results.folder import ResultFolder
@@ -35,7 +36,11 @@ def as_json(value: Any) -> bytes:
 
 
 def audit_settings(
-    sources: Sequence[str], images: np.ndarray, labels: np.ndarray, iterations: int, time_limit: float | None = None
+    sources: Sequence[str],
+    samples: Samples,
+    subjects: Iterable[Subject],
+    iterations: int,
+    time_limit: float | None = None,
 ) -> dict[str, Any]:
     """What all rows of an audit have in common; an audit of another grid may go on with them.
 
@@ -43,8 +48,10 @@ def audit_settings(
     ----------
     sources : sequence of str
         Where the samples come from, as ``--data`` was given.
-    images, labels : ndarray
+    samples : Samples
         All samples from there.
+    subjects : iterable of Subject
+        The networks. Of the user's own, a hash is kept.
     iterations : int
         The most iterations of an attack.
     time_limit : float or None
@@ -52,7 +59,9 @@ def audit_settings(
     """
     return {
         "data": list(sources),
-        "data_sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+        "data_sha256": hashlib.sha256(samples.features.tobytes() + samples.labels.tobytes()).hexdigest(),
+        "feature_shape": list(samples.features.shape[1:]),
+        "own_networks_sha256": {each.name: each.fingerprint for each in subjects if each.fingerprint is not None},
         "iterations": iterations,
         "time_limit": time_limit,
         "versions": versions(),
@@ -114,7 +123,9 @@ def _refuse_stray_cells(result_dir: Path) -> None:
 
 
 class CellFolder:
-    """The cells on disk: KEY.json with the row, KEY.target.png and KEY.recovered.png.
+    """The cells on disk: KEY.json with the row, and KEY.target.png and KEY.recovered.png.
+
+    Samples that are no pictures are in KEY.target.json and KEY.recovered.json.
 
     Parameters
     ----------
@@ -140,9 +151,14 @@ class CellFolder:
     def keep(self, outcome: Outcome) -> None:
         """Write a finished cell. Its row is written last: a cell counts as finished when its row is there."""
         key = outcome.result.cell.key
-        if outcome.target is not None and outcome.recovered is not None:
-            pictures.save_batch(self._folder, f"{key}.target.png", outcome.target)
-            pictures.save_batch(self._folder, f"{key}.recovered.png", outcome.recovered)
+        shown = dict(zip(PICTURES, (outcome.target, outcome.recovered)))
+        for which, samples in shown.items():
+            if samples is None or outcome.result.scores is None:
+                continue
+            if outcome.result.scores.sample_kind == SampleKind.PICTURE.value:
+                pictures.save_batch(self._folder, f"{key}.{which}.png", samples)
+            else:
+                self._folder.write(f"{key}.{which}.json", as_json(samples.tolist()))
         self._folder.write(f"{key}.json", as_json(outcome.result.to_json()))
 
     def result(self, cell: Cell) -> CellResult | None:
@@ -155,22 +171,34 @@ class CellFolder:
             result = CellResult.from_json(json.loads((self.path / f"{cell.key}.json").read_bytes()))
         except (OSError, *_BAD_JSON):
             return None
-        if result.cell != cell or (result.scores is not None and not self._has_pictures(cell)):
+        if result.cell != cell or (result.scores is not None and not self._has_samples(cell, result.scores)):
             return None
         return result
 
+    def _has_samples(self, cell: Cell, scores: Scores) -> bool:
+        """Whether the true and the recovered samples of a cell are there, whole."""
+        if scores.sample_kind == SampleKind.PICTURE.value:
+            return self._has_pictures(cell)
+        try:
+            return all(len(self.numbers(cell, which)) == cell.batch_size for which in PICTURES)
+        except (OSError, *_BAD_JSON):
+            return False
+
+    def numbers(self, cell: Cell, which: str) -> list[Any]:
+        """The samples of the ``target``, or what was ``recovered``, of a cell whose samples are no pictures."""
+        return list(json.loads((self.path / f"{cell.key}.{which}.json").read_bytes()))
+
     def _has_pictures(self, cell: Cell) -> bool:
-        """Whether both pictures of a cell are whole, and of as many square images as its batch has."""
+        """Whether both pictures of a cell are whole, of one size, and of as many images as its batch has."""
+        sizes = set()
         for which in PICTURES:
             try:
                 with Image.open(self.picture(cell, which)) as picture:
                     picture.load()
-                    width, height = picture.size
+                    sizes.add(picture.size)
             except _BAD_PICTURE:
                 return False
-            if width != cell.batch_size * height:
-                return False
-        return True
+        return len(sizes) == 1 and all(width % cell.batch_size == 0 for width, _ in sizes)
 
     def picture(self, cell: Cell, which: str) -> Path:
         """Where the picture of the ``target`` is, or of what was ``recovered``."""

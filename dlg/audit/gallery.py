@@ -5,42 +5,56 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 from PIL import Image
 
 from dlg.audit.cell_result import CellResult, Scores
 from dlg.audit.findings import VISIBLE_PSNR, Finding, Leak, leak_of
 from dlg.audit.grid import Cell
+from dlg.audit.samples import SampleKind
 
 # The most images of a batch that are shown: four pairs fill a card.
 MOST_IMAGES = 4
+# The most numbers of a table that are shown.
+MOST_NUMBERS = 12
 
-# Where the PNG of a cell's "target" is, or of what was "recovered", its images side by side.
+# Where the PNG of a cell's "target" is, or of what was "recovered", its images side by side. Where samples are no
+# pictures, a file of JSON with the same name but for its ending has them.
 PictureOf: TypeAlias = Callable[[Cell, str], Path]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A true image beside its reconstruction.
+    """A true sample beside its reconstruction.
 
     Attributes
     ----------
     target, recovered : str
-        Both as PNG in a data URI.
+        Both as PNG in a data URI, or as text where they are tokens; empty where
+        they are a table.
+    numbers : tuple of (str, str)
+        Of a table, its first `MOST_NUMBERS` numbers, each true one beside the
+        recovered one.
+    more_numbers : int
+        How many more there are.
     psnr : float
         In dB, infinite where they are equal.
-    true_label, recovered_label : int
+    true_label, recovered_label : int or float
     """
 
     target: str
     recovered: str
     psnr: float
-    true_label: int
-    recovered_label: int
+    true_label: int | float
+    recovered_label: int | float
+    numbers: tuple[tuple[str, str], ...] = ()
+    more_numbers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +116,29 @@ def _pairs(row: CellResult, picture: PictureOf) -> tuple[Pair, ...]:
     clarity = _clarity(row.scores)
     clearest = sorted(range(len(clarity)), key=lambda image: clarity[image], reverse=True)
     shown = sorted(clearest[:MOST_IMAGES])
-    targets = _cut(picture(row.cell, "target"), row.cell.batch_size, shown)
-    recovered = _cut(picture(row.cell, "recovered"), row.cell.batch_size, shown)
-    return tuple(
-        Pair(target, guess, row.scores.psnr[image], row.scores.true_labels[image], row.scores.recovered_labels[image])
-        for image, target, guess in zip(shown, targets, recovered)
-    )
+    files = [picture(row.cell, which) for which in ("target", "recovered")]
+    targets, guesses = (_SHOWN[row.scores.sample_kind](file, row.cell.batch_size, shown) for file in files)
+    return tuple(_pair(row.scores, image, *samples) for image, *samples in zip(shown, targets, guesses))
+
+
+def _pair(scores: Scores, image: int, target: str | list[str], recovered: str | list[str]) -> Pair:
+    psnr, labels = scores.psnr[image], (scores.true_labels[image], scores.recovered_labels[image])
+    if isinstance(target, str) and isinstance(recovered, str):
+        return Pair(target, recovered, psnr, *labels)
+    numbers = tuple(zip(target, recovered))
+    return Pair("", "", psnr, *labels, numbers[:MOST_NUMBERS], max(0, len(numbers) - MOST_NUMBERS))
+
+
+def _numbers(file: Path, samples: int, shown: Iterable[int]) -> list[list[str]]:
+    """Some samples of a file, each as its numbers in a row."""
+    found = json.loads(file.with_suffix(".json").read_bytes())
+    return [[f"{number:.4g}" for number in np.ravel(found[index])] for index in shown]
+
+
+def _text(file: Path, samples: int, shown: Iterable[int]) -> list[str]:
+    """Some samples of a file of tokens, as text; a token that was not found is a question mark."""
+    found = json.loads(file.with_suffix(".json").read_bytes())
+    return [" ".join("?" if token < 0 else str(token) for token in np.ravel(found[index])) for index in shown]
 
 
 def _cut(file: Path, images: int, shown: Iterable[int]) -> list[str]:
@@ -120,3 +151,11 @@ def _cut(file: Path, images: int, shown: Iterable[int]) -> list[str]:
             strip.crop((index * width, 0, (index + 1) * width, strip.height)).save(buffer, "PNG")
             uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
     return uris
+
+
+# How samples of each kind are shown.
+_SHOWN: dict[str, Callable[[Path, int, Iterable[int]], Sequence[str | list[str]]]] = {
+    SampleKind.PICTURE.value: _cut,
+    SampleKind.TABLE.value: _numbers,
+    SampleKind.TOKENS.value: _text,
+}

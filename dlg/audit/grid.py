@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dlg.errors import InputError
 
-# The most cells of an audit. At the 7 seconds that one of the default grid took on 2 busy cores, these take 19 hours.
+# The most cells of an audit. The thorough grid has 2520.
 MOST_CELLS = 10_000
 # The most iterations of an attack. On LeNet, 300 of Adam's took 1.6 seconds, so that these take an hour and a half.
 MOST_ITERATIONS = 1_000_000
@@ -22,7 +22,7 @@ class Cell:
     Attributes
     ----------
     network : str
-        A key of `dlg.participant.networks.NETWORKS`.
+        The name of a `dlg.audit.subject.Subject`.
     batch_size : int
     defense : str
         The canonical spelling of a defence; see `dlg.defenses.parse`.
@@ -82,10 +82,10 @@ class Grid:
 
 
 # The defences of section 5 of Zhu et al. (2019), with the paper's numbers and some weaker or stronger ones, and with
-# clipping and signs. The whole grid took 7 minutes on 2 busy cores.
+# clipping and signs.
 DEFAULT_GRID = Grid(
     networks=("softmax", "mlp", "lenet"),
-    batch_sizes=(2,),
+    batch_sizes=(1, 4),
     defenses=(
         "none",
         "gaussian:1e-4",
@@ -109,11 +109,14 @@ DEFAULT_GRID = Grid(
         "int8",
         "sign",
     ),
-    seeds=1,
+    seeds=5,
     iterations=300,
 )
 
-# For a first look: it took 40 seconds on 2 busy cores.
+# For rates with narrow intervals.
+THOROUGH_GRID = dataclasses.replace(DEFAULT_GRID, seeds=20)
+
+# For a first look.
 QUICK_GRID = Grid(
     networks=("softmax", "lenet"),
     batch_sizes=(1,),

@@ -16,11 +16,25 @@ import jinja2
 from markupsafe import Markup
 
 from dlg import defenses
-from dlg.audit.curves import MOST_DECIBELS, curves
-from dlg.audit.findings import LEAKS, VISIBLE_PSNR, VISIBLE_SSIM, Finding, Leak, Summary, claims, findings, leak_of
+from dlg.audit.findings import (
+    LEAKS,
+    LEAST_SEEDS,
+    VISIBLE_PSNR,
+    VISIBLE_SSIM,
+    Finding,
+    Leak,
+    Summary,
+    claims,
+    findings,
+    leak_of,
+)
+from dlg.audit.frontier import MOST_DECIBELS, tradeoff
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
-from dlg.results.metrics import RECOVERED
+from dlg.results.metrics import RECOVERED, wilson_interval
+
+# From where on something leaks, for the templates.
+_LEVELS = {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +70,14 @@ class Report:
 
 
 def _verdict(report: Report) -> dict[str, Any]:
+    defended = [spec for spec in report.defenses if spec != "none"]
     return {
         "summary": Summary.of(report.found),
         "networks": report.networks,
-        "defenses": report.defenses,
-        "findings": {(finding.network, finding.defense): finding for finding in report.found},
-        "recovered_psnr": RECOVERED,
-        "visible_psnr": VISIBLE_PSNR,
-        "visible_ssim": VISIBLE_SSIM,
+        "defended": defended,
+        "findings": report.found,
+        "least_seeds": LEAST_SEEDS,
+        "options": report.results.options,
     }
 
 
@@ -72,23 +86,33 @@ def _paper(report: Report) -> dict[str, Any] | None:
     return {"claims": found} if found else None
 
 
-def _networks(report: Report) -> dict[str, Any] | None:
+def _figures(report: Report) -> dict[str, Any] | None:
+    figures = {name: tradeoff(report.of_network(name)) for name in report.networks}
+    drawn = [{"name": name, "figure": figure} for name, figure in figures.items() if figure is not None]
+    return {"networks": drawn, "most_decibels": MOST_DECIBELS, **_LEVELS} if drawn else None
+
+
+def _pictures(report: Report) -> dict[str, Any] | None:
     if not report.networks:
         return None
     return {
         "networks": [
-            {
-                "name": name,
-                "findings": report.of_network(name),
-                "cards": gallery(report.of_network(name), report.picture),
-                "curves": curves(report.of_network(name)),
-            }
-            for name in report.networks
+            {"name": name, "cards": gallery(report.of_network(name), report.picture)} for name in report.networks
         ],
         "options": report.results.options,
-        "most_decibels": MOST_DECIBELS,
         "most_images": MOST_IMAGES,
+    }
+
+
+def _tables(report: Report) -> dict[str, Any] | None:
+    if not report.networks:
+        return None
+    return {
+        "networks": [{"name": name, "findings": report.of_network(name)} for name in report.networks],
+        "defenses": report.defenses,
+        "findings": {(finding.network, finding.defense): finding for finding in report.found},
         "any_epsilon": any(finding.epsilon is not None for finding in report.found),
+        **_LEVELS,
     }
 
 
@@ -113,7 +137,12 @@ def _privacy(report: Report) -> dict[str, Any] | None:
 
 
 def _reading(report: Report) -> dict[str, Any]:
-    return {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
+    return {
+        **_LEVELS,
+        "least_seeds": LEAST_SEEDS,
+        # How often something may leak of which as many seeds show nothing.
+        "unseen_rate": wilson_interval(0, LEAST_SEEDS)[1],
+    }
 
 
 def _rows(report: Report) -> dict[str, Any]:
@@ -150,8 +179,10 @@ class Section:
 # In the order of the page.
 SECTIONS = (
     Section("verdict", "What leaked", "verdict.html", _verdict),
+    Section("figures", "Leak against price", "figures.html", _figures),
+    Section("pictures", "What an attacker sees", "pictures.html", _pictures),
+    Section("tables", "Tables", "tables.html", _tables),
     Section("paper", "Compared with Zhu et al. 2019", "paper.html", _paper),
-    Section("networks", "Network by network", "networks.html", _networks),
     Section("privacy", "Differential privacy", "privacy.html", _privacy),
     Section("reading", "How to read this", "reading.html", _reading),
     Section("rows", "All cells", "rows.html", _rows),
@@ -196,6 +227,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["number"] = _number
     environment.filters["decibels"] = _decibels
     environment.filters["ground"] = _ground
+    environment.filters["rate"] = _rate
     environment.globals["leaks"] = LEAKS
     return environment
 
@@ -207,6 +239,12 @@ def _number(value: float | None, digits: str = ".3g") -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(value), format(value, digits))
 
 
+def _rate(count: int, of: int) -> Markup:
+    """A rate, with Wilson's interval at 95 %."""
+    low, high = wilson_interval(count, of)
+    return Markup('{} of {} <span class="soft">({:.0f}–{:.0f} %)</span>').format(count, of, 100 * low, 100 * high)
+
+
 def _decibels(psnr: float, unit: str = "") -> Markup:
     """A PSNR, with its unit where the heading does not say it."""
     return Markup("equal") if math.isinf(psnr) else _number(psnr, ".1f") + unit
@@ -214,6 +252,8 @@ def _decibels(psnr: float, unit: str = "") -> Markup:
 
 def _ground(leak: Leak, best_psnr: float | None, best_ssim: float | None) -> Markup:
     """What decided what leaked, with its number; nothing where no number did."""
+    if leak.decided_by.startswith("oracle's"):
+        return Markup("by the oracle’s choice of the attack")
     if leak.decided_by == "SSIM":
         return Markup("SSIM {}").format(_number(best_ssim, ".2f"))
     if best_psnr is None:

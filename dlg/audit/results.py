@@ -10,6 +10,10 @@ from typing import Any
 
 from dlg.audit.cell_result import COLUMNS, CellResult
 
+# The version of the format of results.json, which docs/audit.md describes. It is raised where a name goes or what it
+# means changes; a new name leaves it.
+SCHEMA_VERSION = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class AuditResults:
@@ -42,7 +46,7 @@ class AuditResults:
     def to_json(self) -> dict[str, Any]:
         """What results.json holds."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"rows": [row.to_json() for row in self.rows]}
+        return {"schema_version": SCHEMA_VERSION} | values | {"rows": [row.to_json() for row in self.rows]}
 
     def to_csv(self) -> bytes:
         """The content of results.csv.

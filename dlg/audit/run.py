@@ -7,23 +7,24 @@ import contextlib
 import dataclasses
 import math
 import shlex
-from collections.abc import Generator, Iterator, Sequence
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dlg.audit import page
+from dlg.audit import PROGRAM, page
 from dlg.audit.cell import DELTA, run_cell
-from dlg.audit.cell_result import CellResult, Outcome
+from dlg.audit.cell_result import CellResult, Outcome, Scores
 from dlg.audit.findings import LEAKS, leak_of
 from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
+from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
+from dlg.audit.samples import Samples, load
+from dlg.audit.subject import Subject, subjects_of
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
-from dlg.errors import quoted
+from dlg.errors import error_line, quoted
 from dlg.interrupts import CtrlC, interrupts_deferred
-from dlg.participant import data
 from dlg.progress import Progress
 from dlg.results.folder import ResultFolder
 from dlg.results.replacement import replaced_results
@@ -46,8 +47,8 @@ def audit(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 130 after Ctrl-C and 143 after SIGTERM. What was
-        finished by then is written.
+        The exit code: 0, or 3 where the gate of ``fail_on`` was not passed, or 130
+        after Ctrl-C and 143 after SIGTERM. What was finished by then is written.
 
     Raises
     ------
@@ -60,11 +61,15 @@ def audit(args: argparse.Namespace) -> int:
     OSError
         Where a file cannot be written.
     """
-    cells = Grid(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Grid)}).cells()
-    images, labels = data.load(args.data)
-    # Refuses batches that the samples do not fill, before anything is written.
-    data.first_batch(images, labels, max(args.batch_sizes), seed=0)
-    settings = audit_settings(args.data, images, labels, args.iterations, args.time_limit)
+    subjects = subjects_of(args.networks, args.weights)
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Grid)}
+    cells = Grid(**options | {"networks": list(subjects)}).cells()
+    samples = load(args.data, args.feature_shape)
+    # Refuses batches that the samples do not fill, and networks that cannot be loaded, before anything is written.
+    samples.batch(max(args.batch_sizes), seed=0)
+    for subject in subjects.values():
+        subject.check()
+    settings = audit_settings(args.data, samples, subjects.values(), args.iterations, args.time_limit)
     refuse_another_audit(args.result_dir, settings, args.resume)
     cores = default_jobs()
     jobs = None if args.dask else min(args.jobs or cores, max(len(cells), _SEVERAL))
@@ -76,7 +81,7 @@ def audit(args: argparse.Namespace) -> int:
                 with _writing(args.result_dir):
                     ResultFolder(args.result_dir).write(SETTINGS_FILE, as_json(settings))
                 rows = Rows(cells, CellFolder(args.result_dir / CELLS_FOLDER))
-                lost = _collect(rows, workers, args, images, labels, ctrl_c)
+                lost = _collect(rows, workers, args, samples, subjects, ctrl_c)
                 # From here on a signal does nothing, so that what was found is written whole.
                 ctrl_c.ignore()
                 results = _results(args, jobs, len(cells), rows.finished)
@@ -87,17 +92,33 @@ def audit(args: argparse.Namespace) -> int:
     _print_end(args, results, rows.interrupted)
     if lost is not None:
         raise lost
-    return ctrl_c.exit_code if rows.interrupted else 0
+    if rows.interrupted:
+        return ctrl_c.exit_code
+    return _pass_gate(args.fail_on, results.rows)
+
+
+def _pass_gate(gate: str | None, rows: Sequence[CellResult]) -> int:
+    """The exit code of a finished audit; the cell that the gate does not let pass is one line on standard error."""
+    worst = None if gate is None else worst_cell(rows, gate)
+    if worst is None:
+        return 0
+    sys.stderr.write(error_line(PROGRAM, f"--fail_on {gate}: {in_one_line(worst)}"))
+    return NOT_PASSED
 
 
 def _collect(
-    rows: Rows, workers: Workers, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray, ctrl_c: CtrlC
+    rows: Rows,
+    workers: Workers,
+    args: argparse.Namespace,
+    samples: Samples,
+    subjects: Mapping[str, Subject],
+    ctrl_c: CtrlC,
 ) -> ClusterLostError | None:
     """Run the cells that are missing. Gives the error where the cluster was lost meanwhile."""
 
     def arguments(cell: Cell) -> tuple[Any, ...]:
-        batch = data.first_batch(images, labels, cell.batch_size, cell.seed)
-        return batch, args.iterations, args.time_limit
+        batch = samples.batch(cell.batch_size, cell.seed)
+        return batch, args.iterations, args.time_limit, subjects[cell.network]
 
     try:
         rows.collect(workers.outcomes(rows.missing, run_cell, arguments), ctrl_c)
@@ -197,15 +218,27 @@ def in_one_line(result: CellResult) -> str:
     best = f"best {scores.best_psnr:.1f} dB" if math.isfinite(scores.best_psnr) else "equal"
     recovered = f"{scores.images_recovered} of {scores.images} recovered"
     leak = leak_of([result])
-    # "best" is the PSNR, which would be puzzling where SSIM decided.
-    leaked = LEAKS[leak.kind] + (f" by SSIM {scores.best_ssim:.2f}" if leak.decided_by == "SSIM" else "")
+    leaked = LEAKS[leak.kind] + _ground(leak.decided_by, scores)
     return f"{name}: {leaked}; {recovered}, {best} ({scores.attack}), {result.seconds:.1f} s"
+
+
+def _ground(decided_by: str, scores: Scores) -> str:
+    """What decided, where the best PSNR that the line ends with did not."""
+    if decided_by == "SSIM":
+        return f" by SSIM {scores.best_ssim:.2f}"
+    if decided_by == "oracle's SSIM":
+        return f" by SSIM {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
+    if decided_by == "oracle's PSNR":
+        return f" by {scores.oracle_best_psnr:.1f} dB ({scores.oracle_attack})"
+    return ""
 
 
 def command(args: argparse.Namespace) -> str:
     """The command that repeats an audit, its defaults spelt out, in one process."""
     words = ["python", "-m", "dlg.audit"]
     words += ["--networks", *args.networks]
+    if args.weights is not None:
+        words += ["--weights", args.weights]
     words += ["--batch_sizes", *map(str, args.batch_sizes)]
     words += ["--defenses", *args.defenses]
     words += ["--seeds", str(args.seeds)]
@@ -213,6 +246,8 @@ def command(args: argparse.Namespace) -> str:
     if args.time_limit is not None:
         words += ["--time_limit", repr(args.time_limit)]
     words += ["--data", *args.data]
+    if args.feature_shape is not None:
+        words += ["--feature_shape", *map(str, args.feature_shape)]
     return shlex.join(words)
 
 

@@ -19,7 +19,7 @@ from dlg.graph import rules
 from dlg.graph.rules import ProbabilityOf, Rule
 from dlg.graph.rules.layers import is_dropout
 from dlg.graph.unusable import refuse_random_ops
-from dlg.graph.values import Operation, Value, is_real, ops_behind, short_name, where
+from dlg.graph.values import Operation, Value, has_derivatives, ops_behind, short_name, where
 
 # The ops that a network may apply to its integer label before an op that has a rule reads it.
 _LABEL_SHAPING = (
@@ -31,6 +31,8 @@ _LABEL_SHAPING = (
     "pd_op.squeeze",
     "pd_op.unsqueeze",
 )
+# Ops that read nothing of a value but its shape.
+_READ_SHAPES = ("pd_op.full_batch_size_like", "pd_op.full_like", "pd_op.numel", "pd_op.shape", "pd_op.shape64")
 # Ops that make constants, of attributes alone.
 _CONSTANTS = ("pd_op.full", "pd_op.full_int_array")
 # The attributes that say what a constant is.
@@ -223,9 +225,10 @@ def _mark_constants(block: pir.Block, sources: Sequence[Value]) -> None:
     """
     for op in block.ops:
         depends = any(value.initialized() and not value.stop_gradient for value in op.operands_source())
+        depends = depends and op.name() not in _READ_SHAPES
         for value in op.results():
             if value.initialized():
-                value.stop_gradient = not (_is_one_of(value, sources) or (depends and is_real(value)))
+                value.stop_gradient = not (_is_one_of(value, sources) or (depends and has_derivatives(value)))
 
 
 def _depends_on_sources(op: Operation) -> bool:

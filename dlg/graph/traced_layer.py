@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class _Step(paddle.nn.Layer):
         # In a tuple, or the loss of some kinds would be told that it belongs to this layer.
         self.callables = (layer, loss)
 
-    def forward(self, feature: Any, label: Any) -> Any:
-        prediction = self.callables[0](feature)
+    def forward(self, features: Sequence[Any], label: Any) -> Any:
+        prediction = self.callables[0](*features)
         _refuse_other_than_one(prediction)
         return prediction, self.callables[1](prediction, label)
 
@@ -65,14 +65,15 @@ class _Traced:
     Attributes
     ----------
     program : paddle.static.Program
-    feature, label, prediction, loss : Value
+    features : list of Value
+    label, prediction, loss : Value
         Its inputs and results.
     parameters : dict of str to Value
         The layer's tensors in it, by their names in the layer.
     """
 
     program: paddle.static.Program
-    feature: Value
+    features: list[Value]
     label: Value
     prediction: Value
     loss: Value
@@ -87,7 +88,8 @@ class _Traced:
 class TracedLayer:
     """A layer and its loss as a network, (feature, label) -> (prediction, loss), that builds into the current program.
 
-    The layer is as it was after each call.
+    Several features are a list, of which the layer gets one after the other. The
+    layer is as it was after each call.
 
     Parameters
     ----------
@@ -96,9 +98,10 @@ class TracedLayer:
     loss : callable (prediction, label) -> scalar
         Its loss.
     dtype : str
-        The type of its features. Where it is called on another floating-point
-        one, its tensors are taken in that type. Of integers, they are taken in
-        float64 where that is the program's default.
+        The type of its features, of several that of the first real one. Where it
+        is called on another floating-point one, its tensors are taken in that
+        type. Of integers, they are taken in float64 where that is the program's
+        default.
 
     Attributes
     ----------
@@ -121,14 +124,16 @@ class TracedLayer:
         own = [numpy_dtype(tensor) for tensor in self.parameters.values() if "float" in numpy_dtype(tensor)]
         self._dtype = dtype if "float" in dtype else next(iter(own), paddle.get_default_dtype())
 
-    def __call__(self, feature: Value, label: Value) -> tuple[Value, Value]:
+    def __call__(self, feature: Value | Sequence[Value], label: Value) -> tuple[Value, Value]:
         """Build the prediction and the loss into the current program."""
-        dtype = self._floating_type(feature)
+        features = [feature] if isinstance(feature, pir.Value) else feature
+        dtype = self._floating_type(features)
         if dtype not in self._traced:
-            self.trace(feature, label)
+            self.trace(features, label)
         traced = self._traced[dtype]
         known = ValueDict()
-        known[traced.feature], known[traced.label] = feature, label
+        for given, value in zip([*traced.features, traced.label], [*features, label]):
+            known[given] = value
         for name, value in traced.parameters.items():
             known[value] = self.make_parameter(name, value.dtype)
         copies = copy_ops(traced.ops, known)
@@ -143,10 +148,11 @@ class TracedLayer:
         read = {name for traced in self._traced.values() for name in traced.parameters}
         return [name for name in self.tensors if name in self.parameters or name in read]
 
-    def _floating_type(self, feature: Any) -> str:
-        """The type that the layer computes in for a feature like this; for integers, the program's default."""
-        if "float" in numpy_dtype(feature):
-            return numpy_dtype(feature)
+    def _floating_type(self, features: Sequence[Any]) -> str:
+        """The type that the layer computes in for features like these; for integers alone, the program's default."""
+        for feature in features:
+            if "float" in numpy_dtype(feature):
+                return numpy_dtype(feature)
         default = paddle.get_default_dtype()
         return default if default == _PRECISE else self._dtype
 
@@ -164,7 +170,7 @@ class TracedLayer:
         """Whether a tensor may have a shared gradient: one that is in no layer is no parameter of the layer's."""
         return name in self.parameters and not self.tensors[name].stop_gradient
 
-    def gradients(self, feature: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray] | None:
+    def gradients(self, features: Sequence[np.ndarray], label: np.ndarray) -> dict[str, np.ndarray] | None:
         """The layer's own gradients at a batch, as dynamic mode computes them.
 
         Returns
@@ -174,20 +180,20 @@ class TracedLayer:
             other gradients the second time, as one with dropout does.
         """
         with dynamic_mode(), self._as_it_was():
-            first, second = (self._gradients(feature, label) for _ in range(2))
+            first, second = (self._gradients(features, label) for _ in range(2))
         return first if all(np.array_equal(first[name], second[name]) for name in first) else None
 
-    def _gradients(self, feature: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    def _gradients(self, features: Sequence[np.ndarray], label: np.ndarray) -> dict[str, np.ndarray]:
         trainable = {name: tensor for name, tensor in self.tensors.items() if self._is_trainable(name)}
         with self._as_it_was(random_state=False), _gradients_kept(trainable.values()):
             # Batch norm in training mode changes its statistics in place.
             self._exchange(lambda tensor: tensor.clone() if tensor.stop_gradient and _has_value(tensor) else tensor)
-            _, loss = _Step(self._layer, self._loss)(paddle.to_tensor(feature), paddle.to_tensor(label))
+            _, loss = _Step(self._layer, self._loss)(list(map(paddle.to_tensor, features)), paddle.to_tensor(label))
             gradients = paddle.grad(loss, list(trainable.values()), allow_unused=True)
         return {name: gradient.numpy() for name, gradient in zip(trainable, gradients) if gradient is not None}
 
-    def trace(self, feature: Any, label: Any) -> None:
-        """Turn the layer into a program for a feature and a label like these, which have a shape and a dtype.
+    def trace(self, features: Sequence[Any], label: Any) -> None:
+        """Turn the layer into a program for features and a label like these, which have a shape and a dtype.
 
         Raises
         ------
@@ -198,30 +204,32 @@ class TracedLayer:
         SecondDerivativeError
             Where they hold control flow.
         """
-        dtype = self._floating_type(feature)
+        dtype = self._floating_type(features)
         names = {id(tensor): name for name, tensor in self.tensors.items()}
         with self._as_it_was(), _buffers_assigned():
             if dtype != self._dtype:
                 self._exchange(lambda tensor: _typed(tensor, dtype, names))
-            made = self._to_static(feature, label)
+            made = self._to_static(features, label)
             used = [(tensor, value) for tensor, value in zip(*made.parameters) if value.all_used_ops()]
             read = {self._name(tensor, names): value for tensor, value in used}
         refuse_control_flow(made.main_program.global_block())
         # The first of the inputs is the layer itself.
-        given_feature, given_label = (value for value in made.inputs if isinstance(value, pir.Value))
-        prediction, loss = made.outputs
+        _, given_features, given_label = made.inputs
+        prediction, loss = _write_numbers_as_tensors(made.main_program, made.outputs)
         if not isinstance(loss, pir.Value):
             raise InputError(f"the loss returned {quoted(loss)}, expected a scalar variable")
         in_order = {name: read[name] for name in self.tensors if name in read}
-        self._traced[dtype] = _Traced(made.main_program, given_feature, given_label, prediction, loss, in_order)
+        self._traced[dtype] = _Traced(made.main_program, given_features, given_label, prediction, loss, in_order)
 
-    def _to_static(self, feature: Any, label: Any) -> Any:
+    def _to_static(self, features: Sequence[Any], label: Any) -> Any:
         """The layer and its loss as `paddle.jit.to_static` gives them."""
-        specs = [paddle.static.InputSpec(value.shape, numpy_dtype(value)) for value in (feature, label)]
+        *specs, label_spec = (paddle.static.InputSpec(each.shape, numpy_dtype(each)) for each in [*features, label])
         try:
             with dynamic_mode():
                 step = _Step(self._layer, self._loss)
-                return paddle.jit.to_static(step, full_graph=True, input_spec=specs).forward.concrete_program
+                return paddle.jit.to_static(
+                    step, full_graph=True, input_spec=[specs, label_spec]
+                ).forward.concrete_program
         except Exception as error:
             # PaddlePaddle raises another error of the same type in the place of the first.
             cause = error.__context__ or error
@@ -243,14 +251,27 @@ class TracedLayer:
         return [layer for root in roots for layer in root.sublayers(include_self=True)]
 
     def _exchange(self, exchanged: Callable[[paddle.Tensor], paddle.Tensor]) -> None:
-        """Put other tensors into the places of the layers' own; one that is in several places stays one."""
+        """Put other tensors into the places of those in the layers' attributes; one that is in several stays one.
+
+        A recurrent layer reads its weights from a list of its own.
+        """
         others: dict[int, paddle.Tensor] = {}
+
+        def other(value: Any) -> Any:
+            if isinstance(value, paddle.Tensor):
+                if id(value) not in others:
+                    others[id(value)] = exchanged(value)
+                return others[id(value)]
+            if type(value) in (list, tuple):
+                return type(value)(map(other, value))
+            if isinstance(value, dict):
+                return {key: other(content) for key, content in value.items()}
+            return value
+
         for layer in self._layers():
-            for tensors in (layer._parameters, layer._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        others.setdefault(id(tensor), exchanged(tensor))
-                        tensors[name] = others[id(tensor)]
+            for name, value in layer.__dict__.items():
+                if _holds_tensors(value):
+                    layer.__dict__[name] = other(value)
 
     @contextlib.contextmanager
     def _as_it_was(self, *, random_state: bool = True) -> Iterator[None]:
@@ -308,6 +329,41 @@ def _buffers_assigned() -> Iterator[None]:
         paddle.nn.Layer.__setattr__ = before
 
 
+def _write_numbers_as_tensors(program: paddle.static.Program, results: Sequence[Any]) -> list[Any]:
+    """Let ops that write numbers over elements of a value, as ``x[:, 0] = 1`` does, write a tensor of them.
+
+    PaddlePaddle's gradient of the first is wrong in a program, and right in
+    dynamic mode; that of the second is right in both; met in 3.0.0 and 3.3.1.
+
+    Parameters
+    ----------
+    program : paddle.static.Program
+    results : sequence
+        Of the program; some may be no values.
+
+    Returns
+    -------
+    list
+        The results, now.
+    """
+    results, block = list(results), program.global_block()
+    for op in list(block.ops):
+        if op.name() not in ("pd_op.set_value", "pd_op.set_value_"):
+            continue
+        (x, *places), attributes = op.operands_source(), op.attrs()
+        axes = [attributes[name] for name in ("axes", "decrease_axes", "none_axes")]
+        with paddle.static.program_guard(program):
+            pir.set_insertion_point(op)
+            numbers = paddle.reshape(paddle.assign(np.array(attributes["values"])), attributes["shape"])
+            written = paddle._C_ops.set_value_with_tensor(x, paddle.cast(numbers, x.dtype), *places, *axes)
+            pir.reset_insertion_point_to_end()
+        old = op.result(0)
+        results = [written if isinstance(result, pir.Value) and result.is_same(old) else result for result in results]
+        old.replace_all_uses_with(written)
+        block.remove_op(op)
+    return results
+
+
 @contextlib.contextmanager
 def _gradients_kept(tensors: Iterable[paddle.Tensor]) -> Iterator[None]:
     """Put back, at the end of the block, the gradients of tensors: a layer under `paddle.jit.to_static` clears them."""
@@ -320,17 +376,27 @@ def _gradients_kept(tensors: Iterable[paddle.Tensor]) -> Iterator[None]:
                 tensor.grad = gradient
 
 
+def _holds_tensors(value: Any) -> bool:
+    """Whether an attribute is a tensor, or a list, tuple or dict with one in it, at any depth."""
+    if type(value) in (list, tuple):
+        return any(map(_holds_tensors, value))
+    if isinstance(value, dict):
+        return any(map(_holds_tensors, value.values()))
+    return isinstance(value, paddle.Tensor)
+
+
 def _has_value(tensor: paddle.Tensor) -> bool:
     """Whether a tensor has memory; a recurrent layer has a buffer without."""
     return tensor._is_initialized() and tensor._numel() > 0
 
 
 def _typed(tensor: paddle.Tensor, dtype: str, names: dict[int, str]) -> paddle.Tensor:
-    """A tensor in another floating-point type, which gets its name."""
+    """A tensor in another floating-point type, which gets its name if it has one."""
     if tensor.dtype not in EXCHANGED:
         return tensor
     with dynamic_mode():
         other = tensor.detach().astype(dtype)
     other.stop_gradient = tensor.stop_gradient
-    names[id(other)] = names[id(tensor)]
+    if id(tensor) in names:
+        names[id(other)] = names[id(tensor)]
     return other

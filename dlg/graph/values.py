@@ -50,6 +50,16 @@ def is_real(value: Value) -> bool:
     return not value.is_dense_tensor_type() or "float" in str(value.dtype).lower()
 
 
+def is_complex(value: Value) -> bool:
+    """Whether a value's numbers are complex."""
+    return value.is_dense_tensor_type() and "complex" in str(value.dtype).lower()
+
+
+def has_derivatives(value: Value) -> bool:
+    """Whether a value is real or complex, and so can have a derivative."""
+    return is_real(value) or is_complex(value)
+
+
 def numpy_dtype(value: Value) -> str:
     """The NumPy name of a value's dtype."""
     return str(value.dtype).rpartition(".")[2]

@@ -77,6 +77,17 @@ def compare(target: np.ndarray, recovered: np.ndarray) -> list[ImageScore]:
     return scores
 
 
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's score interval of a rate, at 95 % (Wilson 1927); from 0 to 1 where nothing was tried."""
+    # Imported here, because only tables of rates need it.
+    from scipy.stats import binomtest
+
+    if not trials:
+        return 0.0, 1.0
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
 def decibels(psnr: float | None) -> str:
     """A PSNR as tables and pictures show it: "34.5 dB", or "equal" where it is infinite or None."""
     return "equal" if psnr is None or math.isinf(psnr) else f"{psnr:.1f} dB"

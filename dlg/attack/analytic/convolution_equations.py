@@ -34,6 +34,7 @@ from scipy.optimize import minimize, nnls
 from scipy.sparse.linalg import lsmr
 
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
+from dlg.attack.deadline import check_deadline
 
 # The weight of a forward equation beside 1 for a gradient equation, both relative to the largest right side.
 _FORWARD_WEIGHT = 0.3
@@ -218,6 +219,7 @@ def _relaxed(problem: LayerEquations, x: np.ndarray, bounds: Bounds) -> LayerInp
     weights = inside / inside.sum(axis=2, keepdims=True) * problem.known.active[..., None]
     best: LayerInput | None = None
     for number in range(1, _MOST_ROUNDS + 1):
+        check_deadline()
         equations = problem.of(weights)
         if number > 1:
             equations = equations.and_also(problem.violated(x))

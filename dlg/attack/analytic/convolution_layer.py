@@ -80,6 +80,11 @@ class ConvolutionLayer:
         return self.activation in ("relu", "relu6")
 
     @property
+    def has_kink(self) -> bool:
+        """Whether the activation's derivative jumps."""
+        return self.clips_below or self.activation == "leaky_relu"
+
+    @property
     def outputs(self) -> np.ndarray:
         """The index of each output in each window, shape (out, Q, k); −1 in the padding."""
         positions = self.taps.shape[1]
@@ -190,6 +195,15 @@ def forward(layers: Sequence[ConvolutionLayer], image: np.ndarray) -> np.ndarray
     for layer in layers:
         image = layer.forward(image)
     return image
+
+
+def neighbour_differences(shape: tuple[int, int, int]) -> sparse.csr_matrix:
+    """What maps an image, (C, H, W), to the differences of its neighbours, down and right."""
+    places = np.arange(np.prod(shape)).reshape(shape)
+    first = np.concatenate([places[:, :-1].ravel(), places[:, :, :-1].ravel()])
+    second = np.concatenate([places[:, 1:].ravel(), places[:, :, 1:].ravel()])
+    rows, ones = np.arange(len(first)), np.ones(len(first))
+    return sparse.csr_matrix((np.r_[ones, -ones], (np.r_[rows, rows], np.r_[second, first])), (len(first), places.size))
 
 
 def read_convolutions(probe: Objective, gradients: Mapping[str, np.ndarray]) -> list[ConvolutionLayer]:

@@ -16,14 +16,18 @@ match the shared ones. Otherwise it is a start for a search.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse.linalg import lsmr
+from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic import softmax_regression
+from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, search_images
+from dlg.attack.analytic.convolution_completion import MOST_PIXELS, smoothest_image
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
     Bounds,
@@ -39,6 +43,7 @@ from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
+from dlg.errors import TimeLimitReachedError
 
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
@@ -57,6 +62,8 @@ _UNBOUNDED = Bounds(-np.inf, np.inf)
 _AT_BOUND = (1e-5, 1e-4, 1e-3)
 # A number is determined where this much or less of a random number is left in the null space.
 _DETERMINED = 1e-2
+# A layer's input is much larger than the image from this ratio on. The search for the image comes first then.
+_MUCH_LARGER = 2
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -91,47 +98,68 @@ class LayerRank:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSearch:
-    """An image that was read off layer by layer.
+    """Images that were read off a chain of convolutions.
 
     Attributes
     ----------
-    image : ndarray, shape (n,), float64
+    images : ndarray, shape (B, n), float64
     ranks : list of LayerRank
-        Of the layers that were solved, last to first.
+        Of the layers that were solved by themselves, last to first.
+    is_whole : bool
+        Whether that is all of them.
     """
 
-    image: np.ndarray
+    images: np.ndarray
     ranks: list[LayerRank]
+    is_whole: bool
 
 
 def read_off(reading: Reading) -> Leakage | None:
-    """Recover the image behind the gradients of a convolutional network.
+    """Recover the images behind the gradients of a convolutional network.
 
     Returns
     -------
     Leakage or None
         With `inputs` where the whole network's gradients match, and with a
-        `start` where they do not. None for a larger batch, for another network,
-        where the last layers' gradients do not have rank one, or where a layer
-        cannot be solved.
+        `start` where they do not. None for another network, where the inputs of
+        the first fully connected layer are not known, or where nothing is found.
     """
-    layers = reading.convolutional_network if reading.batch_size == 1 else None
-    first, label = (reading.layers[0] if reading.layers else None), softmax_regression.read_off(reading)
-    if layers is None or first is None or label is None or not label.certain:
-        return None
-    at_features = features_of_one(first)
-    if at_features is None:
+    layers = reading.convolutional_network
+    label = softmax_regression.read_off(reading) if layers is not None else None
+    known = None if label is None or not label.certain else _known_features(reading, label)
+    if layers is None or label is None or known is None:
         return None
     bounds = _UNBOUNDED if reading.value_range is None else Bounds(*reading.value_range)
-    found = recover_image(layers, *at_features, bounds, reading.random_stream())
-    if found is None:
+    best, least = None, np.inf
+    with contextlib.suppress(TimeLimitReachedError):
+        for found in recover_images(layers, *known, bounds, reading.random_stream()):
+            leakage, loss = _judged(label, found, len(layers), bounds)
+            if best is None or loss < least:
+                best, least = leakage, loss
+            if best.inputs is not None:
+                return dataclasses.replace(best, open_part=_open_part(layers, best.inputs, known[1]))
+    return best
+
+
+def _open_part(layers: Sequence[ConvolutionLayer], inputs: np.ndarray, gradients: np.ndarray) -> OpenPart:
+    """What the equations of all layers leave open, given the pattern of active units and maxima."""
+    rank = estimated_rank(linearised(layers, inputs.reshape(len(inputs), -1), gradients))
+    return OpenPart(rank.size, rank.open, rank.unseen)
+
+
+def _known_features(reading: Reading, label: Leakage) -> tuple[np.ndarray, np.ndarray] | None:
+    """The inputs of the first fully connected layer and the loss's gradients there, both (B, in), if they are known."""
+    first = reading.layers[0]
+    if first is None:
         return None
-    candidates = [
-        _at_bounds(found.image, bounds, margin).reshape(1, *reading.probe.dummies[0].shape[1:])
-        for margin in (0.0, *_AT_BOUND)
-    ]
-    leakage = _judged(label, candidates, [_finding(found.ranks)])
-    return dataclasses.replace(leakage, open_part=_open_part(found.ranks[-1]))
+    if reading.batch_size == 1:
+        known = features_of_one(first)
+        return None if known is None else (known[0][None], known[1][None])
+    if len(reading.layers) > 1 or label.features is None or reading.loss_multiple is None:
+        return None
+    logits = label.features @ first.weight + first.bias
+    delta = (softmax(logits, axis=1) - np.eye(len(first.bias))[label.labels]) / len(logits)
+    return label.features, label.gradient_scale * reading.loss_multiple * delta @ first.weight.T.astype(np.float64)
 
 
 def features_of_one(layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
@@ -147,49 +175,116 @@ def features_of_one(layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
     return features, layer.weight.astype(np.float64) @ delta
 
 
-def recover_image(
+def recover_images(
     layers: Sequence[ConvolutionLayer],
     features: np.ndarray,
-    gradient: np.ndarray,
+    gradients: np.ndarray,
     bounds: Bounds,
     rng: np.random.Generator,
-) -> ImageSearch | None:
-    """Go back through a chain of convolutions from its output to the image.
+) -> Iterator[ImageSearch]:
+    """Go back through a chain of convolutions from its outputs to the images.
+
+    One image goes layer by layer as far as the layers' equations determine
+    their inputs. Where they do not, it is searched for through all the layers
+    that are left, and so are several images.
 
     Parameters
     ----------
     layers : sequence of ConvolutionLayer
         First to last.
-    features, gradient : ndarray
-        The last layer's output, and the loss's gradient there.
+    features, gradients : ndarray, shape (B, d)
+        The last layer's outputs, and the loss's gradients there.
     bounds : Bounds
-        Of the image.
+        Of the images.
     rng : numpy.random.Generator
-        Of a search.
+        Of the searches.
 
-    Returns
-    -------
-    ImageSearch or None
-        None where a layer behind the first is not explained, or there is no
-        image.
+    Yields
+    ------
+    ImageSearch
+        What may be the images, the likeliest first.
     """
-    output, upstream, ranks = features, gradient, []
-    seen = determined = np.ones(features.size, bool)
-    for place in range(len(layers) - 1, -1, -1):
+    if len(features) > 1:
+        yield from _searched(_Left(layers, features, gradients, np.ones(features.shape[1], bool)), bounds, rng, [])
+        return
+    output, upstream = features[0], gradients[0]
+    ranks: list[LayerRank] = []
+    open_inputs: list[tuple[_Left, list[LayerRank]]] = []
+    seen = determined = np.ones(output.size, bool)
+    for place in range(len(layers) - 1, 0, -1):
         layer = layers[place]
+        left = _Left(layers[: place + 1], output[None], upstream[None], seen)
         known = KnownOutputs.of(layer, output, upstream, seen)
-        if place == 0 and layer.windows.shape[1] > 1 and np.isfinite([bounds.low, bounds.high]).all():
-            found = _recover_from_windows(layer, output, upstream, determined, bounds, rng)
-        elif place == 0:
-            found = recover_input(layer, known, bounds)
-        else:
-            found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
-        if found is None:
-            return None
-        ranks.append(estimated_rank(found.equations))
-        output, upstream = found.values, layer.input_gradient(found.upstream)
-        seen, determined = found.equations.seen, ranks[-1].determined
-    return ImageSearch(output, ranks)
+        is_short = layer.weight.size + int(known.active.sum()) < layer.size
+        is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or layer.windows.shape[1] > 1)
+        if is_large:
+            yield from _searched(left, bounds, rng, ranks)
+            if is_short and left.has_patterns:
+                return
+        found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
+        if found.residual >= EXPLAINED and layer.windows.shape[1] > 1:
+            if not is_large:
+                yield from _searched(left, bounds, rng, ranks)
+            return
+        rank = estimated_rank(found.equations)
+        if rank.open > rank.unseen and not is_large:
+            open_inputs.append((left, list(ranks)))
+        ranks.append(rank)
+        output, upstream = found.values.ravel(), layer.input_gradient(found.upstream).ravel()
+        seen, determined = found.equations.seen, rank.determined
+    image = _first_input(layers[0], output, upstream, seen, determined, bounds, rng)
+    if image is not None:
+        yield ImageSearch(image.values[None], [*ranks, estimated_rank(image.equations)], is_whole=True)
+    for left, known_ranks in reversed(open_inputs):
+        yield from _searched(left, bounds, rng, known_ranks)
+
+
+def _first_input(
+    layer: ConvolutionLayer,
+    output: np.ndarray,
+    upstream: np.ndarray,
+    seen: np.ndarray,
+    determined: np.ndarray,
+    bounds: Bounds,
+    rng: np.random.Generator,
+) -> LayerInput | None:
+    """The image from what the first layer made of it."""
+    is_bounded = bool(np.isfinite([bounds.low, bounds.high]).all())
+    if layer.windows.shape[1] > 1 and is_bounded:
+        return _recover_from_windows(layer, output, upstream, determined, bounds, rng)
+    known = KnownOutputs.of(layer, output, upstream, seen)
+    found = recover_input(layer, known, bounds)
+    rank = estimated_rank(found.equations)
+    if layer.windows.shape[1] > 1 or not is_bounded or rank.open <= rank.unseen or layer.size > MOST_PIXELS:
+        return found
+    problem, pattern = LayerEquations(layer, known), known.active[..., None].astype(float)
+    image = smoothest_image(problem, pattern, bounds)
+    return dataclasses.replace(found, values=image, residual=problem.of(pattern).residual(image))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Left:
+    """The layers that are left on the way back, first to last, and what is known of the last one's outputs."""
+
+    layers: Sequence[ConvolutionLayer]
+    features: np.ndarray
+    gradients: np.ndarray
+    seen: np.ndarray
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether gradients jump with a pattern of active units or of maxima."""
+        return any(layer.has_kink or layer.windows.shape[1] > 1 for layer in self.layers)
+
+
+def _searched(
+    left: _Left, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
+) -> Iterator[ImageSearch]:
+    """Images that are searched for through all of the layers that are left; none where least squares can do it."""
+    if left.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
+        matching = ChainMatching(left.layers, left.features, left.gradients, bounds, left.seen)
+        found = search_images(matching, (len(left.features), left.layers[0].size), bounds, rng)
+        yield ImageSearch(found.values, list(ranks), is_whole=False)
 
 
 def _recover_from_windows(
@@ -228,14 +323,9 @@ def estimated_rank(equations: Equations) -> LayerRank:
     return LayerRank(len(seen), is_open, unseen, seen & (np.abs(left) < _DETERMINED))
 
 
-def _finding(ranks: Sequence[LayerRank]) -> str:
-    numbered = [f"{rank} before convolution {len(ranks) - place}" for place, rank in enumerate(ranks)]
+def _finding(ranks: Sequence[LayerRank], count: int) -> str:
+    numbered = [f"{rank} before convolution {count - place}" for place, rank in enumerate(ranks)]
     return f"convolutions: their equations determine about {', '.join(numbered)}"
-
-
-def _open_part(rank: LayerRank) -> OpenPart:
-    """What of the image the first layer's equations leave open, given the pattern of active units and maxima."""
-    return OpenPart(rank.size, rank.open, rank.unseen)
 
 
 def _at_bounds(image: np.ndarray, bounds: Bounds, margin: float) -> np.ndarray:
@@ -251,17 +341,21 @@ def _at_bounds(image: np.ndarray, bounds: Bounds, margin: float) -> np.ndarray:
     return np.where(image > bounds.high - distance, bounds.high, image)
 
 
-def _judged(label: Leakage, candidates: Sequence[np.ndarray], findings: list[str]) -> Leakage:
-    """The leakage with an image, as an input where the whole network's gradients match there, else as a start."""
-    losses = [_matching_loss(label.objective, image) for image in candidates]
-    image, explained = candidates[int(np.argmin(losses))], label.objective.explains(min(losses))
-    return dataclasses.replace(
+def _judged(label: Leakage, found: ImageSearch, layers: int, bounds: Bounds) -> tuple[Leakage, float]:
+    """The leakage with images, as inputs where the whole network's gradients match there, else as a start; the loss."""
+    shape = label.objective.dummies[0].shape
+    candidates = [_at_bounds(found.images, bounds, margin).reshape(shape) for margin in (0.0, *_AT_BOUND)]
+    losses = [_matching_loss(label.objective, images) for images in candidates]
+    images, least = candidates[int(np.argmin(losses))], min(losses)
+    explained, ranks = label.objective.explains(least), found.ranks
+    leakage = dataclasses.replace(
         label,
-        inputs=image if explained else None,
-        start=None if explained else image,
-        source="the convolutions, layer by layer",
-        findings=findings,
+        inputs=images if explained else None,
+        start=None if explained else images,
+        source="the convolutions, layer by layer" if found.is_whole else "the convolutions, all layers together",
+        findings=[_finding(ranks, layers)] if ranks else [],
     )
+    return leakage, least
 
 
 def _matching_loss(objective: Objective, image: np.ndarray) -> float:

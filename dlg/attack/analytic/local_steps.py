@@ -79,17 +79,20 @@ def read_off(reading: Reading) -> Leakage | None:
     if layers is None or reading.rule is None or reading.loss_multiple is None:
         return None
     training = _Training.of(layers, reading.rule, reading.batch_size, reading.loss_multiple)
-    found = None if training is None else _search(training, reading) or _search_with_rate(training, reading)
-    if training is None or found is None:
+    if training is None:
+        return None
+    found = _search(training, reading) or _search_with_rate(training, reading) or _search_with_scale(training, reading)
+    if found is None:
         return None
     inputs = training.span.features(found.rows).reshape(-1, *reading.probe.dummies[0].shape[1:])
-    probe = reading.probe.with_gradient_scale(found.rate)
+    factor = found.rate * found.scale
+    probe = reading.probe.with_gradient_scale(factor)
     return Leakage(
         objective=SimulatedSteps.of(probe, reading.rule.at_rate(found.rate), found.labels),
         labels=found.labels,
         certain=True,
         inputs=inputs,
-        gradient_scale=found.rate,
+        gradient_scale=factor,
         source="the first fully connected layer, over all local steps",
     )
 
@@ -107,12 +110,15 @@ class _Batch:
         See `_Training.mismatch`.
     rate : float
         The learning rate of the steps, relative to the stated one.
+    scale : float
+        What the update was multiplied by after the steps.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     mismatch: float
     rate: float = 1.0
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +140,9 @@ class _Training:
     rule : SharedUpdate
     loss_multiple : float
         By what the loss of a step exceeds the mean cross entropy.
+    scale_is_free : bool
+        Whether the update may have been multiplied by a factor over 0 after the
+        steps, as by clipping. The factor is then the one that suits best.
     """
 
     span: GradientSpan
@@ -143,6 +152,7 @@ class _Training:
     activations: list[Activation]
     rule: SharedUpdate
     loss_multiple: float
+    scale_is_free: bool = False
 
     @classmethod
     def of(cls, layers: Sequence[Layer], rule: SharedUpdate, batch_size: int, loss_multiple: float) -> _Training | None:
@@ -183,15 +193,31 @@ class _Training:
 
     def residuals(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """How far the update of these samples is from the shared one, each layer relative to its size; one vector."""
+        simulated = self._simulated(rows, labels)
+        scale = self._best_scale(simulated) if self.scale_is_free else 1.0
+        return np.concatenate(
+            [((scale * ours - theirs) / np.linalg.norm(theirs)).ravel() for ours, theirs in zip(simulated, self.shared)]
+        )
+
+    def scale(self, batch: _Batch) -> float:
+        """What the update of these samples was multiplied by."""
+        return self._best_scale(self._simulated(batch.rows, batch.labels)) if self.scale_is_free else 1.0
+
+    def _simulated(self, rows: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+        """The mean gradients that the client's steps on these samples leave."""
         one_hot = np.eye(self.classes)[labels]
 
         def gradients_at(weights: Sequence[np.ndarray], samples: slice) -> list[np.ndarray]:
             return self._gradients(weights, rows[samples], one_hot[samples])
 
-        simulated = self.rule.simulated(self.weights, gradients_at, len(rows))
-        return np.concatenate(
-            [((ours - theirs) / np.linalg.norm(theirs)).ravel() for ours, theirs in zip(simulated, self.shared)]
-        )
+        return self.rule.simulated(self.weights, gradients_at, len(rows))
+
+    def _best_scale(self, simulated: Sequence[np.ndarray]) -> float:
+        """The factor of at least 0 on simulated gradients that brings them nearest to the shared ones."""
+        sizes = [float(np.sum(theirs**2)) for theirs in self.shared]
+        common = sum(float(np.sum(o * t)) / size for o, t, size in zip(simulated, self.shared, sizes))
+        own = sum(float(np.sum(ours**2)) / size for ours, size in zip(simulated, sizes))
+        return max(0.0, common / max(own, _TINY))
 
     def mismatch(self, rows: np.ndarray, labels: np.ndarray) -> float:
         """The root mean square over the layers of the norm of `residuals`; infinite where training ran away."""
@@ -256,7 +282,7 @@ def _search(training: _Training, reading: Reading) -> _Batch | None:
             if batch.mismatch <= _NEAR:
                 batch = _fitted(training, batch)
         if batch.mismatch <= training.rounding and _is_determined(training, batch):
-            return batch
+            return dataclasses.replace(batch, scale=training.scale(batch))
     return None
 
 
@@ -286,6 +312,17 @@ def _search_with_rate(training: _Training, reading: Reading) -> _Batch | None:
     batch = best_at(float(fine.x))
     at_rate = training.at_rate(batch.rate)
     return batch if batch.mismatch <= at_rate.rounding and _is_determined(at_rate, batch) else None
+
+
+def _search_with_scale(training: _Training, reading: Reading) -> _Batch | None:
+    """The first samples in the span whose simulated update matches up to a factor, such as clipping's.
+
+    The factor changes none of the steps, so it is known for any samples. Weight
+    decay is left out, as above.
+    """
+    if training.rule.weight_decay:
+        return None
+    return _search(dataclasses.replace(training, scale_is_free=True), reading)
 
 
 def _candidates(training: _Training, reading: Reading) -> Iterator[np.ndarray]:

@@ -25,6 +25,8 @@ from dlg.shared_update import SharedUpdate
 _TOLERANCE = 1e-6
 # By how much the labels of the batches that a loss is examined at are shifted, after a batch of one class.
 _PROBED_SHIFTS = (1, 2, 3)
+# A network is certain of a batch's labels where no probability is off by more than this.
+_CERTAIN = 1e-8
 # How many of these batches must have a gradient.
 _TELLING_BATCHES = 2
 
@@ -195,8 +197,8 @@ class Reading:
             return None
         delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
         of_mean = features.T @ delta
-        if not np.any(of_mean):
-            # The network is certain of these labels.
+        if np.abs(delta).max() < _CERTAIN:
+            # The network is certain of these labels, and rounding is most of what is left.
             return 0.0
         multiple = float(np.sum(weight_gradient * of_mean) / np.sum(of_mean * of_mean))
         # Exactly 1 for the mean, so that no gradient is rounded again.

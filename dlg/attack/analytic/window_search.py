@@ -27,6 +27,7 @@ from scipy.optimize import linprog
 
 from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
+from dlg.attack.deadline import check_deadline
 
 # Slacks below this share of the largest output are none.
 _NO_SLACK = 1e-4
@@ -99,6 +100,7 @@ def search(
     for _ in range(_MOST_DESCENTS):
         if slack.max() <= _NO_SLACK * problem.size:
             break
+        check_deadline()
         x, slack = _local_descent(problem, x, slack, rng)
     return WindowSolution(x, float(slack.max() / problem.size))
 

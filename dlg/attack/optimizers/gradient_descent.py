@@ -81,11 +81,16 @@ class GradientDescent:
         self._value_range = value_range
         self.evaluations = 0
         self.findings: list[str] = []
-        self._program = paddle.static.Program()
-        failures = named_failures(CANNOT_BUILD, objective.program)
-        with failures, interrupts_deferred(), paddle.static.program_guard(self._program):
+        key = self.description, learning_rate
+        self._program, self._state, self._results = objective.derived.once(key, lambda: self._built(learning_rate))
+
+    def _built(self, learning_rate: float) -> tuple[paddle.static.Program, list[Value], list[Value]]:
+        """The program, what it is fed for the state, and its results."""
+        program = paddle.static.Program()
+        failures = named_failures(CANNOT_BUILD, self._objective.program)
+        with failures, interrupts_deferred(), paddle.static.program_guard(program):
             self._state = self._declare_state()
-            self._results = self._add_loop(learning_rate)
+            return program, self._state, self._add_loop(learning_rate)
 
     def _declare_state(self) -> list[Value]:
         """What an iteration changes: the values that are optimised, then their moments."""
@@ -116,6 +121,7 @@ class GradientDescent:
             gradients = copy_in_blocks(gradient_ops, exchange(known, dummies, values), objective.gradients)
             iteration = iteration + one
             directions, next_moments = self.directions(gradients, moments, iteration)
+            # Last, since each is written into the memory of the value that it is made of: see `traced_execution`.
             stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
             return [iteration, *stepped, *next_moments]
 
@@ -196,7 +202,8 @@ class GradientDescent:
         self.evaluations += count
         feed = {variable.name: value for variable, value in zip(self._state, [*values, *moments])}
         feed |= objective.constants | {"first": np.array(done), "last": np.array(done + count)}
-        with named_failures(CANNOT_RUN, objective.program), traced_execution():
+        execution = traced_execution(keeps_results=objective.keeps_results_in_loops)
+        with named_failures(CANNOT_RUN, objective.program), execution:
             *state, probability, loss = objective.executor.run(
                 self._program, feed=feed, fetch_list=self._results, scope=objective.scope
             )

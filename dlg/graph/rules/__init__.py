@@ -4,8 +4,8 @@ A rule is a function under the name of its op. It is given the op and returns th
 values that take the place of the op's results. There is one file for each family
 of ops:
 
-- `activations`, `arithmetic`, `convolutions`, `elementwise`, `embedding`,
-  `indexing`, `interpolation`, `layers`, `linear_algebra`, `losses`,
+- `activations`, `arithmetic`, `complex_numbers`, `convolutions`, `elementwise`,
+  `embedding`, `indexing`, `interpolation`, `layers`, `linear_algebra`, `losses`,
   `normalisation`, `pooling`, `products`, `recurrent`, `reductions`, `sampling`,
   `shapes`: ops that PaddlePaddle cannot differentiate twice;
 - `corrections`: ops for which PaddlePaddle claims a second derivative that is
@@ -26,6 +26,7 @@ a rule is wrong.
 from dlg.graph.rules import (
     activations,
     arithmetic,
+    complex_numbers,
     convolutions,
     corrections,
     embedding,
@@ -71,6 +72,7 @@ __all__ = [
     "Table",
     "activations",
     "arithmetic",
+    "complex_numbers",
     "convolutions",
     "corrections",
     "embedding",

@@ -88,6 +88,10 @@ def sum_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     return [x_gradient, y_gradient]
 
 
+# PaddlePaddle's slices take a number beyond an axis's end for that end.
+_TO_THE_END = 2**31 - 1
+
+
 @rule("builtin.split", table=GRADIENT_CORRECTIONS)
 def parts_of_a_concatenation(op: Operation, _: ProbabilityOf) -> Replacement | None:
     """The parts' gradients as slices: the second derivative of concat ends the process where a part has no gradient."""
@@ -97,9 +101,12 @@ def parts_of_a_concatenation(op: Operation, _: ProbabilityOf) -> Replacement | N
     inputs = inputs_of(concatenation)
     gradient, parts = inputs["out_grad"], list_of(inputs["x"])
     axis = int(constant_number(inputs["axis"])) % len(gradient.shape)
-    ends = list(itertools.accumulate(part.shape[axis] for part in parts))
-    starts = [0, *ends[:-1]]
-    return [paddle.slice(gradient, [axis], [start], [end]) for start, end in zip(starts, ends)]
+    sizes = [part.shape[axis] for part in parts[:-1]]
+    if any(size < 0 for size in sizes):
+        # Where a part begins is not known before the program runs.
+        return None
+    starts = [0, *itertools.accumulate(sizes)]
+    return [paddle.slice(gradient, [axis], [start], [end]) for start, end in zip(starts, [*starts[1:], _TO_THE_END])]
 
 
 @rule("batch_norm_grad", table=GRADIENT_CORRECTIONS)

@@ -59,8 +59,21 @@ def arrangement(op: Operation, _: ProbabilityOf) -> Replacement | None:
         array = source if has_gradient else without_first_gradient(source)
         # Place 0 stands for what is no element of this input.
         elements = paddle.concat([paddle.zeros([1], array.dtype), paddle.reshape(array, [-1])])
-        result = result + paddle.reshape(paddle.gather(elements, paddle.reshape(places, [-1])), result.shape)
+        result = result + paddle.reshape(paddle.index_select(elements, paddle.reshape(places, [-1])), result.shape)
     return [result]
+
+
+@rule("set_value", "set_value_", table=FORWARD_RULES)
+def numbers_in_places(op: Operation, _: ProbabilityOf) -> Replacement:
+    """The value with numbers written over some of its elements.
+
+    PaddlePaddle's gradient of it in a program passes through those elements too,
+    3.0.0 and 3.3.1. Participants share what it computes.
+    """
+    x = op.operand_source(0)
+    numbers = _applied(op, [x], [_zeros_like(x)])
+    is_kept = _applied(op, [x], [paddle.ones(x.shape, x.dtype)]) - numbers
+    return [x + without_first_gradient(numbers + x * is_kept - x)]
 
 
 def _is_array(value: Value) -> bool:

@@ -1,4 +1,4 @@
-"""Rules for layer norm and group norm."""
+"""Rules for layer norm, group norm and spectral norm."""
 
 from __future__ import annotations
 
@@ -63,3 +63,50 @@ def _normed_about_a_constant(rows: Value, epsilon: float) -> Value:
     centred = rows - mean
     variance = paddle.mean(paddle.square(centred), 1, keepdim=True)
     return centred * paddle.rsqrt(variance + constant_like(rows, epsilon))
+
+
+@rule("spectral_norm")
+def spectral_norm(op: Operation, _: ProbabilityOf) -> Replacement:
+    """A weight over its largest singular value, by power iteration (Miyato et al. 2018, algorithm 1)."""
+    return [inputs_of(op)["weight"] / _singular_triple(op)[1]]
+
+
+@rule("spectral_norm_grad")
+def spectral_norm_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
+    """What PaddlePaddle computes, G (1 − u vᵀ Σ W / σ) / σ with products of elements.
+
+    It is not the derivative, 3.0.0 and 3.3.1; participants share it all the same.
+    """
+    inputs = inputs_of(op)
+    left, value, right = _singular_triple(op)
+    weight, gradient = inputs["weight"], inputs["out_grad"]
+    order = _rows_first(op)
+    outer = paddle.unsqueeze(left, 1) * right
+    outer = paddle.reshape(outer, [weight.shape[axis] for axis in order])
+    outer = paddle.transpose(outer, [order.index(axis) for axis in range(len(order))])
+    return [gradient * (constant_like(weight, 1) - outer * paddle.sum(weight / value)) / value]
+
+
+def _rows_first(op: Operation) -> list[int]:
+    """The axes of a weight, that of its matrix's rows first."""
+    dim = op.attrs()["dim"]
+    return [dim, *(axis for axis in range(len(inputs_of(op)["weight"].shape)) if axis != dim)]
+
+
+def _singular_triple(op: Operation) -> tuple[Value, Value, Value]:
+    """The left singular vector, the singular value and the right singular vector that power iteration gives."""
+    inputs, epsilon = inputs_of(op), op.attrs()["eps"]
+    weight = inputs["weight"]
+    require_fixed_shape(op, weight)
+    order = _rows_first(op)
+    matrix = paddle.reshape(paddle.transpose(weight, order), [weight.shape[order[0]], -1])
+    left, right = paddle.flatten(inputs["u"]), paddle.flatten(inputs["v"])
+    for _ in range(op.attrs()["power_iters"]):
+        right = _of_length_one(paddle.matmul(matrix, left, transpose_x=True), epsilon)
+        left = _of_length_one(paddle.matmul(matrix, right), epsilon)
+    return left, paddle.sum(left * paddle.matmul(matrix, right)), right
+
+
+def _of_length_one(vector: Value, epsilon: float) -> Value:
+    length = paddle.sqrt(paddle.sum(paddle.square(vector)))
+    return vector / (length + constant_like(vector, epsilon))

@@ -1,0 +1,468 @@
+"""Images from what a whole chain of convolutions makes of them, by a smoothed search.
+
+Where one layer's equations do not determine its input, all layers' together may
+determine the image, which has far fewer numbers. With the chain's outputs f and
+the gradients d at them known for each image, all of this is a function of the
+images x alone:
+
+    f(x)                                                   the outputs
+    ∂L/∂W_l = Σ over images and positions of D_l(x) · patch(h_{l-1}(x))    of each layer l
+
+where D_l comes from d by backpropagation. It depends on x through the pattern
+of active units and of the windows' maxima alone, and jumps with it. So the
+pattern is smoothed: a window's maximum is a mean, weighted by the softmax of
+its outputs over a temperature, and the slope of an activation with a kink rises
+over a range as wide as the temperature. The sum of squared relative differences
+is brought down within the images' bounds while the temperature falls, with a
+prior of small total variation that falls with it. The activations themselves
+are not smoothed, so that at a temperature of zero the images are exact.
+
+That the whole image is solved for, through every layer, with the patterns
+annealed, is this project's own. The equations are those of R-GAP (Zhu and
+Blaschko 2021, section 3); signs of gradients in Adam and total variation are
+from Geiping et al. (2020, section 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from dlg.attack.analytic.convolution_equations import Bounds, Equations
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, neighbour_differences
+from dlg.attack.deadline import check_deadline
+
+# Adam's steps of one start. 16 and 32 filters with strides of 2 need 1000 to 1500; other networks were done after 600.
+_STEPS = 1200
+# Adam's first step, as a share of the range; it falls to zero.
+_STEP = 0.1
+# The temperature at the start, as a share of the largest output of a layer,
+_FIRST_TEMPERATURE = 1.0
+# and at the end of Adam's steps.
+_LAST_TEMPERATURE = 3e-3
+# The temperatures of the least squares after that.
+_FINAL_TEMPERATURES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
+# The iterations of L-BFGS-B at each of them.
+_FINAL_ITERATIONS = 150
+# They end below this cost, at which gradients match to float32's rounding.
+_EXACT = 1e-12
+# How many random starts there are at most. Of 18 starts with strides of 2, 13 arrived.
+_STARTS = 6
+# A start has arrived where the cost is below this: right ones came to 1e-3 and less, wrong ones to 3e-2 and more.
+_MATCHED = 8e-3
+# After so many of Adam's steps the temperature changes.
+_STEPS_PER_TEMPERATURE = 10
+# The weight of the gradients of the layers before the last one in Adam's steps. They jump with the most patterns: with
+# a weight of 1, half as many starts arrived.
+_LOWER_WEIGHT = 0.1
+# The weight of the prior at the start, beside 1 for all features' squares,
+_FIRST_PRIOR = 1e-2
+# and at the end of Adam's steps.
+_LAST_PRIOR = 1e-4
+# The same in the least squares after that, whose quadratic model the jumps break.
+_FINAL_LOWER_WEIGHT = 1e-3
+# What black counts for in the prior, beside 1 for differences: large areas that no gradient depends on become black.
+_BLACK_SHARE = 0.1
+# The prior of each final temperature, as a share of it.
+_PRIOR_SHARE = 1e-2
+# Differences of neighbours below this share of the range count less, so that total variation has a derivative.
+_LEAST_DIFFERENCE = 1e-3
+# Adam's β₁ and β₂.
+_MEAN_DECAY = 0.9
+_SQUARE_DECAY = 0.999
+# What a step is divided by where it would be divided by zero.
+_TINY = 1e-8
+# The step of the difference that gives a second derivative.
+_DIFFERENCE = 1e-6
+# Activations with a kink at zero, by the slope below it.
+_KINKED = {"relu": 0.0, "relu6": 0.0, "leaky_relu": 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """What one layer did with its input.
+
+    Attributes
+    ----------
+    patches : ndarray, shape (B, M, P)
+    windows : ndarray, shape (B, out, Q, k)
+        The convolution's outputs in each window.
+    shares : ndarray, shape (B, out, Q, k)
+        The share of each position in its window's maximum.
+    largest : ndarray, shape (B, out, Q)
+        The maxima.
+    output : ndarray, shape (B, out, Q)
+        Behind the activation.
+    """
+
+    patches: np.ndarray
+    windows: np.ndarray
+    shares: np.ndarray
+    largest: np.ndarray
+    output: np.ndarray
+
+
+class _SmoothLayer:
+    """A layer on a batch of images, with its derivatives, at a temperature."""
+
+    def __init__(self, layer: ConvolutionLayer) -> None:
+        self.layer = layer
+        self._size, self._positions = layer.taps.shape
+        tap, position = np.nonzero(layer.taps >= 0)
+        rows = tap * self._positions + position
+        self._gather = sparse.csr_matrix(
+            (np.ones(len(rows)), (rows, layer.taps[tap, position])), (layer.taps.size, layer.size)
+        )
+        self._scatter = self._gather.T.tocsr()
+        window, place = np.nonzero(layer.windows >= 0)
+        members = window * layer.windows.shape[1] + place
+        self._members = sparse.csr_matrix(
+            (np.ones(len(members)), (members, layer.windows[window, place])), (layer.windows.size, self._positions)
+        )
+        self.temperature = 0.0
+
+    def forward(self, hidden: np.ndarray) -> _Pass:
+        """From inputs, (B, n)."""
+        layer, batch = self.layer, len(hidden)
+        patches = (self._gather @ hidden.T).T.reshape(batch, self._size, self._positions)
+        outputs = layer.filters @ patches + layer.bias[:, None]
+        windows = np.where(layer.windows >= 0, outputs[..., layer.windows], -np.inf)
+        if windows.shape[-1] == 1:
+            shares, largest = np.ones_like(windows), windows[..., 0]
+        else:
+            shares = softmax((windows - windows.max(axis=3, keepdims=True)) / self.temperature, axis=3)
+            windows = np.where(layer.windows >= 0, windows, 0.0)
+            largest = np.sum(shares * windows, axis=3)
+        known = layer.known_activation
+        return _Pass(patches, windows, shares, largest, largest if known is None else known.function(largest))
+
+    def slope(self, largest: np.ndarray) -> np.ndarray:
+        """The activation's derivative, whose jumps are spread over the temperature."""
+        known, below = self.layer.known_activation, _KINKED.get(self.layer.activation or "")
+        if known is None:
+            return np.ones_like(largest)
+        if below is None:
+            return known.derivative(largest)
+        rise = _smooth_step(largest / self.temperature)
+        if self.layer.activation == "relu6":
+            rise = rise * _smooth_step((6 - largest) / self.temperature)
+        return below + (1 - below) * rise
+
+    def second_derivative(self, largest: np.ndarray) -> np.ndarray:
+        """The slope's derivative, by a central difference."""
+        size = _DIFFERENCE * min(self.temperature, 1.0)
+        return (self.slope(largest + size) - self.slope(largest - size)) / (2 * size)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """The sums over windows, (B, out, P), of values of the positions in each, (B, out, Q, k)."""
+        flat = values.reshape(-1, self.layer.windows.size)
+        return (self._members.T @ flat.T).T.reshape(*values.shape[:2], self._positions)
+
+    def in_windows(self, values: np.ndarray) -> np.ndarray:
+        """Values of positions, (B, out, P), in each window, (B, out, Q, k)."""
+        return np.where(self.layer.windows >= 0, values[..., self.layer.windows], 0.0)
+
+    def to_input(self, patches: np.ndarray) -> np.ndarray:
+        """The sums over patches, (B, M, P), in the input, (B, n)."""
+        return (self._scatter @ patches.reshape(len(patches), -1).T).T
+
+
+def _norm(gradient: np.ndarray) -> float:
+    """The norm of a gradient, of which dead units leave nothing."""
+    return max(float(np.linalg.norm(gradient)), _TINY)
+
+
+def _smooth_step(t: np.ndarray) -> np.ndarray:
+    """From 0 at 0 to 1 at 1, with a derivative."""
+    t = np.clip(t, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+class ChainMatching:
+    """How far a chain's outputs and gradients at some images are from known ones, smoothed.
+
+    Parameters
+    ----------
+    layers : sequence of ConvolutionLayer
+        First to last.
+    features, upstream : ndarray, shape (B, d)
+        The last layer's outputs, and the loss's gradients there.
+    bounds : Bounds
+        Of the images, finite.
+    seen : ndarray, shape (d,), bool, optional
+        Which outputs are known, all by default.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ConvolutionLayer],
+        features: np.ndarray,
+        upstream: np.ndarray,
+        bounds: Bounds,
+        seen: np.ndarray | None = None,
+    ) -> None:
+        last = layers[-1]
+        self._seen = np.ones(last.output_shape, bool) if seen is None else seen
+        self._seen = self._seen.reshape(len(last.weight), -1)
+        self._features = features.reshape(len(features), *self._seen.shape)
+        known = [KnownOutputs.of(last, *pair, seen) for pair in zip(features, upstream)]
+        # The gradients at the last pre-activations, where those let them through.
+        self._upstream = np.stack([each.upstream for each in known])
+        self._layers = [_SmoothLayer(layer) for layer in layers]
+        self._differences = neighbour_differences(layers[0].input_shape)
+        self._bounds = bounds
+
+    def set_temperature(self, images: np.ndarray, temperature: float) -> None:
+        """Smooth each layer by a share of its largest output at these images, (B, n)."""
+        hidden = images
+        for layer in self._layers:
+            layer.temperature = temperature
+            found = layer.forward(hidden)
+            layer.temperature = temperature * max(float(np.abs(found.largest).max()), np.finfo(np.float32).tiny)
+            hidden = found.output.reshape(len(images), -1)
+        self._layers[-1].temperature = temperature * float(np.abs(self._features).max())
+
+    def cost(self, images: np.ndarray, prior: float, lower_weight: float = 1.0) -> tuple[float, np.ndarray]:
+        """The cost at images, (B, n), and its gradient.
+
+        It looks at the deadline in force.
+
+        Parameters
+        ----------
+        images : ndarray, shape (B, n)
+        prior : float
+            The weight of the prior.
+        lower_weight : float
+            The weight of the gradients of the layers before the last one.
+        """
+        check_deadline()
+        passes, hidden = [], images
+        for layer in self._layers:
+            passes.append(layer.forward(hidden))
+            hidden = passes[-1].output.reshape(len(images), -1)
+        difference = np.where(self._seen, passes[-1].output - self._features, 0)
+        size = max(float(np.sum(self._features[:, self._seen] ** 2)), _TINY)
+        cost, at_output = np.sum(difference**2) / size, 2 * difference / size
+        residuals, spreads, slopes, upstreams = self._backward(passes)
+        weights = [lower_weight] * (len(passes) - 1) + [1.0]
+        cost += sum(weight * float(np.sum(r**2)) for weight, r in zip(weights, residuals))
+        residuals = [weight * residual for weight, residual in zip(weights, residuals)]
+        roughness, smoothing = self._prior(images)
+        gradient = self._adjoint(passes, residuals, spreads, slopes, upstreams, at_output)
+        return float(cost + prior * roughness), gradient + prior * smoothing
+
+    def _prior(self, images: np.ndarray) -> tuple[float, np.ndarray]:
+        """The mean difference of neighbours and a share of the mean brightness, both of the range; its gradient."""
+        width = self._bounds.high - self._bounds.low
+        changes = self._differences @ images.T / width
+        lengths = np.sqrt(changes**2 + _LEAST_DIFFERENCE**2)
+        black = self._bounds.clip(np.zeros(1))
+        light = _BLACK_SHARE * np.abs(images - black)
+        gradient = (self._differences.T @ (changes / lengths)).T / (width * lengths.size)
+        gradient = gradient + _BLACK_SHARE * np.sign(images - black) / (width * images.size)
+        return float(lengths.mean() + light.mean() / width), gradient
+
+    def _backward(
+        self, passes: Sequence[_Pass]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Each layer's relative difference of gradients, gradients at its outputs, slopes, and gradients behind it."""
+        residuals: list[np.ndarray] = []
+        spreads: list[np.ndarray] = []
+        slopes: list[np.ndarray] = []
+        upstreams: list[np.ndarray] = []
+        upstream = self._upstream
+        for number in range(len(passes) - 1, -1, -1):
+            smooth, done = self._layers[number], passes[number]
+            is_last = number == len(passes) - 1
+            slope = np.ones_like(done.largest) if is_last else smooth.slope(done.largest)
+            upstream = upstream.reshape(done.largest.shape)
+            spread = smooth.spread(done.shares * (upstream * slope)[..., None])
+            residuals.insert(0, self._residual(smooth.layer, spread, done.patches))
+            spreads.insert(0, spread)
+            slopes.insert(0, slope)
+            upstreams.insert(0, upstream)
+            if number:
+                upstream = smooth.to_input(smooth.layer.filters.T @ spread)
+        return residuals, spreads, slopes, upstreams
+
+    @staticmethod
+    def _residual(layer: ConvolutionLayer, spread: np.ndarray, patches: np.ndarray) -> np.ndarray:
+        found = np.einsum("bop,bmp->om", spread, patches, optimize=True)
+        shared = layer.weight_gradient.reshape(found.shape)
+        return (found - shared) / _norm(shared)
+
+    def _adjoint(
+        self,
+        passes: Sequence[_Pass],
+        residuals: Sequence[np.ndarray],
+        spreads: Sequence[np.ndarray],
+        slopes: Sequence[np.ndarray],
+        upstreams: Sequence[np.ndarray],
+        at_output: np.ndarray,
+    ) -> np.ndarray:
+        """The cost's gradient: first back through the backpropagation, first layer to last, then through the layers."""
+        at_gradients = [
+            2 * residual / _norm(smooth.layer.weight_gradient) for smooth, residual in zip(self._layers, residuals)
+        ]
+        at_shares, at_largest = [], []
+        at_upstream: np.ndarray | None = None
+        for number, (smooth, done) in enumerate(zip(self._layers, passes)):
+            at_spread = at_gradients[number] @ done.patches
+            if at_upstream is not None:
+                patches = (smooth._gather @ at_upstream.reshape(len(at_upstream), -1).T).T
+                at_spread = at_spread + smooth.layer.filters @ patches.reshape(done.patches.shape)
+            inside = smooth.in_windows(at_spread)
+            at_shares.append(inside * (upstreams[number] * slopes[number])[..., None])
+            at_passed = np.sum(done.shares * inside, axis=3)
+            at_upstream = at_passed * slopes[number]
+            is_last = number == len(passes) - 1
+            curvature = 0.0 if is_last else smooth.second_derivative(done.largest)
+            at_largest.append(at_passed * upstreams[number] * curvature)
+        for number in range(len(passes) - 1, -1, -1):
+            smooth, done = self._layers[number], passes[number]
+            known = smooth.layer.known_activation
+            derivative = 1.0 if known is None else known.derivative(done.largest)
+            largest = at_largest[number] + at_output.reshape(done.largest.shape) * derivative
+            windows = done.shares * largest[..., None]
+            if done.shares.shape[-1] > 1:
+                shares = at_shares[number] + done.windows * largest[..., None]
+                mean = np.sum(done.shares * shares, axis=3, keepdims=True)
+                windows = windows + done.shares * (shares - mean) / smooth.temperature
+            patches = smooth.layer.filters.T @ smooth.spread(windows) + at_gradients[number].T @ spreads[number]
+            at_output = smooth.to_input(patches)
+        return at_output
+
+
+def linearised(layers: Sequence[ConvolutionLayer], images: np.ndarray, upstream: np.ndarray) -> Equations:
+    """What outputs and gradients say of images, given the pattern of active units and of maxima at them.
+
+    Parameters
+    ----------
+    layers : sequence of ConvolutionLayer
+        First to last.
+    images : ndarray, shape (B, n)
+    upstream : ndarray, shape (B, d)
+        The loss's gradients at the last layer's outputs.
+
+    Returns
+    -------
+    Equations
+        In the images, flattened: the outputs of each, then the gradients of
+        each layer, last to first. The right side is that of these images.
+    """
+    by_image = [_linearised_one(layers, *pair) for pair in zip(images, upstream)]
+    outputs = sparse.block_diag([found[0] for found in by_image])
+    gradients = sparse.hstack([sparse.vstack(found[1:]) for found in by_image])
+    matrix = sparse.vstack([outputs, gradients]).tocsr()
+    matrix.eliminate_zeros()
+    return Equations(matrix, matrix @ images.ravel())
+
+
+def _linearised_one(
+    layers: Sequence[ConvolutionLayer], image: np.ndarray, upstream: np.ndarray
+) -> list[sparse.csr_matrix]:
+    """The outputs' derivatives by one image, and those of each layer's gradient, last to first; each scaled to 1."""
+    hidden, derivative = image, sparse.identity(image.size, format="csr")
+    inputs, chosen, slopes = [], [], []
+    for layer in layers:
+        windows = layer.pre_activations(hidden)
+        positions = windows.argmax(axis=2)[..., None]
+        largest, known = np.take_along_axis(windows, positions, axis=2).ravel(), layer.known_activation
+        inputs.append(derivative)
+        chosen.append(np.take_along_axis(layer.outputs, positions, axis=2).ravel())
+        slopes.append(np.ones_like(largest) if known is None else known.derivative(largest))
+        hidden = largest if known is None else known.function(largest)
+        derivative = sparse.diags(slopes[-1]) @ (layer.matrix[chosen[-1]] @ derivative)
+    equations = [derivative]
+    for layer, before, places, slope in reversed(list(zip(layers, inputs, chosen, slopes))):
+        spread = np.zeros(layer.matrix.shape[0])
+        np.add.at(spread, places, upstream.ravel() * slope)
+        equations.append(layer.gradient_matrix(spread.reshape(len(layer.weight), -1)) @ before)
+        upstream = layer.matrix.T @ spread
+    return [each / max(float(abs(each).max()), _TINY) for each in equations]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What a search found.
+
+    Attributes
+    ----------
+    values : ndarray, shape (B, n)
+    cost : float
+        The sum of squared relative differences there, at the last temperature.
+    """
+
+    values: np.ndarray
+    cost: float
+
+
+def search_images(matching: ChainMatching, shape: tuple[int, int], bounds: Bounds, rng: np.random.Generator) -> Images:
+    """Search for the images behind a chain of convolutions.
+
+    Parameters
+    ----------
+    matching : ChainMatching
+        What is known of them.
+    shape : tuple of int
+        B and n.
+    bounds : Bounds
+        Of the images, finite.
+    rng : numpy.random.Generator
+        Of the starts, uniform within the bounds.
+
+    Returns
+    -------
+    Images
+        The best of the starts, made exact where that is in reach.
+    """
+    best: Images | None = None
+    for _ in range(_STARTS):
+        found = _annealed(matching, rng.uniform(bounds.low, bounds.high, shape), bounds)
+        best = found if best is None or found.cost < best.cost else best
+        if best.cost < _MATCHED:
+            return _refined(matching, best.values, bounds)
+    assert best is not None
+    return best
+
+
+def _annealed(matching: ChainMatching, images: np.ndarray, bounds: Bounds) -> Images:
+    """Adam on the signs of the cost's gradient, while temperature and prior fall."""
+    mean, square, width = np.zeros_like(images), np.zeros_like(images), bounds.high - bounds.low
+    for step in range(_STEPS):
+        done = step / _STEPS
+        if step % _STEPS_PER_TEMPERATURE == 0:
+            matching.set_temperature(images, _FIRST_TEMPERATURE * (_LAST_TEMPERATURE / _FIRST_TEMPERATURE) ** done)
+        prior = _FIRST_PRIOR * (_LAST_PRIOR / _FIRST_PRIOR) ** done
+        sign = np.sign(matching.cost(images, prior, _LOWER_WEIGHT)[1])
+        mean = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * sign
+        square = _SQUARE_DECAY * square + (1 - _SQUARE_DECAY) * sign**2
+        unbiased = np.sqrt(square / (1 - _SQUARE_DECAY ** (step + 1)))
+        direction = mean / (1 - _MEAN_DECAY ** (step + 1)) / (unbiased + _TINY)
+        images = bounds.clip(images - _STEP * width * (1 - done) * direction)
+    return Images(images, matching.cost(images, 0.0, _LOWER_WEIGHT)[0])
+
+
+def _refined(matching: ChainMatching, images: np.ndarray, bounds: Bounds) -> Images:
+    """Least squares within the bounds at lower and lower temperatures."""
+    shape = images.shape
+    options = {"maxiter": _FINAL_ITERATIONS, "maxcor": 20, "ftol": 0, "gtol": 1e-14}
+    for temperature in _FINAL_TEMPERATURES:
+        matching.set_temperature(images, temperature)
+
+        def cost(flat: np.ndarray, prior: float = _PRIOR_SHARE * temperature) -> tuple[float, np.ndarray]:
+            value, gradient = matching.cost(flat.reshape(shape), prior, _FINAL_LOWER_WEIGHT)
+            return value, gradient.ravel()
+
+        limits = [(bounds.low, bounds.high)] * images.size
+        found = minimize(cost, images.ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)
+        images = bounds.clip(found.x).reshape(shape)
+        reached = matching.cost(images, 0.0, _FINAL_LOWER_WEIGHT)[0]
+        if reached < _EXACT:
+            break
+    return Images(images, reached)

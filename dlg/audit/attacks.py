@@ -1,0 +1,230 @@
+"""The attacks on what a cell shared: what each recovered, and which of them an attacker believes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dlg.attack.attempts import Attempts
+from dlg.attack.deadline import Deadline
+from dlg.attack.dummies import recovered_label
+from dlg.attack.objective import Objective, build_objective, build_precise_objective
+from dlg.attack.optimizers import DummyBatch
+from dlg.attack.shared_step import SharedStep
+from dlg.attack.strategy import Strategy
+from dlg.attack.tokens import judge_tokens, nearest_tokens
+from dlg.attack.verdict import EXPLAINED, Verdict, judge, mismatch_at
+from dlg.defense_knowledge import NOTHING
+from dlg.dlg import prepare
+from dlg.errors import InputError, PrecisionError, one_line
+from dlg.graph.label_readers import LabelKind
+from dlg.options import NO_DEFENSE, AttackOptions
+from dlg.results.folder import ResultFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack on a cell.
+
+    Attributes
+    ----------
+    options : mapping of str to str
+        The options of `dlg.dlg.dlg_attack` that it sets.
+    share : float
+        Which share of the audit's iterations it does.
+    knows : bool
+        Whether it is told the defence.
+    """
+
+    options: Mapping[str, str]
+    share: float
+    knows: bool
+
+
+# The share for auto, whose least-squares iterations are the slowest, and which needs few of them. On LeNet with a batch
+# of two under gaussian:1e-3, 60 of its iterations took 21 s and reached 34 dB, and 300 of Adam's took 1.6 s.
+_AUTO_SHARE = 0.2
+
+# The seconds for an attack where the ones before it took the cell's whole time: it gives its start.
+_LEAST_TIME = 1e-3
+
+# Every attack by its name in a row. A defence is public, so the strongest attack is told.
+ATTACKS = {
+    "auto": Attack({"optimizer": "auto"}, share=_AUTO_SHARE, knows=True),
+    # The cosine distance ignores how long the gradient is, and clipping and signs change just that. It is for an
+    # attacker who is not told the defence.
+    "cosine": Attack({"optimizer": "adam", "labels": "infer", "loss": "cosine"}, share=1.0, knows=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an attack recovered. It is judged where the verdict is asked for, which may take longer than the attack.
+
+    Attributes
+    ----------
+    attack : str
+        A key of `ATTACKS`.
+    step : SharedStep
+        What was attacked.
+    options : AttackOptions
+    strategy : Strategy
+    batch : DummyBatch
+        Where the best start ended.
+    ended : str
+        How, see `dlg.dlg.Reconstruction`.
+    """
+
+    attack: str
+    step: SharedStep
+    options: AttackOptions
+    strategy: Strategy
+    batch: DummyBatch
+    ended: str
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """What may be claimed of it without the true batch."""
+        if self._tokens:
+            return judge_tokens(self.step, self.strategy, self.batch, self._tokens, self.options, self.ended)
+        return judge(self.step, self.strategy, self.batch, self.options, self.ended)
+
+    @property
+    def feature(self) -> np.ndarray:
+        """The recovered samples, (B, ...), in the feature's dtype."""
+        layout = self.strategy.objective.layout
+        (values,) = layout.features(self.batch.values[0], self._tokens)
+        return values.astype(layout.dtypes[0])
+
+    @property
+    def label(self) -> np.ndarray:
+        """The recovered labels, as in `dlg.dlg.Reconstruction`."""
+        return recovered_label(self.label_kind, self.batch.label_probability)
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """What a label says of a sample."""
+        return self.strategy.objective.label_kind
+
+    @functools.cached_property
+    def _tokens(self) -> dict[int, np.ndarray]:
+        objective = self.strategy.objective
+        return nearest_tokens(self.step, objective, self.batch.values[0]) if objective.layout.rows else {}
+
+    def mismatch_by(self, yardstick: Objective) -> float:
+        """How far its gradients are from the shared ones, relative to their size, by another objective."""
+        objective = yardstick.with_labels(self.label)
+        values = [self.batch.values[0].astype("float64" if objective.is_precise else "float32")]
+        if objective.knowledge.is_scaled:
+            objective = objective.with_gradient_scale(objective.gradient_scale_at(values))
+        return mismatch_at(objective, values)
+
+
+def answers(
+    step: SharedStep, defense: str, iterations: int, seed: int, feature_range: str, time_limit: float | None
+) -> tuple[list[Answer], list[str]]:
+    """Attack the gradients of a cell by each of `ATTACKS`.
+
+    Gradients without a defence are attacked by ``auto`` alone. Where ``auto``
+    has found the batch that explains defended gradients, no other is tried: no
+    other batch has these gradients.
+
+    Parameters
+    ----------
+    step : SharedStep
+        What was shared, as an attacker sees it who is told the defence.
+    defense : str
+        What the gradients went through.
+    iterations : int
+        The most iterations of an attack.
+    seed : int
+        Of the attacks' random numbers.
+    feature_range : str
+        The known range of the features, an option of the attack.
+    time_limit : float or None
+        The most seconds for all attacks together. Each gets an equal share of
+        what is left.
+
+    Returns
+    -------
+    answers : list of Answer
+    failures : list of str
+        Why the other attacks could not be run.
+    """
+    found: list[Answer] = []
+    failures: list[str] = []
+    is_defended = defense != NO_DEFENSE
+    started = time.monotonic()
+    for index, (name, attack) in enumerate(ATTACKS.items()):
+        if found and (not is_defended or found[0].verdict.kind == EXPLAINED):
+            break
+        options = AttackOptions.from_keywords(
+            batch_size=step.batch_size,
+            iterations=math.ceil(attack.share * iterations),
+            seed=seed,
+            feature_range=feature_range,
+            # One start saves time: no start explains what a defence changed much, so that all three would be run.
+            restarts=1 if is_defended else None,
+            time_limit=_share_of_time(time_limit, started, len(ATTACKS) - index if is_defended else 1),
+            knows=defense if attack.knows else NO_DEFENSE,
+            **attack.options,
+        )
+        attacked = step if attack.knows else dataclasses.replace(step, knowledge=NOTHING)
+        try:
+            found.append(_answer(name, attacked, options))
+        except InputError as error:
+            failures.append(f"{name}: {one_line(error)}")
+    return found, failures
+
+
+def _answer(name: str, step: SharedStep, options: AttackOptions) -> Answer:
+    started = time.monotonic()
+    strategy, first = prepare(step, options)
+    with tempfile.TemporaryDirectory() as folder:
+        deadline = Deadline(options.time_limit, started)
+        attempts = Attempts(strategy, options, ResultFolder(Path(folder)), first, deadline)
+        attempts.run()
+    if attempts.cut_short == "interrupted":
+        raise KeyboardInterrupt
+    return Answer(name, step, options, strategy, attempts.best.last, attempts.cut_short or attempts.best.ended)
+
+
+def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
+    """The answer that an attacker takes who knows the defence: the one whose gradients are nearest to the shared ones.
+
+    Parameters
+    ----------
+    step : SharedStep
+        What was shared, as an attacker sees it who is told the defence.
+    found : sequence of Answer
+        One or more.
+    """
+    if len(found) == 1:
+        return found[0]
+    yardstick = _yardstick(step, found)
+    return min(found, key=lambda answer: answer.mismatch_by(yardstick))
+
+
+def _yardstick(step: SharedStep, found: Sequence[Answer]) -> Objective:
+    """An objective that compares gradients with what is known of the defence, its labels fixed."""
+    for objective in (answer.strategy.objective for answer in found if answer.step is step):
+        if objective.is_least_squares and objective.fixed_label is not None:
+            return objective
+    try:
+        return build_precise_objective(step, fixed_label=found[0].label)
+    except PrecisionError:
+        return build_objective(step, fixed_label=found[0].label)
+
+
+def _share_of_time(time_limit: float | None, started: float, attacks: int) -> float | None:
+    """The seconds for the next of some attacks, of which each gets as many. None where there is no limit."""
+    if time_limit is None:
+        return None
+    return max(started + time_limit - time.monotonic(), _LEAST_TIME) / attacks

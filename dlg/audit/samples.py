@@ -1,0 +1,226 @@
+"""The samples of an audit: where they come from, what they are, and how close recovered ones come to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dlg.errors import InputError, one_line, quoted
+from dlg.participant import data
+from dlg.results import metrics
+from dlg.results.pictures import picture_shape
+
+# The least side of a picture. What is smaller is a table of numbers.
+_LEAST_SIDE = 7
+# The white of a picture in bytes.
+_MOST_OF_A_BYTE = 255
+# A column of a table is as wide as its range, or as so many standard deviations where these are less: a guess at the
+# column's mean then has 12 dB, as a grey picture has, and does not look like a leak.
+_WIDTH_IN_DEVIATIONS = 4.0
+
+
+class SampleKind(enum.Enum):
+    """What the numbers of a sample are, which says how they are shown and compared."""
+
+    PICTURE = "picture"
+    TABLE = "table"
+    TOKENS = "tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What networks are trained on.
+
+    Attributes
+    ----------
+    features : ndarray, shape (N, ...), float32 or int64
+        Integers are tokens.
+    labels : ndarray, shape (N, 1), int64 or float32
+        A class, or a real number, for each sample.
+    low, width : ndarray
+        The least value, and the width of the range, of the whole set for
+        pictures and of each column for tables. They scale what is compared.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    low: np.ndarray
+    width: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray) -> Samples:
+        """Samples with the scale that suits their kind."""
+        low, width = np.zeros(1, np.float32), np.ones(1, np.float32)
+        kind = kind_of(features)
+        if kind is SampleKind.PICTURE and not (features.min() >= 0 and features.max() <= 1):
+            low, width = features.min(keepdims=True), np.ptp(features, keepdims=True)
+        elif kind is SampleKind.TABLE:
+            low = features.min(axis=0, keepdims=True)
+            width = np.minimum(np.ptp(features, axis=0), _WIDTH_IN_DEVIATIONS * features.std(axis=0))[None]
+        return cls(features, labels, low, np.where(width > 0, width, 1).astype(np.float32))
+
+    @property
+    def kind(self) -> SampleKind:
+        """What the features are."""
+        return kind_of(self.features)
+
+    @property
+    def feature_range(self) -> str:
+        """The range of the features that an attacker knows, an option of the attack: that of pixels."""
+        if self.kind is not SampleKind.PICTURE:
+            return "none"
+        low, width = float(self.low.ravel()[0]), float(self.width.ravel()[0])
+        return f"{low:.9g}:{low + width:.9g}"
+
+    def batch(self, batch_size: int, seed: int) -> Batch:
+        """The first batch of an epoch whose order the seed draws. Raises InputError where there are too few samples."""
+        features, labels = data.first_batch(self.features, self.labels, batch_size, seed)
+        return Batch(features, labels, self.low, self.width, self.feature_range)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The samples of one training step.
+
+    Attributes
+    ----------
+    features : ndarray, shape (B, ...)
+    labels : ndarray, shape (B, 1)
+    low, width : ndarray
+    feature_range : str
+        See `Samples`.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    low: np.ndarray
+    width: np.ndarray
+    feature_range: str
+
+    @property
+    def kind(self) -> SampleKind:
+        """What the features are."""
+        return kind_of(self.features)
+
+    def shown(self, features: np.ndarray) -> np.ndarray:
+        """Features as they are shown: pictures on the scale from 0 to 1, and all else as it is."""
+        if self.kind is not SampleKind.PICTURE:
+            return features
+        return ((features - self.low.ravel()[0]) / self.width.ravel()[0]).astype(np.float32)
+
+    def compare(self, recovered: np.ndarray) -> list[metrics.ImageScore]:
+        """Match recovered samples to the true ones, and score each pair; see `dlg.results.metrics.compare`.
+
+        The errors of a table are relative to the widths of its columns, and it
+        has no SSIM. Of tokens, the mean squared error is the share of wrong
+        ones, and in the place of the SSIM is the share of right ones.
+        """
+        if self.kind is SampleKind.PICTURE:
+            return metrics.compare(self.shown(self.features), self.shown(recovered))
+        if self.kind is SampleKind.TABLE:
+            difference = (self.features[:, None] - recovered[None]) / self.width[None]
+            return _matched((difference**2).reshape(*difference.shape[:2], -1).mean(axis=2, dtype=np.float64))
+        wrong = (self.features[:, None] != recovered[None]).reshape(len(recovered), len(recovered), -1).mean(axis=2)
+        return [dataclasses.replace(score, ssim=1 - score.mse) for score in _matched(wrong)]
+
+
+def kind_of(features: np.ndarray) -> SampleKind:
+    """What the numbers of samples, (N, ...), are."""
+    if np.issubdtype(features.dtype, np.integer):
+        return SampleKind.TOKENS
+    # A vector may have a square number of elements by chance.
+    shape = picture_shape(features.shape[1:]) if features.ndim > 2 else None
+    return SampleKind.TABLE if shape is None or min(shape[-2:]) < _LEAST_SIDE else SampleKind.PICTURE
+
+
+def _matched(errors: np.ndarray) -> list[metrics.ImageScore]:
+    """The best assignment by an error for each pair of a true and a recovered sample, (B, B)."""
+    # Imported here, as in dlg.results.metrics.
+    from scipy.optimize import linear_sum_assignment
+
+    scores = []
+    for true, found in zip(*linear_sum_assignment(errors)):
+        error = float(errors[true, found])
+        psnr = -10 * math.log10(error) if error else math.inf
+        scores.append(metrics.ImageScore(int(true), int(found), error, psnr, math.nan))
+    return scores
+
+
+def load(sources: Sequence[str], feature_shape: Sequence[int] | None = None) -> Samples:
+    """Load samples.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        As `dlg.participant.data.load` takes them, or one path of an .npz file
+        with arrays ``features``, (N, ...), and ``labels``, (N,) or (N, 1).
+    feature_shape : sequence of int, optional
+        The shape of one sample, as the networks take it. By default that of the
+        data.
+
+    Raises
+    ------
+    InputError
+        Where they cannot be loaded, or a sample has not as many numbers as that
+        shape.
+    """
+    is_file = len(sources) == 1 and sources[0].endswith(".npz")
+    features, labels = _load_npz(Path(sources[0])) if is_file else data.load(sources)
+    if feature_shape is not None:
+        if math.prod(feature_shape) != math.prod(features.shape[1:]):
+            raise InputError(
+                f"--feature_shape {' '.join(map(str, feature_shape))}: has {math.prod(feature_shape)} numbers, but a"
+                f" sample of --data is shaped {features.shape[1:]}; give a shape of {math.prod(features.shape[1:])}"
+            )
+        features = features.reshape(-1, *feature_shape)
+    return Samples.of(features, labels)
+
+
+def _load_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        # An object could run code of whoever made the file.
+        with np.load(file, allow_pickle=False) as arrays:
+            if not {"features", "labels"} <= set(arrays):
+                raise InputError(
+                    f"--data {quoted(str(file))}: has the arrays {', '.join(arrays) or 'none'}, expected features and"
+                    " labels; write it with numpy.savez(FILE, features=..., labels=...)"
+                )
+            features, labels = arrays["features"], arrays["labels"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--data {quoted(str(file))}: cannot be read ({one_line(error)}); expected a file of numpy.savez with the"
+            " arrays features and labels"
+        ) from None
+    return _checked(file, "features", features), _checked_labels(file, labels, len(features))
+
+
+def _checked(file: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """An array as float32 or int64; pictures in bytes as numbers from 0 to 1."""
+    if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "fiub":
+        raise InputError(
+            f"--data {quoted(str(file))}: {name} is {array.dtype} and shaped {array.shape}, expected numbers, one row a"
+            " sample"
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"--data {quoted(str(file))}: {name} holds NaN or infinite numbers; take these samples out")
+    if array.dtype == np.uint8 and array.ndim > 2:
+        return array.astype(np.float32) / _MOST_OF_A_BYTE
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+
+def _checked_labels(file: Path, labels: np.ndarray, count: int) -> np.ndarray:
+    labels = _checked(file, "labels", labels)
+    if labels.size != count or len(labels) != count:
+        raise InputError(
+            f"--data {quoted(str(file))}: labels is shaped {labels.shape}, expected ({count},): one number for each of"
+            f" {count} samples"
+        )
+    return labels.reshape(count, 1)

@@ -1,0 +1,113 @@
+"""The samples of an audit: pictures, tables and tokens, and how recovered ones are compared with them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dlg.audit.samples import SampleKind, Samples, load
+from dlg.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def saved(folder, **arrays):
+    np.savez(folder / "data.npz", **arrays)
+    return [str(folder / "data.npz")]
+
+
+def test_the_bundled_digits_are_pictures_as_they_are():
+    samples = load(["bundled"])
+    assert (samples.kind, samples.feature_range) == (SampleKind.PICTURE, "0:1")
+    batch = samples.batch(2, seed=1)
+    assert (batch.shown(batch.features) == batch.features).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "kind", "dtype"),
+    [
+        (RNG.random((5, 1, 8, 8)), SampleKind.PICTURE, "float32"),
+        (RNG.random((5, 3, 8, 8)), SampleKind.PICTURE, "float32"),
+        (RNG.integers(0, 256, (5, 8, 8), np.uint8), SampleKind.PICTURE, "float32"),
+        (RNG.random((5, 16)), SampleKind.TABLE, "float32"),
+        (RNG.random((5, 3, 4)), SampleKind.TABLE, "float32"),
+        (RNG.integers(0, 9, (5, 16)), SampleKind.TOKENS, "int64"),
+    ],
+)
+def test_what_samples_are_is_told_by_their_shape_and_dtype(tmp_path, features, kind, dtype):
+    samples = load(saved(tmp_path, features=features, labels=np.arange(5)))
+    assert samples.kind is kind
+    assert (samples.features.dtype, samples.labels.dtype, samples.labels.shape) == (dtype, "int64", (5, 1))
+    assert samples.features.max() <= 1 or kind is SampleKind.TOKENS
+
+
+def test_pictures_of_another_range_are_shown_from_0_to_1_and_attacked_in_theirs(tmp_path):
+    features = RNG.normal(size=(6, 1, 8, 8)).astype(np.float32)
+    samples = load(saved(tmp_path, features=features, labels=np.zeros(6)))
+    low, high = map(float, samples.feature_range.split(":"))
+    assert (low, high) == pytest.approx((features.min(), features.max()))
+    shown = samples.batch(6, 0).shown(features)
+    assert (shown.min(), shown.max()) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_a_sample_takes_the_shape_that_is_asked_for(tmp_path):
+    sources = saved(tmp_path, features=RNG.random((5, 64)), labels=np.zeros(5))
+    assert load(sources, [1, 8, 8]).features.shape == (5, 1, 8, 8)
+    with pytest.raises(InputError, match=r"--feature_shape 65: has 65 numbers.*give a shape of 64"):
+        load(sources, [65])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": [1.0]}, "expected features and labels"),
+        ({"features": [[1.0], [2.0]], "labels": [1]}, "one number for each of 2 samples"),
+        ({"features": [[1.0]], "labels": [[1, 2]]}, "one number for each of 1 samples"),
+        ({"features": [["a"]], "labels": [1]}, "expected numbers"),
+        ({"features": [[math.nan]], "labels": [1]}, "NaN"),
+        ({"features": np.zeros((0, 2)), "labels": []}, "expected numbers"),
+    ],
+)
+def test_arrays_that_are_no_samples_are_refused_in_one_line(tmp_path, arrays, words):
+    with pytest.raises(InputError, match=words) as refusal:
+        load(saved(tmp_path, **arrays))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04"])
+def test_a_file_that_is_no_npz_is_refused_in_one_line(tmp_path, content):
+    file = tmp_path / "data.npz"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=r"expected a file of numpy\.savez"):
+        load([str(file)])
+
+
+def test_the_columns_of_a_table_count_alike_whatever_their_units():
+    features = RNG.uniform(0, 1, (50, 4)).astype(np.float32) * [1, 1000, 1e-3, 5]
+    batch = Samples.of(features.astype(np.float32), np.zeros((50, 1), np.int64)).batch(2, 0)
+    scores = batch.compare(batch.features[::-1] + 0.01 * batch.width)
+    assert [score.psnr for score in scores] == pytest.approx([40, 40], abs=0.1)
+    assert [score.recovered for score in scores] == [1, 0]
+    assert all(math.isnan(score.ssim) for score in scores)
+
+
+@pytest.mark.parametrize("draw", [RNG.normal, RNG.uniform, RNG.exponential])
+def test_a_guess_at_the_mean_of_each_column_is_no_leak(draw):
+    features = draw(size=(500, 20)).astype(np.float32)
+    batch = Samples.of(features, np.zeros((500, 1), np.int64)).batch(50, 0)
+    scores = batch.compare(np.repeat(features.mean(axis=0)[None], 50, axis=0))
+    assert np.mean([score.psnr for score in scores]) < 13
+
+
+def test_tokens_are_right_or_wrong():
+    tokens = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    batch = Samples.of(tokens, np.zeros((2, 1), np.int64)).batch(2, 0)
+    found = batch.features.copy()
+    found[0, :2] = -1
+    scores = batch.compare(found)
+    assert [score.mse for score in scores] == [0.5, 0]
+    assert [score.ssim for score in scores] == [0.5, 1]
+    assert scores[1].psnr == math.inf

@@ -1,0 +1,88 @@
+"""Images are searched for through a whole chain of convolutions."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from attacking import digits
+from benchmarks.participant import fresh_scope, participant
+from paddle import nn
+
+from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, search_images
+from dlg.attack.analytic.convolution_equations import Bounds
+from dlg.attack.analytic.convolutions import features_of_one
+from dlg.attack.analytic.reading import Reading
+
+PIXELS = Bounds(0.0, 1.0)
+
+
+def chain(activation, *, first_pooling=2, **options):
+    """The convolutions of a small network, their output and the gradient there, each (1, d), and the image (1, n)."""
+
+    def network(feature, label):
+        hidden = activation(F.max_pool2d(nn.Conv2D(1, 6, 3, padding=1)(feature), first_pooling))
+        hidden = F.max_pool2d(activation(nn.Conv2D(6, 12, 3, **options)(hidden)), 2, padding=options.get("padding", 0))
+        flat = paddle.flatten(hidden, 1)
+        return (prediction := nn.Linear(flat.shape[1], 10)(flat)), F.cross_entropy(prediction, label)
+
+    images, labels = digits(1)
+    images = np.ascontiguousarray(images[:, :, ::2, ::2])
+    with fresh_scope():
+        trained = participant(network, images, labels)
+        reading = Reading.of(trained.shared_step(), 0, nonnegative=True, value_range=(0.0, 1.0))
+        features, gradient = features_of_one(reading.layers[0])
+    return reading.convolutions, features[None], gradient[None], images.reshape(1, -1).astype(float)
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.relu6, F.leaky_relu, F.sigmoid])
+def test_the_gradient_is_that_of_the_cost(activation):
+    layers, features, gradient, image = chain(activation, padding=1)
+    rng = np.random.default_rng(0)
+    matching = ChainMatching(layers, features, gradient, PIXELS)
+    images, direction = rng.random(image.shape), rng.standard_normal(image.shape)
+    matching.set_temperature(images, 0.3)
+    _, found = matching.cost(images, 0.1, 0.5)
+    size = 1e-6
+    ahead, behind = (matching.cost(images + sign * size * direction, 0.1, 0.5)[0] for sign in (1, -1))
+    assert np.sum(found * direction) == pytest.approx((ahead - behind) / (2 * size), rel=1e-5)
+
+
+def test_the_right_image_costs_nothing_at_a_low_temperature():
+    layers, features, gradient, image = chain(F.relu)
+    matching = ChainMatching(layers, features, gradient, PIXELS)
+    matching.set_temperature(image, 1e-6)
+    assert matching.cost(image, 0.0)[0] < 1e-10
+    assert matching.cost(1 - image, 0.0)[0] > 0.1
+
+
+def test_what_is_not_seen_of_the_outputs_makes_no_difference():
+    layers, features, gradient, image = chain(F.relu)
+    seen = np.arange(features.size) != int(features.argmax())
+    matching = ChainMatching(layers, np.where(seen, features, 7.0), gradient, PIXELS, seen)
+    matching.set_temperature(image, 1e-6)
+    other = ChainMatching(layers, np.where(seen, features, 9.0), gradient, PIXELS, seen)
+    other.set_temperature(image, 1e-6)
+    assert matching.cost(image, 0.0)[0] == other.cost(image, 0.0)[0]
+
+
+def test_a_search_finds_an_image_that_matches():
+    layers, features, gradient, image = chain(F.relu, first_pooling=1, stride=2)
+    matching = ChainMatching(layers, features, gradient, PIXELS)
+    found = search_images(matching, image.shape, PIXELS, np.random.default_rng(0))
+    assert found.cost < 1e-6
+    assert found.values.min() >= 0
+    assert found.values.max() <= 1
+
+
+def test_the_linearised_chain_sees_every_pixel_that_something_depends_on():
+    layers, features, gradient, image = chain(F.relu, first_pooling=1, stride=2)
+    equations = linearised(layers, image, gradient)
+    (last,) = [layers[-1].forward(layers[0].forward(image[0])).ravel()]
+    assert np.allclose(last, features[0], atol=1e-5 * np.abs(features).max())
+    assert equations.matrix.shape[0] == features.size + sum(layer.weight.size for layer in layers)
+    unseen = image.copy()
+    unseen[0, ~equations.seen] += 1e-3
+    assert 0 < np.sum(~equations.seen) < image.size
+    assert equations.residual(unseen[0]) == 0
