@@ -134,7 +134,7 @@ def test_brightness_and_contrast_before_batch_norm_are_open(tmp_path):
     trained = participant(network, images, np.array([[3]]))
     step, options = trained.shared_step(), AttackOptions(batch_size=1, optimizer="lm", result_dir=tmp_path)
     strategy = choose(step, options)
-    verdict = judge(step, strategy, evaluate(strategy.objective, [0.7 * images + 0.1]), options, "converged")
+    verdict = judge(step, strategy, evaluate(strategy.objective, [0.7 * images.astype("float64") + 0.1]), options, "converged")
     assert verdict.mismatch < 7e-5
     assert verdict.kind == "undetermined"
 
