@@ -5,7 +5,8 @@
 By default it is the audit's default grid. Processor seconds are those of all of
 the audit's processes together, the start of each included; they say what a cell
 costs on a machine that does other work too. A row ends with how many cells
-could not be run, and the largest memory that a process took.
+could not be run, and the largest memory that a process took, in this row or in
+one before it.
 """
 
 from __future__ import annotations

@@ -122,6 +122,25 @@ def test_pixels_that_no_gradient_sees_are_counted(tmp_path):
     assert result.rank <= 784 - 588
 
 
+def test_brightness_and_contrast_before_batch_norm_are_open(tmp_path):
+    """Batch norm takes them out again, so gradients that match say nothing of them. That of the bias is rounding."""
+
+    def network(feature, label):
+        hidden = paddle.nn.BatchNorm2D(4)(paddle.nn.Conv2D(1, 4, 3)(feature))
+        prediction = paddle.nn.Linear(4 * 36, 5)(paddle.flatten(F.sigmoid(hidden), 1))
+        return prediction, F.cross_entropy(prediction, label)
+
+    images = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
+    trained = participant(network, images, np.array([[3]]))
+    step, options = trained.shared_step(), AttackOptions(batch_size=1, optimizer="lm", result_dir=tmp_path)
+    strategy = choose(step, options)
+    verdict = judge(
+        step, strategy, evaluate(strategy.objective, [0.7 * images.astype("float64") + 0.1]), options, "converged"
+    )
+    assert verdict.mismatch < 7e-5
+    assert verdict.kind == "undetermined"
+
+
 @pytest.mark.slow
 def test_features_outside_of_their_range_are_found_all_the_same(tmp_path, capsys):
     images, labels = digits(1)

@@ -35,6 +35,8 @@ _DIFFERENCE = 1e-6
 _VISIBLE = 0.03
 # A change is unseen if it moves the gradients by less than this many times their mismatch, or float32's rounding.
 _UNSEEN = 4
+# A gradient of less than this share of the largest one's size, each by its root mean square, is rounding.
+_NOTHING = 10 * float(np.finfo(np.float32).eps)
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
 
@@ -89,7 +91,8 @@ def open_part(
     """
     low, high = value_range or (0.0, 1.0)
     rounding = max(mismatch, float(np.finfo(np.float32).eps))
-    seen_from, visible, damping = _UNSEEN * rounding, _VISIBLE * (high - low), 0.0
+    seen_from, visible = _UNSEEN * rounding, _VISIBLE * (high - low)
+    damping = (seen_from / visible) ** 2
     jacobian = Jacobian(objective, values, high - low, rounding)
     if objective.knowledge != NOTHING:
         # What a defence hides is independent in each entry, so each direction of the data is known to within that over
@@ -142,8 +145,7 @@ class Jacobian:
         rounding: float | None = None,
     ) -> None:
         self._objective, self._values = objective, values
-        sizes = [float(np.sqrt(np.mean(label**2))) or 1.0 for label in values[1:]]
-        self._units = [1.0, *(size / width for size in sizes)]
+        self._units = [1.0, *((float(np.sqrt(np.mean(label**2))) or 1.0) / width for label in values[1:])]
         self.size = sum(value.size for value in values)
         self._fetched = list(objective.dummy_gradients.values())
         if objective.features is not None:
@@ -152,7 +154,10 @@ class Jacobian:
         self.gradients = gradients = self._outputs[: len(objective.dummy_gradients)]
         self._weights = [np.ones(()) for _ in gradients]
         if rounding is not None:
-            scales = [np.sqrt(g.size) / max(float(np.linalg.norm(g)), _TINY) for g in gradients]
+            sizes = [float(np.linalg.norm(gradient)) / math.sqrt(gradient.size) for gradient in gradients]
+            # A gradient that is nothing but rounding, as that of a bias before batch norm, says nothing of the data.
+            least = max(_NOTHING * max(sizes), _TINY)
+            scales = [1 / max(size, least) for size in sizes]
             self._weights = [
                 scale * (rounding / np.maximum(rounding, scale * hidden))
                 for scale, hidden in zip(scales, _hidden(objective), strict=True)
