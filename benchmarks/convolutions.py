@@ -24,7 +24,6 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from scipy.stats import binomtest
 
 from benchmarks.machine import machine
 from benchmarks.participant import Participant, fresh_scope, participant
@@ -132,7 +131,7 @@ def row(name: str, attack: Callable[[int], tuple[list[float], float]], seeds: in
     by_seed, seconds = zip(*(attack(seed) for seed in range(seeds)))
     psnrs = [psnr for found in by_seed for psnr in found]
     recovered = sum(psnr >= metrics.RECOVERED for psnr in psnrs)
-    low, high = binomtest(recovered, len(psnrs)).proportion_ci(method="wilson")
+    low, high = metrics.wilson_interval(recovered, len(psnrs))
     median = f"{statistics.median(psnrs):.1f} dB | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s"
     return f"| {name} | {recovered} of {len(psnrs)} | {low:.0%} to {high:.0%} | {median} |"
 

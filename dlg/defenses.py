@@ -66,27 +66,6 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """Defences whose results the audit draws into the same plots, along one axis.
-
-    Attributes
-    ----------
-    name : str
-        The heading of the plots.
-    axis : str
-        The label of the horizontal axis, which shows `Defense.amount`. Empty
-        for a category axis.
-    scale : str
-        ``"log"``, ``"linear"``, or ``"category"``: one place for each kind of
-        defence, for kinds without a number.
-    """
-
-    name: str
-    axis: str
-    scale: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Kind:
     """A kind of defence: a row of `DEFENSES`.
 
@@ -96,8 +75,9 @@ class Kind:
         The first word of its spelling.
     change : callable (gradients, rng, *numbers) -> gradients
         What it does to the gradients.
-    family : Family
-        Which of the audit's plots show it.
+    family : str
+        The defences that have one marker and colour in the audit's figures, as
+        their legend names them.
     numbers : tuple of Number
         The numbers after the first word of its spelling, in that order.
     example : str
@@ -112,7 +92,7 @@ class Kind:
 
     name: str
     change: Callable[..., Gradients]
-    family: Family
+    family: str
     numbers: tuple[Number, ...] = ()
     example: str = ""
     epsilon: Callable[..., float] | None = None
@@ -156,8 +136,8 @@ class Defense:
         return self.numbers[-1] if self.numbers else None
 
     @property
-    def family(self) -> Family:
-        """Which of the audit's plots show it."""
+    def family(self) -> str:
+        """The defences that have one marker and colour with it in the audit's figures."""
         return self.row.family
 
     @property
@@ -502,13 +482,13 @@ _NORM = _over_zero("NORM")
 _MULTIPLIER = _over_zero("MULTIPLIER")
 _FRACTION = Number("FRACTION", "a number from 0 to below 1", lambda number: 0 <= number < 1)
 
-# Every plot shows the undefended gradients as a line of their own, so these are in no plot of their own.
-UNDEFENDED = Family("Without defence", "", "category")
-NOISE = Family("Noise", "standard deviation σ", "log")
-PRUNING = Family("Pruning", "fraction set to zero", "linear")
-CLIPPING = Family("Clipping and noise", "noise multiplier", "log")
-QUANTISATION = Family("Quantisation", "", "category")
-OWN = Family("Of one's own", "", "category")
+# The families, as the legend of the audit's figures names them.
+UNDEFENDED = "without defence"
+NOISE = "noise"
+PRUNING = "pruning"
+CLIPPING = "clipping and noise"
+QUANTISATION = "quantisation"
+OWN = "of one's own"
 
 DEFENSES = {
     kind.name: kind

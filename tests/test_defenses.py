@@ -333,13 +333,6 @@ def test_the_spellings_listed_are_all_there_are_and_their_examples_are_good(kind
         assert parse(kind.spelling).kind == kind.name
 
 
-@pytest.mark.parametrize("spec", EVERY_DEFENSE)
-def test_only_defences_with_a_number_are_drawn_along_an_axis_of_numbers(spec):
-    defense = parse(spec)
-    assert (defense.family.scale == "category") == (defense.family.axis == "")
-    assert defense.family.scale == "category" or defense.amount is not None
-
-
 @pytest.mark.parametrize(
     ("multiplier", "delta", "epsilon"),
     [

@@ -10,7 +10,7 @@ import pytest
 from cell_results import cell_result, failed_result
 
 from dlg.audit.findings import findings
-from dlg.audit.frontier import MOST_DECIBELS, frontier, points_of, tradeoff
+from dlg.audit.frontier import COLOURS, MOST_DECIBELS, frontier, points_of, tradeoff
 from dlg.defenses import DEFENSES
 
 UNDEFENDED = cell_result(best=90.0, relative_error=0.0)
@@ -60,6 +60,15 @@ def test_every_defence_is_in_the_figure_and_in_its_words():
     for point in points_of(findings([UNDEFENDED, *rows])):
         assert f"{point.finding.defense}: {point.leak:.0f} dB at {point.price:.2g}" in figure.words
         assert f">{point.finding.defense}<" in figure.wide
+
+
+def test_each_family_has_a_colour_of_its_own(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("def halved(gradients):\n    return {name: each / 2 for name, each in gradients.items()}\n")
+    specs = ["gaussian:0.1", "prune:0.5", "clip:1:1", "int8", f"{own}:halved"]
+    figure = figure_of(*(row(spec, 0.1 * (number + 1), 9) for number, spec in enumerate(specs)))
+    # With the gradients without a defence.
+    assert len([colour for colour in COLOURS if colour in figure.wide]) == len(specs) + 1
 
 
 def test_names_that_would_cover_each_other_are_left_out():

@@ -43,8 +43,8 @@ MOST_DECIBELS = 80.0
 LEAST_POINTS = 2
 
 # The points' colours, one for each family: each has a contrast of at least 3 with the light and with the dark page.
-COLOURS = ("#2f7fd1", "#cc6a1f", "#2a9d5c", "#b05cc4", "#c94f5d")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#2f7fd1", "#cc6a1f", "#2a9d5c", "#b05cc4", "#c94f5d", "#7a7d85")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 # The colour in which matplotlib draws text and axes. The SVG has "currentColor" in its place, which is the page's.
 _INK = "#010203"
 # The width and height in inches on a screen and on a phone, and where the axes are: left, bottom, width, height.
@@ -178,14 +178,14 @@ def _draw_levels(axes: Any) -> None:
 
 def _draw_points(axes: Any, points: Sequence[Point], at: dict[str, tuple[float, float]]) -> None:
     """A marker and a colour for each family; hollow where nothing is known."""
-    family_of = {point.finding.defense: defenses.parse(point.finding.defense).family.name for point in points}
+    family_of = {point.finding.defense: defenses.parse(point.finding.defense).family for point in points}
     for number, family in enumerate(dict.fromkeys(family_of.values())):
         members = [point for point in points if family_of[point.finding.defense] == family]
         colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
         filled = [at[point.finding.defense] for point in members if point.is_known]
         hollow = [at[point.finding.defense] for point in members if not point.is_known]
         style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 7, "zorder": 2}
-        axes.plot(*(zip(*filled) if filled else ([], [])), label=family.lower(), **style)
+        axes.plot(*(zip(*filled) if filled else ([], [])), label=family, **style)
         if hollow:
             axes.plot(*zip(*hollow), markerfacecolor="none", markeredgewidth=1.5, **style)
 
