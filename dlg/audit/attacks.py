@@ -157,6 +157,11 @@ def answers(
     answers : list of Answer
     failures : list of str
         Why the other attacks could not be run.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Where an attack was interrupted.
     """
     found: list[Answer] = []
     failures: list[str] = []

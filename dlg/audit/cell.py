@@ -35,7 +35,6 @@ DELTA = 1e-5
 # PaddlePaddle's programs and its scope belong to the whole process, and a Dask worker may have several threads.
 _ONE_CELL_AT_A_TIME = threading.Lock()
 
-
 # The attacks' programs, by the network and the shape of the batch. Only what they are fed differs between the defences
 # and the seeds. Those of one network and shape alone are kept: a grid goes on to the next when it is done with one, and
 # the programs of three networks took 1.4 GiB.

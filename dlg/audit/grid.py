@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from dlg.errors import InputError
 
-# The most cells of an audit. The thorough grid has 2520.
+# The most cells of an audit: four times those of the thorough grid, so that a mistyped grid is refused before it runs
+# for days.
 MOST_CELLS = 10_000
 # The most iterations of an attack. On LeNet, 300 of Adam's took 1.6 seconds, so that these take an hour and a half.
 MOST_ITERATIONS = 1_000_000

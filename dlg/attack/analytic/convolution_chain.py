@@ -41,15 +41,15 @@ from dlg.attack.deadline import check_deadline
 _STEPS = 1200
 # Adam's first step, as a share of the range; it falls to zero.
 _STEP = 0.1
-# The temperature at the start, as a share of the largest output of a layer,
+# The temperature at the first of Adam's steps, as a share of a layer's largest output.
 _FIRST_TEMPERATURE = 1.0
-# and at the end of Adam's steps.
+# The same at the last of them.
 _LAST_TEMPERATURE = 3e-3
-# The temperatures of the least squares after that.
+# The temperatures of the least squares after Adam's steps.
 _FINAL_TEMPERATURES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
-# The iterations of L-BFGS-B at each of them.
+# The iterations of L-BFGS-B at each of these temperatures.
 _FINAL_ITERATIONS = 150
-# They end below this cost, at which gradients match to float32's rounding.
+# Least squares end below this cost, at which gradients match to float32's rounding.
 _EXACT = 1e-12
 # How many random starts there are at most. Of 18 starts with strides of 2, 13 arrived.
 _STARTS = 6
@@ -60,16 +60,16 @@ _STEPS_PER_TEMPERATURE = 10
 # The weight of the gradients of the layers before the last one in Adam's steps. They jump with the most patterns: with
 # a weight of 1, half as many starts arrived.
 _LOWER_WEIGHT = 0.1
-# The weight of the prior at the start, beside 1 for all features' squares,
-_FIRST_PRIOR = 1e-2
-# and at the end of Adam's steps.
-_LAST_PRIOR = 1e-4
-# The same in the least squares after that, whose quadratic model the jumps break.
+# The same in the least squares after Adam's steps, whose quadratic model the jumps break.
 _FINAL_LOWER_WEIGHT = 1e-3
+# The weight of the prior at the first of Adam's steps, beside 1 for all features' squares.
+_FIRST_PRIOR = 1e-2
+# The same at the last of them.
+_LAST_PRIOR = 1e-4
+# The same at each of the final temperatures, as a share of the temperature.
+_PRIOR_SHARE = 1e-2
 # What black counts for in the prior, beside 1 for differences: large areas that no gradient depends on become black.
 _BLACK_SHARE = 0.1
-# The prior of each final temperature, as a share of it.
-_PRIOR_SHARE = 1e-2
 # Differences of neighbours below this share of the range count less, so that total variation has a derivative.
 _LEAST_DIFFERENCE = 1e-3
 # Adam's β₁ and β₂.
@@ -127,9 +127,8 @@ class _SmoothLayer:
         self.temperature = 0.0
 
     def forward(self, hidden: np.ndarray) -> _Pass:
-        """From inputs, (B, n)."""
-        layer, batch = self.layer, len(hidden)
-        patches = (self._gather @ hidden.T).T.reshape(batch, self._size, self._positions)
+        """What the layer does with inputs, (B, n)."""
+        layer, patches = self.layer, self.to_patches(hidden)
         outputs = layer.filters @ patches + layer.bias[:, None]
         windows = np.where(layer.windows >= 0, outputs[..., layer.windows], -np.inf)
         if windows.shape[-1] == 1:
@@ -167,6 +166,10 @@ class _SmoothLayer:
         """Values of positions, (B, out, P), in each window, (B, out, Q, k)."""
         return np.where(self.layer.windows >= 0, values[..., self.layer.windows], 0.0)
 
+    def to_patches(self, values: np.ndarray) -> np.ndarray:
+        """Values of the input, (B, n), in each patch, (B, M, P)."""
+        return (self._gather @ values.T).T.reshape(len(values), self._size, self._positions)
+
     def to_input(self, patches: np.ndarray) -> np.ndarray:
         """The sums over patches, (B, M, P), in the input, (B, n)."""
         return (self._scatter @ patches.reshape(len(patches), -1).T).T
@@ -190,7 +193,7 @@ class ChainMatching:
     ----------
     layers : sequence of ConvolutionLayer
         First to last.
-    features, upstream : ndarray, shape (B, d)
+    features, upstream : ndarray, shape (B, d), float64
         The last layer's outputs, and the loss's gradients there.
     bounds : Bounds
         Of the images, finite.
@@ -228,17 +231,25 @@ class ChainMatching:
         self._layers[-1].temperature = temperature * float(np.abs(self._features).max())
 
     def cost(self, images: np.ndarray, prior: float, lower_weight: float = 1.0) -> tuple[float, np.ndarray]:
-        """The cost at images, (B, n), and its gradient.
-
-        It looks at the deadline in force.
+        """The cost at some images, and its gradient.
 
         Parameters
         ----------
-        images : ndarray, shape (B, n)
+        images : ndarray, shape (B, n), float64
         prior : float
             The weight of the prior.
         lower_weight : float
             The weight of the gradients of the layers before the last one.
+
+        Returns
+        -------
+        cost : float
+        gradient : ndarray, shape (B, n), float64
+
+        Raises
+        ------
+        TimeLimitReachedError
+            Where the time of the deadline in force is over.
         """
         check_deadline()
         passes, hidden = [], images
@@ -314,8 +325,8 @@ class ChainMatching:
         for number, (smooth, done) in enumerate(zip(self._layers, passes)):
             at_spread = at_gradients[number] @ done.patches
             if at_upstream is not None:
-                patches = (smooth._gather @ at_upstream.reshape(len(at_upstream), -1).T).T
-                at_spread = at_spread + smooth.layer.filters @ patches.reshape(done.patches.shape)
+                patches = smooth.to_patches(at_upstream.reshape(len(at_upstream), -1))
+                at_spread = at_spread + smooth.layer.filters @ patches
             inside = smooth.in_windows(at_spread)
             at_shares.append(inside * (upstreams[number] * slopes[number])[..., None])
             at_passed = np.sum(done.shares * inside, axis=3)
@@ -420,6 +431,11 @@ def search_images(matching: ChainMatching, shape: tuple[int, int], bounds: Bound
     -------
     Images
         The best of the starts, made exact where that is in reach.
+
+    Raises
+    ------
+    TimeLimitReachedError
+        Where the time of the deadline in force is over.
     """
     best: Images | None = None
     for _ in range(_STARTS):

@@ -21,19 +21,19 @@ from scipy.linalg import cho_factor, cho_solve
 from dlg.attack.analytic.convolution_equations import Bounds, LayerEquations, exact_least_squares
 from dlg.attack.analytic.convolution_layer import neighbour_differences
 
-# The largest image in numbers: the matrix has its square.
+# The most numbers of an image: the matrix has the square of that, 200 MB in float64.
 MOST_PIXELS = 5000
 # The method's penalty, for a range of 1.
 _PENALTY = 20.0
 # How much more an equation counts than a difference of neighbours.
 _EQUATION_WEIGHT = 1e9
-# Iterations at most.
+# The most iterations.
 _ITERATIONS = 400
+# They end where the image moves by less than this from one to the next, for a range of 1.
+_ARRIVED = 1e-6
 # By how much the outputs of inactive units stay below their limits, for a range of 1: what the iterations leave, 2e-4,
 # would make units active, and their gradients jump.
 _MARGIN = 5e-4
-# They end where the image moves by less than this from one to the next.
-_ARRIVED = 1e-6
 
 
 def smoothest_image(problem: LayerEquations, pattern: np.ndarray, bounds: Bounds) -> np.ndarray:

@@ -62,7 +62,7 @@ _UNBOUNDED = Bounds(-np.inf, np.inf)
 _AT_BOUND = (1e-5, 1e-4, 1e-3)
 # A number is determined where this much or less of a random number is left in the null space.
 _DETERMINED = 1e-2
-# A layer's input is much larger than the image from this ratio on. The search for the image comes first then.
+# From this ratio on, a layer's input is much larger than the image, and the image is searched for first.
 _MUCH_LARGER = 2
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
@@ -192,7 +192,7 @@ def recover_images(
     ----------
     layers : sequence of ConvolutionLayer
         First to last.
-    features, gradients : ndarray, shape (B, d)
+    features, gradients : ndarray, shape (B, d), float64
         The last layer's outputs, and the loss's gradients there.
     bounds : Bounds
         Of the images.
@@ -203,6 +203,11 @@ def recover_images(
     ------
     ImageSearch
         What may be the images, the likeliest first.
+
+    Raises
+    ------
+    TimeLimitReachedError
+        Where the time of the deadline in force is over.
     """
     if len(features) > 1:
         yield from _searched(_Left(layers, features, gradients, np.ones(features.shape[1], bool)), bounds, rng, [])
