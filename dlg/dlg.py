@@ -341,7 +341,30 @@ def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOp
 
 
 def prepare(step: SharedStep, options: AttackOptions, started: float | None = None) -> tuple[Strategy, DummyBatch]:
-    """The attack, its derivatives verified, and its first start; by default its time begins now."""
+    """Choose and build the attack, verify its derivatives, and make its first start.
+
+    Parameters
+    ----------
+    step : SharedStep
+        What was shared.
+    options : AttackOptions
+    started : float, optional
+        When the attack's time began, as ``time.monotonic`` has it; by default now.
+
+    Returns
+    -------
+    strategy : Strategy
+    first : DummyBatch
+        Its loss is finite.
+
+    Raises
+    ------
+    InputError
+        Where an option does not suit the network, or the loss is not finite at
+        the first start.
+    SecondDerivativeError
+        Where the network's derivatives cannot be computed or verified.
+    """
     started = time.monotonic() if started is None else started
     with deadline_in_force(Deadline(options.time_limit, started)):
         strategy = choose(step, options)
@@ -522,7 +545,8 @@ def _checked_target(
     given = [target]
     if isinstance(feature, (list, tuple)):
         if not isinstance(target, (list, tuple)) or len(target) != len(feature):
-            raise InputError(f"target: expected a list of {len(feature)} arrays, one for each of the features")
+            given_as = f"{len(target)} arrays" if isinstance(target, (list, tuple)) else f"a {type(target).__name__}"
+            raise InputError(f"target is {given_as}, expected a list of {len(feature)}, one for each of the features")
         given = list(target)
     samples = [_as_array(each) for each in given]
     compared = [array for array in samples if not np.issubdtype(array.dtype, np.integer)]
@@ -530,7 +554,10 @@ def _checked_target(
         _check_samples(array, batch_size)
     labels = _as_array(target_label)
     if labels.ndim == 0 or len(labels) != batch_size:
-        raise InputError(f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels")
+        raise InputError(
+            f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels; give one for each"
+            " sample of target"
+        )
     return samples, labels.reshape(batch_size) if labels.size == batch_size else labels
 
 
@@ -542,7 +569,8 @@ def _check_samples(samples: np.ndarray, batch_size: int) -> None:
     """Raise InputError where a comparison cannot take samples."""
     if samples.ndim == 0 or len(samples) != batch_size or not np.issubdtype(samples.dtype, np.floating):
         raise InputError(
-            f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples"
+            f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples; give the"
+            " whole batch, as numbers from 0 to 1"
         )
     if samples.min() < 0 or samples.max() > 1:
         raise InputError(

@@ -105,7 +105,7 @@ def test_weights_are_those_of_the_file(models, tmp_path):
 
 def test_a_layer_that_is_random_is_a_row_that_says_so(models):
     result = run_cell(Cell("Random", 1, "none", 1), TABLE.batch(1, 0), 9, None, Subject.parse(f"{models}:Random"))
-    assert "take eval()" in result.result.error
+    assert "call its eval()" in result.result.error
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,8 @@ def test_the_report_says_what_a_defence_on_the_clients_leaves_to_attack():
         ({"local_learning_rate": -1}, "learning_rate is -1, expected a finite number over 0"),
         ({"local_steps": 0}, "local_steps is 0, expected an integer of at least 1"),
         ({"optimizer": "magic"}, "'magic'"),
-        ({"target": np.ones(3)}, "the server has no target"),
+        ({"target": np.ones(3)}, "target is no option of the audit"),
+        ({"feature": [None, 16]}, "feature is a list, expected a paddle.static.InputSpec"),
         ({"model": "perceptron"}, "model is a str, expected a paddle.nn.Layer"),
     ],
 )

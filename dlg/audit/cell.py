@@ -96,12 +96,6 @@ def run_cell(
     return Outcome(result, batch.shown(batch.features), recovered, bound)
 
 
-def forget_programs() -> None:
-    """Let go of the programs that serve the cells of this process; the next ones make their own."""
-    with _ONE_CELL_AT_A_TIME:
-        _PREPARED.clear()
-
-
 @contextlib.contextmanager
 def _own_surroundings() -> Iterator[None]:
     """PaddlePaddle's scope and names, and a standard output, that nothing else uses."""

@@ -26,6 +26,7 @@ from dlg.graph.programs import dynamic_mode
 from dlg.graph.traced_layer import TracedLayer
 from dlg.graph.values import Network
 from dlg.interrupts import interrupts_deferred
+from dlg.options import AttackOptions
 from dlg.participant.networks import NETWORKS
 from dlg.participant.training_step import TrainingStep
 
@@ -211,10 +212,11 @@ def _layer_trained_on(layer: paddle.nn.Layer, batch: Batch, preparations: Prepar
     with interrupts_deferred():
         gradients = TracedLayer(layer, loss, str(batch.features.dtype)).gradients([batch.features], batch.labels)
     if gradients is None:
-        raise InputError("the layer is random, as one with dropout is; take eval(), or set the dropout to 0")
-    low, high = (float(end) for end in batch.feature_range.split(":")) if ":" in batch.feature_range else (None, None)
-    value_range = None if low is None or high is None else (low, high)
-    size = len(batch.features)
+        raise InputError(
+            "the layer is random: it gives other gradients the second time, as one with dropout does; call its"
+            " eval(), or set the dropout to 0"
+        )
+    value_range, size = AttackOptions(feature_range=batch.feature_range).range, len(batch.features)
     with interrupts_deferred():
         known = step_of_layer(layer, loss, gradients, feature, label, size, None, paddle.CPUPlace(), value_range)
 

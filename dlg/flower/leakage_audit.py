@@ -81,7 +81,8 @@ class LeakageAudit(Strategy):
     local_batch_size : int, optional
         How many samples a step takes. By default each takes all samples.
     local_optimizer, momentum, weight_decay
-        As ``optimizer`` and the others of `dlg.SharedUpdate`.
+        The rule of the steps: ``optimizer``, ``momentum`` and ``weight_decay`` of
+        `dlg.SharedUpdate`.
     batch_size : int, optional
         How many samples are behind an update. By default what the client says in
         its metric ``num-examples``.
@@ -133,8 +134,15 @@ class LeakageAudit(Strategy):
             raise InputError(f"strategy is a {type(strategy).__name__}, expected a strategy of flwr.serverapp.strategy")
         if not isinstance(model, paddle.nn.Layer):
             raise InputError(f"model is a {type(model).__name__}, expected a paddle.nn.Layer")
-        if "place" in options or "target" in options or "weights" in options:
-            raise InputError("place, target and weights are no options of the audit; the server has no target")
+        for name, spec in (("feature", feature), ("label", label)):
+            if not isinstance(spec, paddle.static.InputSpec):
+                raise InputError(f"{name} is a {type(spec).__name__}, expected a paddle.static.InputSpec")
+        for name in ("place", "target", "target_label", "weights"):
+            if name in options:
+                raise InputError(
+                    f"{name} is no option of the audit, which attacks what the server sent and got, without the true"
+                    " samples; leave it away"
+                )
         options = {"optimizer": "auto", "time_limit": time_limit} | options
         AttackOptions.from_keywords(
             batch_size=batch_size or 1, result_dir=result_dir, **{k: v for k, v in options.items() if k != "vocabulary"}

@@ -82,8 +82,8 @@ def compare(result_dir: Path) -> None:
         if recovered.exists():
             # The server does not know which node has which digits.
             scores = [metrics.compare(each, np.load(recovered)["feature"]) for each in own]
-            psnr = max(scores, key=lambda each: sum(score.psnr for score in each))
-            said += f", PSNR {', '.join(metrics.decibels(score.psnr) for score in psnr)}"
+            nearest = max(scores, key=lambda each: sum(score.psnr for score in each))
+            said += f", PSNR {', '.join(metrics.decibels(score.psnr) for score in nearest)}"
         print(said)
 
 
