@@ -31,7 +31,7 @@ from dlg.defense_knowledge import (
     bounds_of_rounded,
     bounds_of_signs,
 )
-from dlg.errors import InputError, one_line
+from dlg.errors import InputError, one_line, quoted
 
 Gradients = Mapping[str, np.ndarray]
 
@@ -421,13 +421,21 @@ def _own_kind(spec: str) -> Kind:
         )
     knowledge = getattr(function, "knowledge", NOTHING)
     if not isinstance(knowledge, DefenseKnowledge):
-        raise InputError(f"the defense {spec!r}: its knowledge is {knowledge!r}, expected a DefenseKnowledge")
+        raise InputError(
+            f"the defense {spec!r}: its knowledge is {quoted(knowledge)}, expected a DefenseKnowledge of"
+            " dlg.defense_knowledge; leave the attribute away where nothing is known"
+        )
 
     def change(gradients: Gradients, rng: np.random.Generator) -> Gradients:
         changed = function({each: gradient.copy() for each, gradient in gradients.items()})
         expected = {each: gradient.shape for each, gradient in gradients.items()}
-        if not isinstance(changed, Mapping) or {each: np.shape(value) for each, value in changed.items()} != expected:
-            raise InputError(f"the defense {spec!r} did not return one array of each gradient's name and shape")
+        is_mapping = isinstance(changed, Mapping)
+        found = {each: np.shape(value) for each, value in changed.items()} if is_mapping else type(changed).__name__
+        if found != expected:
+            raise InputError(
+                f"the defense {spec!r} returned {quoted(found)}, expected arrays of these names and shapes:"
+                f" {quoted(expected)}; change the values alone"
+            )
         return changed
 
     return Kind(spec, change, OWN, knowledge=lambda: knowledge)

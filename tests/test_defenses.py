@@ -481,7 +481,12 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("missing", "has no function"), ("number", "has no function"), ("renamed", "did not return")]
+    ("name", "reason"),
+    [
+        ("missing", "has no function"),
+        ("number", "has no function"),
+        ("renamed", "expected arrays of these names and shapes"),
+    ],
 )
 def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):
     with pytest.raises(InputError, match=reason):

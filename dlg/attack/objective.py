@@ -613,8 +613,8 @@ def with_typical_sizes(objective: Objective, step: SharedStep, value_range: tupl
         In float64, with fixed labels.
     step : SharedStep
         Whose gradients are signs.
-    value_range : tuple of float, optional
-        Where the random data lies; from 0 to 1 by default.
+    value_range : tuple of float or None
+        Where the random data lies; from 0 to 1 where it is None.
     """
     low, high = value_range or (0.0, 1.0)
     data = random_streams.probe().uniform(low, high, objective.dummies[0].shape)
@@ -623,12 +623,7 @@ def with_typical_sizes(objective: Objective, step: SharedStep, value_range: tupl
     shared = [size * signs for size, signs in zip(sizes, objective.shared_gradients)]
     fed: dict[str, np.ndarray] = {}
     for number, gradient in enumerate(shared):
-        lowest, highest = objective.knowledge.bounds_of(gradient)
-        fed |= {
-            f"{SHARED}{number}": gradient,
-            f"{BELOW}{number}": lowest - gradient,
-            f"{ABOVE}{number}": highest - gradient,
-        }
+        fed |= {f"{SHARED}{number}": gradient} | _fed_bounds(number, gradient, objective.knowledge)
     compared = dict(zip(objective.trained.values(), shared))
     floor, explained = known_floor(step, compared, "l2", 0.0, "float64")
     return dataclasses.replace(objective, constants=objective.constants | fed, floor=floor, explained=explained)

@@ -53,7 +53,7 @@ def describe(strategy: Strategy) -> list[str]:
         if _is_a(inner, _ON_THE_SERVER):
             said.append(
                 f"{name} clips and adds noise on the server, after the updates came. So the raw updates were attacked:"
-                " they are what the server sees, and its defence protects from those who get the aggregate alone."
+                " they are what the server sees. Its defence is against those who get the aggregate alone."
             )
         if _is_a(inner, _ON_THE_CLIENTS):
             said.append(

@@ -34,7 +34,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from dlg.attack.analytic.convolution_equations import Bounds, Equations
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, neighbour_differences
+from dlg.attack.analytic.convolution_layer import KINKED, ConvolutionLayer, KnownOutputs, neighbour_differences
 from dlg.attack.deadline import check_deadline
 
 # Adam's steps of one start. 16 and 32 filters with strides of 2 need 1000 to 1500; other networks were done after 600.
@@ -79,8 +79,6 @@ _SQUARE_DECAY = 0.999
 _TINY = 1e-8
 # The step of the difference that gives a second derivative.
 _DIFFERENCE = 1e-6
-# Activations with a kink at zero, by the slope below it.
-_KINKED = {"relu": 0.0, "relu6": 0.0, "leaky_relu": 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,7 @@ class _SmoothLayer:
 
     def slope(self, largest: np.ndarray) -> np.ndarray:
         """The activation's derivative, whose jumps are spread over the temperature."""
-        known, below = self.layer.known_activation, _KINKED.get(self.layer.activation or "")
+        known, below = self.layer.known_activation, KINKED.get(self.layer.activation or "")
         if known is None:
             return np.ones_like(largest)
         if below is None:

@@ -21,6 +21,8 @@ from dlg.graph.convolution_blocks import BatchNormOp, ConvolutionBlock, MaxPooli
 if TYPE_CHECKING:
     from dlg.attack.objective import Objective
 
+# Activations with a kink at zero, by the slope below it.
+KINKED = {"relu": 0.0, "relu6": 0.0, "leaky_relu": 0.01}
 # Outputs below this share of the largest are zero: they come with the rounding of the layers behind.
 _ZERO = 1e-5
 # Derivatives below this are zero: rounding hides the pre-activations.
@@ -77,12 +79,12 @@ class ConvolutionLayer:
     @property
     def clips_below(self) -> bool:
         """Whether the activation gives zero for every negative number."""
-        return self.activation in ("relu", "relu6")
+        return self.activation in KINKED and not KINKED[self.activation]
 
     @property
     def has_kink(self) -> bool:
         """Whether the activation's derivative jumps."""
-        return self.clips_below or self.activation == "leaky_relu"
+        return self.activation in KINKED
 
     @property
     def outputs(self) -> np.ndarray:

@@ -210,38 +210,38 @@ def recover_images(
         Where the time of the deadline in force is over.
     """
     if len(features) > 1:
-        yield from _searched(_Left(layers, features, gradients, np.ones(features.shape[1], bool)), bounds, rng, [])
+        yield from _searched(_Remaining(layers, features, gradients, np.ones(features.shape[1], bool)), bounds, rng, [])
         return
     output, upstream = features[0], gradients[0]
     ranks: list[LayerRank] = []
-    open_inputs: list[tuple[_Left, list[LayerRank]]] = []
+    open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
     seen = determined = np.ones(output.size, bool)
     for place in range(len(layers) - 1, 0, -1):
         layer = layers[place]
-        left = _Left(layers[: place + 1], output[None], upstream[None], seen)
+        remaining = _Remaining(layers[: place + 1], output[None], upstream[None], seen)
         known = KnownOutputs.of(layer, output, upstream, seen)
         is_short = layer.weight.size + int(known.active.sum()) < layer.size
         is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or layer.windows.shape[1] > 1)
         if is_large:
-            yield from _searched(left, bounds, rng, ranks)
-            if is_short and left.has_patterns:
+            yield from _searched(remaining, bounds, rng, ranks)
+            if is_short and remaining.has_patterns:
                 return
         found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
         if found.residual >= EXPLAINED and layer.windows.shape[1] > 1:
             if not is_large:
-                yield from _searched(left, bounds, rng, ranks)
+                yield from _searched(remaining, bounds, rng, ranks)
             return
         rank = estimated_rank(found.equations)
         if rank.open > rank.unseen and not is_large:
-            open_inputs.append((left, list(ranks)))
+            open_inputs.append((remaining, list(ranks)))
         ranks.append(rank)
         output, upstream = found.values.ravel(), layer.input_gradient(found.upstream).ravel()
         seen, determined = found.equations.seen, rank.determined
     image = _first_input(layers[0], output, upstream, seen, determined, bounds, rng)
     if image is not None:
         yield ImageSearch(image.values[None], [*ranks, estimated_rank(image.equations)], is_whole=True)
-    for left, known_ranks in reversed(open_inputs):
-        yield from _searched(left, bounds, rng, known_ranks)
+    for remaining, known_ranks in reversed(open_inputs):
+        yield from _searched(remaining, bounds, rng, known_ranks)
 
 
 def _first_input(
@@ -268,7 +268,7 @@ def _first_input(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Left:
+class _Remaining:
     """The layers that are left on the way back, first to last, and what is known of the last one's outputs."""
 
     layers: Sequence[ConvolutionLayer]
@@ -283,12 +283,12 @@ class _Left:
 
 
 def _searched(
-    left: _Left, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
+    remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
 ) -> Iterator[ImageSearch]:
     """Images that are searched for through all of the layers that are left; none where least squares can do it."""
-    if left.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
-        matching = ChainMatching(left.layers, left.features, left.gradients, bounds, left.seen)
-        found = search_images(matching, (len(left.features), left.layers[0].size), bounds, rng)
+    if remaining.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
+        matching = ChainMatching(remaining.layers, remaining.features, remaining.gradients, bounds, remaining.seen)
+        found = search_images(matching, (len(remaining.features), remaining.layers[0].size), bounds, rng)
         yield ImageSearch(found.values, list(ranks), is_whole=False)
 
 

@@ -89,8 +89,8 @@ class GradientDescent:
         program = paddle.static.Program()
         failures = named_failures(CANNOT_BUILD, self._objective.program)
         with failures, interrupts_deferred(), paddle.static.program_guard(program):
-            self._state = self._declare_state()
-            return program, self._state, self._add_loop(learning_rate)
+            state = self._declare_state()
+            return program, state, self._add_loop(state, learning_rate)
 
     def _declare_state(self) -> list[Value]:
         """What an iteration changes: the values that are optimised, then their moments."""
@@ -100,7 +100,7 @@ class GradientDescent:
             for dummy in self._objective.dummies
         ]
 
-    def _add_loop(self, learning_rate: float) -> list[Value]:
+    def _add_loop(self, state: list[Value], learning_rate: float) -> list[Value]:
         """Add the iterations to the program; gives the state after them, the labels' probabilities and the loss."""
         objective, dummies = self._objective, self._objective.dummies
         results = [objective.label_probability, objective.loss]
@@ -125,7 +125,7 @@ class GradientDescent:
             stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
             return [iteration, *stepped, *next_moments]
 
-        _, *end = paddle.static.nn.while_loop(not_done, iterate, [first, *self._state])
+        _, *end = paddle.static.nn.while_loop(not_done, iterate, [first, *state])
         return [*end, *copy_in_blocks(evaluation_ops, exchange(known, dummies, end[: len(dummies)]), results)]
 
     def directions(
