@@ -35,5 +35,5 @@ def test_gradients_without_a_defence_count_only_where_nothing_else_was_tried():
     assert worst_cell([undefended], "leak") == undefended
 
 
-def test_nothing_that_was_run_passes():
+def test_an_audit_without_a_cell_passes():
     assert worst_cell([], "undetermined") is None
