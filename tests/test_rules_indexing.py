@@ -68,8 +68,8 @@ EXAMPLES = {
 OLDEST = {
     "gather_grad": lambda z: z * paddle.sum(paddle.square(paddle.gather(z, integers(0, 2, 2)))),
     "repeat_interleave_grad": lambda z: paddle.repeat_interleave(z, 2, 1),
-    "repeat_interleave_with_tensor_index_grad": lambda z: paddle.repeat_interleave(
-        fixed(z), integers(1, 2, 0, 1, 1), 1
+    "repeat_interleave_with_tensor_index_grad": lambda z: (
+        z * paddle.sum(paddle.square(paddle.repeat_interleave(z, integers(1, 2, 0, 1, 1), 1)))
     ),
 }
 OTHERS = {
