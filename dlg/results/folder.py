@@ -78,8 +78,12 @@ class ResultFolder:
                 file.unlink()
 
     def is_empty(self) -> bool:
-        """Whether it holds no file that is whole, hidden ones aside."""
-        return not any(not file.name.startswith(".") for file in self.path.iterdir())
+        """Whether it holds no file that is whole, hidden ones aside; also where it is gone."""
+        try:
+            return not any(not file.name.startswith(".") for file in self.path.iterdir())
+        except FileNotFoundError:
+            # Another thread that heard the same signal has discarded it.
+            return True
 
     def discard(self) -> None:
         """Remove it and its files. Folders in it, and so itself, are left alone."""

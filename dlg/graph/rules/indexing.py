@@ -15,6 +15,7 @@ from dlg.graph.rules.registry import (
     ProbabilityOf,
     Replacement,
     constant_like,
+    constant_number,
     inputs_of,
     list_of,
     rule,
@@ -128,6 +129,22 @@ def selection_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
         gradient, indices = paddle.unsqueeze(gradient, axis), paddle.unsqueeze(indices, axis)
     zeros = paddle.zeros(x.shape, x.dtype)
     return [paddle.put_along_axis(zeros, indices, gradient, axis, reduce="add", broadcast=False)]
+
+
+@rule("gather_grad", "repeat_interleave_grad", "repeat_interleave_with_tensor_index_grad")
+def slices_gradient(op: Operation, _: ProbabilityOf) -> Replacement | None:
+    """The gradient goes to the slices that were taken along an axis; PaddlePaddle 3.0.0 has no derivative of that."""
+    if paddle.base.core.has_vjp(op):
+        return None
+    inputs, attributes = inputs_of(op), op.attrs()
+    x, gradient = inputs["x"], inputs["out_grad"]
+    axis = int(attributes["axis"] if "axis" in attributes else constant_number(inputs["axis"])) % len(x.shape)
+    if "index" in inputs:
+        index = paddle.flatten(inputs["index"])
+    else:
+        repeats = inputs["repeats"] if "repeats" in inputs else attributes["repeats"]
+        index = paddle.repeat_interleave(paddle.arange(x.shape[axis], dtype="int32"), repeats)
+    return [paddle.index_add(paddle.zeros(x.shape, x.dtype), index, axis, gradient)]
 
 
 @rule("gather_nd_grad")
