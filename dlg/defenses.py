@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 import runpy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -124,6 +126,12 @@ class Defense:
     def row(self) -> Kind:
         """Its row of `DEFENSES`, or one like it for a defence of one's own."""
         return DEFENSES.get(self.kind) or _own_kind(self.kind)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of the file of a defence of one's own, which tells whether the file was changed. None for others."""
+        file = self.kind.rpartition(":")[0]
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
     @property
     def spec(self) -> str:

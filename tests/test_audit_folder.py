@@ -124,6 +124,19 @@ def test_settings_tell_a_network_of_ones_own_by_the_content_of_its_files(tmp_pat
     assert settings()["own_networks_sha256"] == {}
 
 
+def test_settings_tell_a_defence_of_ones_own_by_the_content_of_its_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def halved(gradients):\n    return {name: each / 2 for name, each in gradients.items()}\n")
+    spec = f"{file}:halved"
+    hashes = []
+    for content in ("", "# Changed.\n"):
+        file.write_text(content + file.read_text())
+        found = audit_settings(["bundled"], SAMPLES, MLP, 30, specs=["int8", spec])["own_defenses_sha256"]
+        assert list(found) == [spec]
+        hashes.append(found[spec])
+    assert hashes[0] != hashes[1]
+
+
 @pytest.mark.parametrize("kind", ["table", "tokens"])
 def test_samples_that_are_no_pictures_are_kept_as_numbers(tmp_path, kind):
     folder, result = CellFolder(tmp_path), cell_result(sample_kind=kind)

@@ -341,13 +341,23 @@ def build_objective(
         where PaddlePaddle says so.
     """
     programs = step.preparations.programs
-    # All that the program depends on, for one network and batch size. Local steps are simulated, with their own rules.
-    key = None
-    if programs is not None and step.local_steps is None:
-        shape = fixed_label is None, step.knowledge.bounds is None, step.knowledge.pull, tuple(step.gradients)
-        key = "objective", dtype, distance, tv, match_features, *shape
-        if key in programs:
-            return _fed_by(programs[key], step, fixed_label, dtype, distance, tv)
+    # The rule of local steps is part of the program, and another step may have another one.
+    if programs is None or step.local_steps is not None:
+        return _build(step, fixed_label, dtype, distance, tv, match_features)[0]
+    # All that the program depends on, for one network and batch size.
+    shape = fixed_label is None, step.knowledge.bounds is None, step.knowledge.pull, tuple(step.gradients)
+    key = "objective", dtype, distance, tv, match_features, *shape
+    if key in programs:
+        return _fed_by(programs[key], step, fixed_label, dtype, distance, tv)
+    objective, weights = _build(step, fixed_label, dtype, distance, tv, match_features)
+    programs[key] = dataclasses.replace(objective, derived=Preparations({})), weights
+    return programs[key][0]
+
+
+def _build(
+    step: SharedStep, fixed_label: np.ndarray | None, dtype: str | None, distance: str, tv: float, match_features: bool
+) -> tuple[Objective, Mapping[str, str]]:
+    """Build the program; gives the objective, and from the attack's names of its weights to the trained ones."""
     program = paddle.static.Program()
     with in_program(program, dtype), named_failures(CANNOT_BUILD, program, dtype):
         # Step 2: the dummy data and the dummy label.
@@ -419,10 +429,7 @@ def build_objective(
         results_size=results_size(program),
         knowledge=step.knowledge,
     )
-    if programs is None or key is None:
-        return objective
-    programs[key] = dataclasses.replace(objective, derived=Preparations({})), ties.weights
-    return programs[key][0]
+    return objective, ties.weights
 
 
 def _fed_by(

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from dlg import defenses
 from dlg.audit.cell_result import CellResult, Outcome, Scores
 from dlg.audit.grid import Cell
 from dlg.audit.samples import SampleKind, Samples
@@ -42,6 +43,7 @@ def audit_settings(
     iterations: int,
     time_limit: float | None = None,
     with_bound: bool = False,
+    specs: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What all rows of an audit have in common; an audit of another grid may go on with them.
 
@@ -59,12 +61,16 @@ def audit_settings(
         The most seconds for the attacks on a cell.
     with_bound : bool
         Whether rows have bounds.
+    specs : iterable of str
+        The spellings of the defences. Of the user's own, a hash is kept.
     """
+    own_defenses = {spec: defenses.parse(spec).fingerprint for spec in specs}
     return {
         "data": list(sources),
         "data_sha256": hashlib.sha256(samples.features.tobytes() + samples.labels.tobytes()).hexdigest(),
         "feature_shape": list(samples.features.shape[1:]),
         "own_networks_sha256": {each.name: each.fingerprint for each in subjects if each.fingerprint is not None},
+        "own_defenses_sha256": {spec: found for spec, found in own_defenses.items() if found is not None},
         "iterations": iterations,
         "time_limit": time_limit,
         "bound": with_bound,

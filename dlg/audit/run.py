@@ -69,7 +69,8 @@ def audit(args: argparse.Namespace) -> int:
     samples.batch(max(args.batch_sizes), seed=0)
     for subject in subjects.values():
         subject.check()
-    settings = audit_settings(args.data, samples, subjects.values(), args.iterations, args.time_limit, args.bound)
+    attacks = args.iterations, args.time_limit, args.bound
+    settings = audit_settings(args.data, samples, subjects.values(), *attacks, args.defenses)
     refuse_another_audit(args.result_dir, settings, args.resume)
     cores = default_jobs()
     jobs = None if args.dask else min(args.jobs or cores, max(len(cells), _SEVERAL))

@@ -43,9 +43,10 @@ class Samples:
         Integers are tokens.
     labels : ndarray, shape (N, 1), int64 or float32
         A class, or a real number, for each sample.
-    low, width : ndarray
+    low, width : ndarray, float32
         The least value, and the width of the range, of the whole set for
-        pictures and of each column for tables. They scale what is compared.
+        pictures and of each column for tables. They broadcast with the features,
+        and scale what is compared.
     """
 
     features: np.ndarray

@@ -18,8 +18,9 @@ NOISE = LocalDpMod(clipping_norm=1.0, sensitivity=0.01, epsilon=10.0, delta=1e-5
 
 def with_noise(message: Message, context: Context, call_next: Any) -> Message:
     """Flower's local differential privacy, for a client that is started with ``local-dp=true``."""
-    train = NOISE if context.node_config.get("local-dp") else lambda message, context, call: call(message, context)
-    return train(message, context, call_next)
+    if context.node_config.get("local-dp"):
+        return NOISE(message, context, call_next)
+    return call_next(message, context)
 
 
 app = ClientApp()
