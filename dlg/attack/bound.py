@@ -8,7 +8,7 @@ C g / ‖g‖, whose Jacobian is C / ‖g‖ (I − g gᵀ / ‖g‖²) J.
 
 The bound takes for granted that the attacker knows the weights, the batch size,
 the labels, and how the defence works, and that the network has derivatives at x.
-So a real attacker, who has to find the labels out, does no better. An attack
+So an unbiased attack that has to find the labels out does no better. An attack
 with a prior is not unbiased, and may do better: one that knows that pixels are
 within a range, or that pictures are smooth. Pixels of which the gradients show
 nothing would have an infinite bound; here the attacker is told each pixel with
