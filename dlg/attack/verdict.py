@@ -67,7 +67,8 @@ class Verdict:
     ----------
     kind : str
         ``"explained"``: the gradients of the whole network at the answer match
-        the shared ones as closely as rounding allows, and they determine it.
+        the shared ones as closely as rounding allows, and those of no batch near
+        it do.
         ``"undetermined"``: they match, and leave a part of the batch open.
         ``"failed"``: they do not match, so nothing is known about what leaks.
     reason : str
@@ -280,7 +281,7 @@ def _matched(
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0:
-        return Verdict(EXPLAINED, f"{match}, and they determine the batch", mismatch, part.rank)
+        return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
     causes = []
     if part.unseen:
         causes.append(f"{part.unseen} of them no gradient depends on")
