@@ -103,8 +103,8 @@ class Reconstruction:
     verdict : str
         What may be claimed of it. ``"explained"``: the gradients of the whole
         network at this batch match the shared ones as closely as their rounding
-        allows, and they determine it. ``"undetermined"``: they match, and leave
-        a part of the batch open. ``"failed"``: they do not match. Nothing is
+        allows, and those of no batch near it do. ``"undetermined"``: they match,
+        and leave a part of the batch open. ``"failed"``: they do not match. Nothing is
         then known about what leaks, and that is not safety.
     reason : str
         Why, in one sentence.
