@@ -38,7 +38,7 @@ SIZES = {
     "resnet18": 32,
     "resnet50": 32,
     "resnext50_32x4d": 32,
-    "wide_resnet50_2": 32,
+    "wide_resnet50_2": 64,
     "mobilenet_v1": 32,
     "mobilenet_v2": 32,
     "mobilenet_v3_small": 32,
