@@ -309,9 +309,11 @@ def attack_layer(
     started = time.monotonic()
     chosen = AttackOptions.from_keywords(batch_size=batch_size, **options)
     refuse_flags()
-    truth = _checked_target(target, target_label, batch_size, feature)
+    truth = _checked_target(target, target_label, chosen.batch_size, feature)
     with static_mode():
-        known = step_of_layer(layer, loss, gradients, feature, label, batch_size, weights, _device(place), chosen.range)
+        known = step_of_layer(
+            layer, loss, gradients, feature, label, chosen.batch_size, weights, _device(place), chosen.range
+        )
         known.step.knowledge = chosen.knowledge
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)

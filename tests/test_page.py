@@ -265,6 +265,10 @@ def show(browser, page, width=1280, scheme="light"):
     preferred = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preferred)
     browser.get(page[0].as_uri())
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    # On a busy machine the page is there before its tables are.
+    WebDriverWait(browser, 30).until(lambda shown: shown.find_elements("css selector", ".scroll"))
 
 
 @pytest.mark.parametrize("width", [1280, 390])

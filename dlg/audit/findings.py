@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from dlg import defenses
+from dlg.attack.verdict import EXPLAINED
 from dlg.audit.cell_result import CellResult
 from dlg.results.metrics import RECOVERED
 
@@ -90,6 +91,10 @@ def leak_of(rows: Iterable[CellResult]) -> Leak:
         return Leak("partly", "oracle's SSIM")
     if not all(each.is_explained for each in scores):
         return Leak("unknown", "the attack's verdict")
+    if any(each.verdict == EXPLAINED for each in scores):
+        # Other pictures match, and none near them does, so the network takes batches that are far apart for the same.
+        # That says of no defence that it hides pictures.
+        return Leak("unknown", "other pictures, which the attack took for the batch")
     if len(scores) < len(rows) or not rows:
         return Leak("not_run", "an error")
     return Leak("not_recovered", "PSNR and SSIM")

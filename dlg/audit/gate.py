@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dlg.audit.cell_result import CellResult
 from dlg.audit.findings import LEAKS, leak_of
 
-# What each gate does not let pass, of what may be said of a cell. A gate that is further down lets less pass.
+# What each gate does not let pass, of what may be said of a cell. A gate that is further down lets less pass. A cell
+# that could not be run passes none: a typo in a model must not open the gate.
 GATES = {
-    "leak": ("leaks",),
-    "part": ("leaks", "partly"),
+    "leak": ("leaks", "not_run"),
+    "part": ("leaks", "partly", "not_run"),
     "undetermined": ("leaks", "partly", "unknown", "not_run"),
 }
 # The exit code where a gate was not passed.

@@ -99,8 +99,9 @@ class Subject:
     def _load(self) -> Any:
         found = NETWORKS.get(self.name) if self.file is None else getattr(_module(self.file), self.name, None)
         if not callable(found):
+            is_there = "is not" if found is None else f"is {quoted(found)}"
             raise InputError(
-                f"{self.spec}: {self.name!r} is {quoted(found)} there, expected a callable (feature, label) ->"
+                f"{self.spec}: {self.name!r} {is_there} there, expected a callable (feature, label) ->"
                 " (prediction, loss), a paddle.nn.Layer or a class of one"
             )
         return found

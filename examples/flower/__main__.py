@@ -48,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--result_dir", type=Path, default=Path("flower_audit_results"))
     args = parser.parse_args(arguments)
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}, expected 1 or more")
     result_dir = args.result_dir.absolute()
-    result_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        result_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--result_dir {args.result_dir} cannot be made a folder ({error.strerror}); give another")
     with tempfile.TemporaryDirectory() as home:
         train(Path(home), result_dir, args.rounds)
     compare(result_dir)

@@ -197,10 +197,11 @@ class Reading:
             return None
         delta = (scipy.special.softmax(logits, axis=1) - labels) / len(labels)
         of_mean = features.T @ delta
-        if np.abs(delta).max() < _CERTAIN:
-            # The network is certain of these labels, and rounding is most of what is left.
+        square = np.sum(of_mean * of_mean)
+        if np.abs(delta).max() < _CERTAIN or not square:
+            # The network is certain of these labels, and rounding is most of what is left; or its features are zero.
             return 0.0
-        multiple = float(np.sum(weight_gradient * of_mean) / np.sum(of_mean * of_mean))
+        multiple = float(np.sum(weight_gradient * of_mean) / square)
         # Exactly 1 for the mean, so that no gradient is rounded again.
         multiple = 1.0 if abs(multiple - 1) < _TOLERANCE else multiple
         agrees = _agree(weight_gradient, multiple * of_mean) and _agree(bias_gradient, multiple * delta.sum(axis=0))
