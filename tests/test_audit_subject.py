@@ -126,7 +126,7 @@ def test_what_names_no_network_is_refused(models, spec, words):
     ("content", "name", "words"),
     [
         (MODELS, "number", "'number' is 7 there"),
-        (MODELS, "missing", "'missing' is None there"),
+        (MODELS, "missing", "'missing' is not there"),
         ("import no_such_module", "x", "ended in ModuleNotFoundError"),
         ("x = (", "x", "SyntaxError"),
     ],

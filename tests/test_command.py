@@ -375,7 +375,9 @@ def test_a_gpu_that_is_not_there_is_refused_and_one_that_is_there_is_used(monkey
     assert isinstance(mnist_example.choose_place(False), paddle.CPUPlace)
 
 
-@pytest.mark.parametrize("network", ["mlp", "lenet", "vit", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "network", ["mlp", "lenet", *(pytest.param(each, marks=pytest.mark.slow) for each in ("vit", "resnet18"))]
+)
 def test_other_networks_are_attacked(network, tmp_path):
     finished = run("--network", network, "--iterations", 2, "--learning_rate", "-1e-3", folder=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")

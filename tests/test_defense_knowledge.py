@@ -66,6 +66,7 @@ def attacked(spec, knows, folder, network=networks.softmax, batch_size=1, **opti
     return worst_psnr(images, labels, result), result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("knows", "verdict"), [("none", "failed"), ("prune:0.2", "explained")])
 def test_only_least_squares_that_knows_of_pruning_finds_the_digit_in_a_convolutional_network(knows, verdict, tmp_path):
     psnr, result = attacked("prune:0.2", knows, tmp_path, networks.lenet, iterations=20, restarts=1)

@@ -24,6 +24,7 @@ import flower_parts as parts
 from dlg.flower.seen_update import ATTACKED
 from dlg.shared_update import load_weights
 
+pytestmark = pytest.mark.slow
 NEEDED = Requirement(re.search(r"flwr[^\"]*", (PROJECT / "examples" / "flower" / "pyproject.toml").read_text())[0])
 INSTALLED = metadata.version("flwr")
 # Python imports this where it starts. It writes down every address that is looked up or connected to.
