@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from dlg.audit.subject import Trained
 from dlg.defense_knowledge import NOTHING
 from dlg.defenses import Defense
 from dlg.options import AttackOptions
+from dlg.results.pages import picture_uri
 
 # The defences whose noise is Gaussian: the numbers are the standard deviation, or the norm and the multiplier.
 _GAUSSIAN, _CLIPPED = "gaussian", "clip"
@@ -47,6 +46,4 @@ def as_data_uri(file: Path) -> str:
     if not file.is_file():
         return ""
     with Image.open(file) as picture:
-        buffer = io.BytesIO()
-        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return picture_uri(picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +16,7 @@ from dlg.audit.cell_result import CellResult, Scores
 from dlg.audit.findings import VISIBLE_PSNR, Finding, Leak, leak_of
 from dlg.audit.grid import Cell
 from dlg.audit.samples import SampleKind
+from dlg.results.pages import picture_uri
 
 # The most images of a batch that are shown: four pairs fill a card.
 MOST_IMAGES = 4
@@ -147,9 +146,7 @@ def _cut(file: Path, images: int, shown: Iterable[int]) -> list[str]:
     with Image.open(file) as strip:
         width = strip.width // images
         for index in shown:
-            buffer = io.BytesIO()
-            strip.crop((index * width, 0, (index + 1) * width, strip.height)).save(buffer, "PNG")
-            uris.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+            uris.append(picture_uri(strip.crop((index * width, 0, (index + 1) * width, strip.height))))
     return uris
 
 

@@ -34,6 +34,7 @@ from dlg.audit.frontier import MOST_DECIBELS, tradeoff
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
 from dlg.results.metrics import RECOVERED, wilson_interval
+from dlg.results.pages import template_environment
 
 # From where on something leaks, for the templates.
 _LEVELS = {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
@@ -235,13 +236,7 @@ def render(results: AuditResults, picture: PictureOf) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = template_environment(Path(__file__).parent / "templates")
     environment.filters["number"] = _number
     environment.filters["decibels"] = _decibels
     environment.filters["ground"] = _ground

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from collections import Counter
@@ -10,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from flwr.serverapp.strategy import Strategy
 
 from dlg.flower.seen_update import ATTACKED, NOT_ATTACKED, WAITING, SeenUpdate
 from dlg.results.folder import write_whole
 from dlg.results.label_rows import label_text
+from dlg.results.pages import png_uri, template_environment
 from dlg.results.versions import versions
 
 REPORT = "report.html"
@@ -103,13 +102,7 @@ def write_report(
 
 def render(updates: Sequence[SeenUpdate], described: Sequence[str], options: Mapping[str, Any]) -> str:
     """Make the page; see `write_report`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = template_environment(Path(__file__).parent)
     environment.filters["data_uri"] = _data_uri
     environment.filters["labels"] = _labels
     clients = {client: [row for row in updates if row.client == client] for client in {row.client for row in updates}}
@@ -129,7 +122,7 @@ def render(updates: Sequence[SeenUpdate], described: Sequence[str], options: Map
 
 
 def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    return png_uri(picture.read_bytes())
 
 
 def _labels(labels: Sequence[Any]) -> str:
