@@ -22,7 +22,6 @@ import numpy as np
 
 from dlg import random_streams
 from dlg.attack.analytic.reading import Reading
-from dlg.attack.objective import Objective
 from dlg.graph.linear_layers import is_parameter
 from dlg.graph.values import Value
 
@@ -69,7 +68,7 @@ class Span:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The number of its dimensions, r."""
         return len(self.sizes)
 
     @property
@@ -182,16 +181,16 @@ class TextNetwork:
 
 def find_token_layers(network: TextNetwork) -> list[TokenLayer]:
     """The layers on tokens whose spans are a test of texts, in the order of the program."""
-    read = _read_at_tokens(network.probe, network.batch_size, network.length)
+    read = read_at_tokens(network)
     if not read:
         return []
     holds = _where_spans_hold(network, read)
     pointwise, causal = _dependence(network, [value for value, _ in read])
     most = network.batch_size * network.length
     layers = []
-    for (value, weights), *found in zip(read, holds, pointwise, causal):
-        gradients = [network.step.gradients[network.probe.trained[name]] for name in weights]
-        layers.append(TokenLayer(value, weights, Span.of(gradients, most), *found))
+    for index, (value, weights) in enumerate(read):
+        span = Span.of([network.step.gradients[network.probe.trained[name]] for name in weights], most)
+        layers.append(TokenLayer(value, weights, span, holds[index], pointwise[index], causal[index]))
     return [layer for layer in layers if _is_test(layer, layers, network.batch_size)]
 
 
@@ -204,8 +203,9 @@ def _is_test(layer: TokenLayer, layers: Sequence[TokenLayer], batch_size: int) -
     return layer.is_pointwise or layer.span.rank >= min(differing, batch_size * int(layer.holds.sum()))
 
 
-def _read_at_tokens(probe: Objective, batch_size: int, length: int) -> list[tuple[Value, list[str]]]:
-    """What fully connected layers read at each token, and the weights of those that read it."""
+def read_at_tokens(network: TextNetwork) -> list[tuple[Value, list[str]]]:
+    """What fully connected layers read at each token, and the weights of those that read it, in the program's order."""
+    probe, batch_size, length = network.probe, network.batch_size, network.length
     found: dict[int, tuple[Value, list[str]]] = {}
     seen: set[str] = set()
     for op in probe.program.global_block().ops:
