@@ -37,8 +37,8 @@ _WEIGHT_OF_SUMS = 10.0
 _MOST_ROUNDS = 100
 # Denominators that change by less than this share are found.
 _SETTLED = 1e-9
-# How many unknowns are taken on for each equation: that z is nonnegative decides some. At 3.5, all four texts came back;
-# at 5, none.
+# How many unknowns are taken on for each equation: that z is nonnegative decides some. At 3.5, all four texts came
+# back; at 5, none.
 _MOST_UNKNOWNS = 4.0
 # How many pairs and texts are taken on at most.
 _MOST_PAIRS = 1000
