@@ -62,6 +62,12 @@ ATTACKS = {
     # attacker who is not told the defence.
     "cosine": Attack({"optimizer": "adam", "labels": "infer", "loss": "cosine"}, share=1.0, knows=False),
 }
+# What these are compared with, by name: the strongest attack without being told, and that of Zhu et al. (2019), L-BFGS
+# on the squared difference with the labels optimised. An attacker who has the others' answers needs neither.
+COMPARED = {
+    "ignorant": Attack({"optimizer": "auto"}, share=_AUTO_SHARE, knows=False),
+    "zhu": Attack({"optimizer": "lbfgs"}, share=1.0, knows=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Answer:
     Attributes
     ----------
     attack : str
-        A key of `ATTACKS`.
+        A key of `ATTACKS` or `COMPARED`.
     step : SharedStep
         What was attacked.
     options : AttackOptions
@@ -128,13 +134,20 @@ class Answer:
 
 
 def answers(
-    step: SharedStep, defense: str, iterations: int, seed: int, feature_range: str, time_limit: float | None
+    step: SharedStep,
+    defense: str,
+    iterations: int,
+    seed: int,
+    feature_range: str,
+    time_limit: float | None,
+    compare: bool = False,
 ) -> tuple[list[Answer], list[str]]:
-    """Attack the gradients of a cell by each of `ATTACKS`.
+    """Attack the gradients of a cell by each of `ATTACKS`, and to compare, by each of `COMPARED`.
 
-    Gradients without a defence are attacked by ``auto`` alone. Where ``auto``
-    has found the batch that explains defended gradients, no other is tried: no
-    other batch has these gradients.
+    Gradients without a defence are attacked by ``auto``, which is then
+    ``ignorant`` too, and not by ``cosine``. Where ``auto`` has found the batch
+    that explains defended gradients, ``cosine`` is left out: no other batch has
+    these gradients.
 
     Parameters
     ----------
@@ -151,6 +164,8 @@ def answers(
     time_limit : float or None
         The most seconds for all attacks together. Each gets an equal share of
         what is left.
+    compare : bool
+        Whether those of `COMPARED` are run too.
 
     Returns
     -------
@@ -167,9 +182,12 @@ def answers(
     failures: list[str] = []
     is_defended = defense != NO_DEFENSE
     started = time.monotonic()
-    for index, (name, attack) in enumerate(ATTACKS.items()):
-        if found and (not is_defended or found[0].verdict.kind == EXPLAINED):
-            break
+    attacks = ATTACKS | COMPARED if compare else ATTACKS
+    names = [name for name in attacks if is_defended or name not in ("cosine", "ignorant")]
+    for index, name in enumerate(names):
+        attack = attacks[name]
+        if name == "cosine" and found and found[0].verdict.kind == EXPLAINED:
+            continue
         options = AttackOptions.from_keywords(
             batch_size=step.batch_size,
             iterations=math.ceil(attack.share * iterations),
@@ -177,7 +195,7 @@ def answers(
             feature_range=feature_range,
             # One start saves time: no start explains what a defence changed much, so that all three would be run.
             restarts=1 if is_defended else None,
-            time_limit=_share_of_time(time_limit, started, len(ATTACKS) - index if is_defended else 1),
+            time_limit=_share_of_time(time_limit, started, len(names) - index),
             knows=defense if attack.knows else NO_DEFENSE,
             **attack.options,
         )
@@ -186,6 +204,8 @@ def answers(
             found.append(_answer(name, attacked, options))
         except InputError as error:
             failures.append(f"{name}: {one_line(error)}")
+    if compare and not is_defended and found and found[0].attack == "auto":
+        found.insert(1, dataclasses.replace(found[0], attack="ignorant"))
     return found, failures
 
 
@@ -204,6 +224,8 @@ def _answer(name: str, step: SharedStep, options: AttackOptions) -> Answer:
 def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
     """The answer that an attacker takes who knows the defence: the one whose gradients are nearest to the shared ones.
 
+    Those of `COMPARED` are not taken, unless no other attack could be run.
+
     Parameters
     ----------
     step : SharedStep
@@ -211,6 +233,7 @@ def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
     found : sequence of Answer
         One or more.
     """
+    found = [answer for answer in found if answer.attack in ATTACKS] or found
     if len(found) == 1:
         return found[0]
     yardstick = _yardstick(step, found)
