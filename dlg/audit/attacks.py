@@ -201,7 +201,7 @@ def answers(
         )
         attacked = step if attack.knows else dataclasses.replace(step, knowledge=NOTHING)
         try:
-            found.append(_answer(name, attacked, options))
+            found.append(answer_of(name, attacked, options))
         except InputError as error:
             failures.append(f"{name}: {one_line(error)}")
     if compare and not is_defended and found and found[0].attack == "auto":
@@ -209,7 +209,25 @@ def answers(
     return found, failures
 
 
-def _answer(name: str, step: SharedStep, options: AttackOptions) -> Answer:
+def answer_of(name: str, step: SharedStep, options: AttackOptions) -> Answer:
+    """Run one attack on what was shared.
+
+    Parameters
+    ----------
+    name : str
+        What the answer calls it.
+    step : SharedStep
+        The attack's programs are shared with other steps that have the same
+        `Preparations`.
+    options : AttackOptions
+
+    Raises
+    ------
+    InputError
+        See `dlg.dlg.prepare`.
+    KeyboardInterrupt
+        Where it was interrupted.
+    """
     started = time.monotonic()
     strategy, first = prepare(step, options)
     with tempfile.TemporaryDirectory() as folder:
