@@ -100,7 +100,9 @@ class Answer:
         """What may be claimed of it without the true batch."""
         if self._tokens:
             return judge_tokens(self.step, self.strategy, self.batch, self._tokens, self.options, self.ended)
-        return judge(self.step, self.strategy, self.batch, self.options, self.ended)
+        # Gradients without a defence are attacked by those alone that are told of any.
+        may_polish = (ATTACKS | COMPARED)[self.attack].knows
+        return judge(self.step, self.strategy, self.batch, self.options, self.ended, may_polish=may_polish)
 
     @property
     def feature(self) -> np.ndarray:
