@@ -181,7 +181,7 @@ def executor_of_one_program(place: object) -> paddle.static.Executor:
     """
     executor = paddle.static.Executor(place)
     # It has no other name. A version of PaddlePaddle that lacks it looks the program up as before.
-    cache = getattr(executor, "_executor_cache", None)
+    cache: Any = getattr(executor, "_executor_cache", None)
     if hasattr(cache, "get_pir_program_and_executor"):
         compiled: list[Any] = []
         compile_program = cache.get_pir_program_and_executor
