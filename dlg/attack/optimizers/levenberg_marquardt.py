@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlg import random_streams
-from dlg.attack.losses import gradient_matching_loss
+from dlg.attack.losses import gradient_matching_loss, variation_of
 from dlg.attack.objective import PRECISE_ROUNDING, Objective
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
 from dlg.attack.optimizers.interface import (
@@ -103,6 +103,10 @@ _SHARE_WITHOUT_SCALE = 0.3
 # The weight of the total variation where only signs are known. On LeNet, one digit came back at 18.6 dB with it, at
 # 15.7 dB with ten times as much or a tenth, and at 14.5 dB with none.
 _VARIATION_WEIGHT_OF_SIGNS = 1e-3
+# The penalty of the pictures' total variation, where no defence says how large it should be, is this share of the
+# residual's sum of squares.
+_VARIATION_SHARE = 3.0
+_VARIATION_DECAY = 0.5
 # By how much of its range noise may take a pixel out of it.
 _RANGE_ERROR = 0.02
 
@@ -136,9 +140,12 @@ class LevenbergMarquardt:
         Samples that are known stay as they are, unless all are known. Features
         count only where their errors are known too, and the objective matches
         features.
+    with_prior : bool
+        Whether pictures are searched for with a small total variation, whose
+        weight falls with the residual.
     """
 
-    def __init__(self, objective: Objective, knowledge: BatchKnowledge) -> None:
+    def __init__(self, objective: Objective, knowledge: BatchKnowledge, *, with_prior: bool = False) -> None:
         self._objective, self._knowledge = objective, knowledge
         self._evaluations = 0
         self.findings: list[str] = []
@@ -149,7 +156,10 @@ class LevenbergMarquardt:
             features=knowledge.features,
             held=0 if known == batch_size else known,
             value_range=knowledge.value_range,
+            with_prior=with_prior,
         )
+        self._prior_weight = 0.0
+        self._with_prior = with_prior and self._step.has_variation
         self._coarse_feature_weights = _coarse_feature_weights(knowledge, batch_size)
         self._fine_feature_weights = _fine_feature_weights(knowledge, batch_size)
         dummy = np.zeros(objective.dummies[0].shape)
@@ -222,6 +232,11 @@ class LevenbergMarquardt:
             batch.values[0].size,
             self._step.noise,
         )
+        if self._with_prior:
+            misfit = self._step.misfit(
+                self._objective.evaluate(batch.values, list(self._objective.dummy_gradients.values()))
+            )
+            self._prior_weight = 0.5 * _VARIATION_SHARE * misfit / max(variation_of(batch.values[0]), _TINY)
         while iteration < iterations and not search.is_without_a_step:
             step = self._solve(batch.values[0], search, in_range=in_range)
             iteration += 1
@@ -229,6 +244,7 @@ class LevenbergMarquardt:
                 if self._fits_scale(search):
                     self._step.fit_scale(step.outputs[: len(self._step.shared_gradients)])
                 batch = self._dummy_batch(batch.values[0] + step.change, step.outputs)
+                self._prior_weight *= _VARIATION_DECAY
             search.update(step)
             if observe(iteration, batch, True):
                 return batch, iteration, True
@@ -286,13 +302,15 @@ class LevenbergMarquardt:
             preconditioner=preconditioner,
             most_products=search.most_products,
             range_weight=range_weight if in_range else 0.0,
-            variation_weight=self._variation_weight() / (high - low),
+            variation_weight=self._variation_weight(x) / (high - low),
             feature_weight=feature_weights,
         )
 
-    def _variation_weight(self) -> float:
+    def _variation_weight(self, x: np.ndarray) -> float:
         """The weight of the pictures' total variation, for a range of width 1."""
         knowledge = self._objective.knowledge
+        if self._with_prior:
+            return self._prior_weight
         if knowledge.has_signs_only:
             return _VARIATION_WEIGHT_OF_SIGNS
         # Noise σ and a Laplace distribution of the differences, of the mean b, ask for σ² / b: the posterior.
