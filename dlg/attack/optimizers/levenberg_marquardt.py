@@ -178,6 +178,11 @@ class LevenbergMarquardt:
         """How often the network's gradients, or a product with their Jacobian, were computed."""
         return self._evaluations + self._step.evaluations
 
+    @property
+    def has_given_start(self) -> bool:
+        """Whether the first start is what was recovered in part."""
+        return self._knowledge.start is not None
+
     def evaluate(self, x: np.ndarray) -> DummyBatch:
         """The dummy batch of this data, (B, ...), with its loss."""
         self._evaluations += 1

@@ -9,7 +9,7 @@ import paddle
 
 from dlg.attack.objective import Objective
 from dlg.attack.optimizers.gradient_descent import Adam
-from dlg.graph.values import Value
+from dlg.graph.values import Value, numpy_dtype
 
 # The step of the first iteration.
 SIGNED_ADAM_STEP = -0.1
@@ -32,14 +32,23 @@ class SignedAdam(Adam):
         The lowest and the highest value of the data.
     iterations : int
         T, after which the step is zero.
+
+    Attributes
+    ----------
+    iterations : int
+        T.
+    dtype : str
+        Of the data.
     """
 
-    description = "signed adam"
+    description = "adam on signs"
 
     def __init__(
         self, objective: Objective, learning_rate: float, value_range: tuple[float, float] | None, iterations: int
     ) -> None:
         self.settings = value_range, iterations
+        self.iterations = iterations
+        self.dtype = numpy_dtype(objective.dummies[0])
         super().__init__(objective, learning_rate, value_range)
 
     def directions(
