@@ -12,6 +12,7 @@ import paddle
 from paddle.base.libpaddle import pir
 
 from dlg import random_streams
+from dlg.attack.counting import most_determined
 from dlg.attack.dummies import Dummies, fed_label, make_dummies
 from dlg.attack.features import Layout
 from dlg.attack.losses import (
@@ -138,6 +139,9 @@ class Objective:
         depend on the integers.
     results_size : int
         How many bytes the results of the program's ops take together.
+    most_determined : int
+        How many numbers of the batch the gradients determine at most, see
+        `dlg.attack.counting`; with those of labels that are optimised.
     knowledge : DefenseKnowledge
         What is known of the defence that the shared gradients went through.
     derived : Preparations
@@ -168,6 +172,7 @@ class Objective:
     layout: Layout
     tables: dict[str, str]
     results_size: int
+    most_determined: int
     knowledge: DefenseKnowledge = NOTHING
     derived: Preparations = dataclasses.field(default_factory=Preparations)
 
@@ -405,6 +410,11 @@ def _build(
         if features:
             mismatch, known_features = _feature_mismatch(features[0], feature_weight)
             loss, constants = loss + mismatch, constants | known_features
+        sizes = {name: math.prod(gradient.shape) for name, gradient in zip(ties.gradients, first.gradients)}
+        # The weights of later local steps depend on all of the batch, whichever layer's they are.
+        cuts = (blocks, layers) if step.local_steps is None else ([], [])
+        counted = most_determined(sizes, *cuts, step.batch_size)
+        counted += sum(math.prod(dummy.shape) for dummy in list(dummies.optimised.values())[1:])
         # The layers' ops are read later. Local steps are copies of them, so nothing else would keep them.
         kept = [dummies.label, *(layer.product.result(0) for layer in layers)]
         second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=kept)
@@ -439,6 +449,7 @@ def _build(
         layout=call.layout,
         tables=tables,
         results_size=results_size(program),
+        most_determined=counted,
         knowledge=step.knowledge,
     )
     return objective, ties.weights

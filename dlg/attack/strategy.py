@@ -52,9 +52,6 @@ _PRIOR_WEIGHT = 1e-2
 _FEATURE_WEIGHT = 1.0
 # How many iterations descent has before least squares.
 _DESCENT_ITERATIONS = 1500
-# Least squares alone needs this many equations for each number of the batch. LeNet has 1.95 with eight digits, of which
-# least squares finds nearly all, and 0.91 with four colour pictures, of which it finds none.
-_ENOUGH_EQUATIONS = 1.75
 # Ops whose gradient jumps, so that the steps of least squares do not see where they lead.
 _KINKS = {f"pd_op.{name}" for name in ("relu", "relu6", "leaky_relu", "prelu", "abs", "max_pool2d_with_index")}
 
@@ -221,23 +218,18 @@ def _description(descent: SignedAdam, objective: Objective) -> str:
     return f"{descent.description} on the cosine distance with total variation{features}"
 
 
-def _descends_first(step: SharedStep, objective: Objective, leakage: Leakage | None) -> bool:
+def _descends_first(step: SharedStep, objective: Objective) -> bool:
     """Whether descent with a prior should lead least squares.
 
     So it should for pictures behind kinks, and for those that the gradients
-    may leave open: the last layer's gradients tell no more than its features.
+    leave open.
     """
     is_picture = objective.layout.is_single and picture_shape(objective.dummies[0].shape[1:]) is not None
     if not is_picture or step.local_steps is not None or step.knowledge != NOTHING:
         return False
     if any(_has_kink(op) for op in ops_behind(list(objective.dummy_gradients.values()))):
         return True
-    features = _certain_features(leakage)
-    last = {objective.layers[-1].weight, objective.layers[-1].bias} if features is not None else set()
-    gradients = zip(objective.trained, objective.shared_gradients)
-    equations = sum(gradient.size for name, gradient in gradients if name not in last)
-    equations += 0 if features is None else features.size
-    return equations < _ENOUGH_EQUATIONS * math.prod(objective.dummies[0].shape)
+    return objective.most_determined < math.prod(objective.dummies[0].shape)
 
 
 def _has_kink(op: Operation) -> bool:
@@ -321,7 +313,7 @@ def _from_leakage(
     is_hidden = step.knowledge != NOTHING and knowledge.inputs is None
     if is_hidden and has_sizes and isinstance(optimizer, LevenbergMarquardt):
         optimizer = _beside_ignorant(optimizer, objective, knowledge)
-    if descends and scale == 1 and knowledge.inputs is None and _descends_first(step, objective, leakage):
+    if descends and knowledge.inputs is None and _descends_first(step, objective):
         matched = _descent_objective(step, inferred.labels, _certain_features(leakage))
         count = min(_DESCENT_ITERATIONS, options.iterations)
         descent = SignedAdam(matched, SIGNED_ADAM_STEP, options.range, count)
