@@ -148,7 +148,9 @@ def attack_seed(
     """Attack the target of a seed, print its line, and give the PSNR of each image and the attack's seconds."""
     network, in_colour, is_trained = NETWORKS[name]
     shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
-    batch, label = colour_crops(seed, batch_size) if in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+    batch, label = (
+        colour_crops(seed, batch_size) if in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+    )
     with fresh_scope(), tempfile.TemporaryDirectory() as folder:
         target = participant(network, batch, label, seed)
         if is_trained:

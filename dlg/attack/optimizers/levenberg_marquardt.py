@@ -103,9 +103,11 @@ _SHARE_WITHOUT_SCALE = 0.3
 # The weight of the total variation where only signs are known. On LeNet, one digit came back at 18.6 dB with it, at
 # 15.7 dB with ten times as much or a tenth, and at 14.5 dB with none.
 _VARIATION_WEIGHT_OF_SIGNS = 1e-3
-# The penalty of the pictures' total variation, where no defence says how large it should be, is this share of the
-# residual's sum of squares.
-_VARIATION_SHARE = 3.0
+# The total variation's penalty at a search's start, relative to the residual's sum of squares, where no noise says how
+# large it should be. With 30 the pictures became flat: on LeNet four colour pictures came back at 12 to 16 dB.
+_FIRST_VARIATION_SHARE = 3.0
+# The weight's factor after each step that lowers the sum of squares. The four pictures came back at 26 to 33 dB, in
+# 38 s. With 0.7 it took 57 s for 0.2 dB; with a weight that followed the residual at once they came to 24 to 31 dB.
 _VARIATION_DECAY = 0.5
 # By how much of its range noise may take a pixel out of it.
 _RANGE_ERROR = 0.02
@@ -141,8 +143,9 @@ class LevenbergMarquardt:
         count only where their errors are known too, and the objective matches
         features.
     with_prior : bool
-        Whether pictures are searched for with a small total variation, whose
-        weight falls with the residual.
+        Whether pictures of small total variation are preferred. The weight of
+        the variation falls with each step, so that the gradients decide in the
+        end, and the variation decides what they leave open.
     """
 
     def __init__(self, objective: Objective, knowledge: BatchKnowledge, *, with_prior: bool = False) -> None:
@@ -193,7 +196,14 @@ class LevenbergMarquardt:
         return self._objective.explains(loss)
 
     def start(self, seed: int, restart: int) -> DummyBatch:
-        """What was recovered in part, or else `random_start`; later N(0, 1), clipped to the range, to differ more."""
+        """Samples that are all known, or what was recovered in part, or else `random_start`.
+
+        Later starts are from N(0, 1), clipped to the range, to differ more.
+        """
+        inputs = self._knowledge.inputs
+        if inputs is not None and len(inputs) == self._step.batch_size:
+            # A time limit may end the attack before its first iteration.
+            return self.evaluate(inputs)
         if not restart and self._knowledge.start is not None:
             return self.evaluate(self._knowledge.start)
         if not restart:
@@ -238,10 +248,7 @@ class LevenbergMarquardt:
             self._step.noise,
         )
         if self._with_prior:
-            misfit = self._step.misfit(
-                self._objective.evaluate(batch.values, list(self._objective.dummy_gradients.values()))
-            )
-            self._prior_weight = 0.5 * _VARIATION_SHARE * misfit / max(variation_of(batch.values[0]), _TINY)
+            self._prior_weight = self._first_prior_weight(batch.values[0])
         while iteration < iterations and not search.is_without_a_step:
             step = self._solve(batch.values[0], search, in_range=in_range)
             iteration += 1
@@ -307,11 +314,18 @@ class LevenbergMarquardt:
             preconditioner=preconditioner,
             most_products=search.most_products,
             range_weight=range_weight if in_range else 0.0,
-            variation_weight=self._variation_weight(x) / (high - low),
+            variation_weight=self._variation_weight() / (high - low),
             feature_weight=feature_weights,
         )
 
-    def _variation_weight(self, x: np.ndarray) -> float:
+    def _first_prior_weight(self, x: np.ndarray) -> float:
+        """The weight of the total variation at a search's start, for a range of width 1."""
+        low, high = self._knowledge.value_range or (0.0, 1.0)
+        misfit = self._step.misfit(self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
+        # The penalty is twice the variation.
+        return _FIRST_VARIATION_SHARE * misfit * (high - low) / max(2 * variation_of(x), _TINY)
+
+    def _variation_weight(self) -> float:
         """The weight of the pictures' total variation, for a range of width 1."""
         knowledge = self._objective.knowledge
         if self._with_prior:
