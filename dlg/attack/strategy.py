@@ -307,17 +307,18 @@ def _from_leakage(
     if scale == 1 and step.knowledge.is_scaled:
         scale = rough_gradient_scale(step)
         objective = objective.with_gradient_scale(scale)
-    optimizer: Optimizer = entry.build(objective, options.learning_rate, knowledge)
+    optimizer: Optimizer
+    if descends and knowledge.inputs is None and _descends_first(step, objective):
+        matched = _descent_objective(step, inferred.labels, _certain_features(leakage))
+        descent = SignedAdam(matched, SIGNED_ADAM_STEP, options.range, min(_DESCENT_ITERATIONS, options.iterations))
+        optimizer = DescentThenLeastSquares(descent, LevenbergMarquardt(objective, knowledge, with_prior=True))
+    else:
+        optimizer = entry.build(objective, options.learning_rate, knowledge)
     # Without the factor or the sizes there is nothing for a search that does not know of them.
     has_sizes = not step.knowledge.has_signs_only and not step.knowledge.is_scaled
     is_hidden = step.knowledge != NOTHING and knowledge.inputs is None
     if is_hidden and has_sizes and isinstance(optimizer, LevenbergMarquardt):
         optimizer = _beside_ignorant(optimizer, objective, knowledge)
-    if descends and knowledge.inputs is None and _descends_first(step, objective):
-        matched = _descent_objective(step, inferred.labels, _certain_features(leakage))
-        count = min(_DESCENT_ITERATIONS, options.iterations)
-        descent = SignedAdam(matched, SIGNED_ADAM_STEP, options.range, count)
-        optimizer = DescentThenLeastSquares(descent, LevenbergMarquardt(objective, knowledge, with_prior=True))
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name, notes = optimizer.description, [*objective.notes, inferred.note]
     if leakage is not None:

@@ -59,7 +59,8 @@ class DescentThenLeastSquares:
                 self._as_descent_has_it(start),
                 count,
                 report_every,
-                lambda iteration, batch, decisive: run.show(iteration, self._as_search_has_it(batch), decisive),
+                # How far descent has come says little of where least squares will lead, so it is not to decide.
+                lambda iteration, batch, decisive: run.show(iteration, self._as_search_has_it(batch), False),
             )
         if not run.is_over and count < iterations:
             self._search.run(
