@@ -358,7 +358,7 @@ def _first_layers_signs(
 
 def _beside_ignorant(knowing: LevenbergMarquardt, objective: Objective, knowledge: BatchKnowledge) -> BesideIgnorant:
     """Least squares that knows the defence, and the same that does not."""
-    ignorant = LevenbergMarquardt(dataclasses.replace(objective, knowledge=NOTHING), knowledge)
+    ignorant = LevenbergMarquardt(dataclasses.replace(objective, knowledge=NOTHING), knowledge, is_defended=True)
     batch_size = objective.label_probability.shape[0]
     expected = batch_size**2 * objective.knowledge.noise**2 * len(objective.dummy_gradients)
     return BesideIgnorant(knowing, ignorant, expected)
