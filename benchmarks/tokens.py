@@ -306,7 +306,9 @@ def measured(row: Row, batch_size: int, seeds: int) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--row", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
     parser.add_argument("--seeds", type=int, default=20, help="the number of batches; their seeds are 0, 1, ...")
     args = parser.parse_args(argv)
