@@ -34,7 +34,7 @@ from dlg.graph.label_readers import LabelKind
 
 # How many prefixes are followed, for each sample of the batch.
 _PREFIXES_PER_SAMPLE = 16
-# How many texts are evaluated at most for one place.
+# How many texts are evaluated at most.
 _MOST_TEXTS = 50_000
 # A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
 _SAME_SCALE = 1e-5
@@ -55,14 +55,14 @@ def read_off(reading: Reading) -> Leakage | None:
     if len(layout.rows) != 1 or layout.numbers or layout.rows[0].length == 1:
         return None
     network = TextNetwork(reading)
-    layers = find_token_layers(network)
-    if all(layer.is_pointwise for layer in layers):
-        return None
-    candidates = candidates_at_places(network, layers)
     try:
+        layers = find_token_layers(network)
+        if all(layer.is_pointwise for layer in layers):
+            return None
+        candidates = candidates_at_places(network, layers)
         texts = find_texts(network, layers, candidates)
     except TimeLimitReachedError:
-        texts = np.zeros((0, network.length), np.int64)
+        return None
     if len(texts) < reading.batch_size:
         return _partial_leakage(reading, network, texts, candidates)
     return _leakage(reading, network, texts[: reading.batch_size])
@@ -102,11 +102,12 @@ def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidate
         The nearest to the spans first, then those that padding fills up, the
         longest first. None are returned where too many would have to be tested.
     """
-    prefixes, ended = np.zeros((1, 0), np.int64), []
+    prefixes, ended, left = np.zeros((1, 0), np.int64), [], _MOST_TEXTS
     for place, rows in enumerate(candidates):
         rows = rows[rows != network.padding]
         longer = np.column_stack([np.repeat(prefixes, len(rows), axis=0), np.tile(rows, len(prefixes))])
-        if len(longer) > _MOST_TEXTS:
+        left -= len(longer)
+        if left < 0:
             return np.zeros((0, network.length), np.int64)
         check_deadline()
         # What stands behind a place does not matter.
