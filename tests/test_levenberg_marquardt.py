@@ -206,6 +206,13 @@ def test_the_search_ends_where_a_step_within_the_noise_wins_no_more_than_noise(b
     assert search.is_within_noise == is_within
 
 
+def test_a_rejected_step_within_the_noise_does_not_end_the_search():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
+    for after in (1500.0, 1500.0, 700.0):
+        search.update(step(before=990.0, after=after), noise=1.0)
+        assert not search.is_within_noise
+
+
 def test_the_noise_is_that_of_the_gradients_with_their_factor():
     search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
     search.update(step(before=990.0, after=989.0), noise=1.0)
