@@ -7,11 +7,14 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import paddle
 import pytest
 from attacking import attack, digits, worst_psnr
 from benchmarks.participant import participant
 
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
+from dlg.attack.objective import build_precise_objective
+from dlg.attack.optimizers import BatchKnowledge, LevenbergMarquardt
 from dlg.attack.optimizers.levenberg_marquardt import Damping, Search
 from dlg.attack.strategy import choose
 from dlg.options import AttackOptions
@@ -235,3 +238,22 @@ def test_the_search_is_without_a_step_where_damping_does_not_help():
         assert not search.is_without_a_step
     search.update(step(after=2.0))
     assert search.is_without_a_step
+
+
+def test_a_prior_chooses_the_smooth_picture_of_those_with_the_same_gradients():
+    images, labels = np.full((1, 1, 8, 8), 0.5, np.float32), np.zeros((1, 1), np.int64)
+
+    def every_second_column(feature, label):
+        prediction = paddle.nn.Linear(32, 10)(paddle.flatten(feature[:, :, :, ::2], 1))
+        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+    trained = participant(every_second_column, images, labels)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=labels[:, 0])
+    errors = {}
+    for with_prior in (False, True):
+        search = LevenbergMarquardt(objective, BatchKnowledge(value_range=(0.0, 1.0)), with_prior=with_prior)
+        found = []
+        search.run(search.start(0, 0), 40, 1, lambda iteration, batch, decisive, seen=found: seen.append(batch))
+        assert objective.explains(found[-1].loss)
+        errors[with_prior] = np.abs(found[-1].values[0] - images).max()
+    assert errors[True] < 0.02 < errors[False]

@@ -10,6 +10,9 @@ some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
 their rounding. Where a defence hides more than rounding does, the projection is
 damped, so that directions which move the gradients by less than that are open.
+
+Where the equations are ill-conditioned, the projection arrives nowhere and shows
+nothing. Counting does: see `dlg.attack.counting`.
 """
 
 from __future__ import annotations
@@ -108,10 +111,12 @@ def open_part(
     moved = jacobian.relative_size(left) * visible / max(length, _TINY)
     # A number that only signs depend on is seen, if not by the equations here.
     unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(left == change))
+    # What the products do not show to be open may still be: that they do not suffice proves nothing.
+    uncounted = max(jacobian.size - objective.most_determined, 0)
     if moved > seen_from:
-        return OpenPart(jacobian.size, unseen, unseen)
+        return OpenPart(jacobian.size, max(unseen, uncounted), unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
-    open_dimensions = min(max(round(float(np.sum(left**2))), unseen, 1), jacobian.size)
+    open_dimensions = min(max(round(float(np.sum(left**2))), unseen, uncounted, 1), jacobian.size)
     return OpenPart(jacobian.size, open_dimensions, unseen)
 
 

@@ -19,6 +19,7 @@ from dlg.attack.objective import (
 )
 from dlg.attack.optimizers import BatchKnowledge, DummyBatch
 from dlg.attack.optimizers.beside_ignorant import BesideIgnorant
+from dlg.attack.optimizers.descent_then_least_squares import DescentThenLeastSquares
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy
@@ -255,7 +256,7 @@ def _polished_verdict(
     if (
         objective is None
         or objective.fixed_label is None
-        or isinstance(strategy.optimizer, (LevenbergMarquardt, BesideIgnorant))
+        or isinstance(strategy.optimizer, (LevenbergMarquardt, BesideIgnorant, DescentThenLeastSquares))
     ):
         return None
     polished = _polish(objective, answer, options)

@@ -122,6 +122,8 @@ class GaussNewtonStep:
         How many samples, the first ones, no step changes.
     value_range : tuple of float, optional
         Between which numbers pixels are.
+    with_prior : bool
+        Whether a prior is needed though no defence hides anything.
 
     Attributes
     ----------
@@ -138,7 +140,7 @@ class GaussNewtonStep:
         residual; 0 without noise.
     has_variation : bool
         Whether the total variation can be weighed: the samples are pictures, and
-        the defence hides so much of them that a prior is needed.
+        a prior is needed, as where a defence hides much of them.
     """
 
     def __init__(
@@ -148,10 +150,11 @@ class GaussNewtonStep:
         features: np.ndarray | None = None,
         held: int = 0,
         value_range: tuple[float, float] | None = None,
+        with_prior: bool = False,
     ) -> None:
         self._objective = objective
         is_picture = objective.layout.is_single and picture_shape(objective.dummies[0].shape[1:]) is not None
-        self.has_variation = objective.knowledge.needs_prior and is_picture
+        self.has_variation = (with_prior or objective.knowledge.needs_prior) and is_picture
         self.evaluations = 0
         self.batch_size: int = objective.label_probability.shape[0]
         names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
@@ -278,6 +281,11 @@ class GaussNewtonStep:
         return sum(
             weight**2 * float(np.sum(one * other)) for weight, one, other in zip(self._gradient_weights, ones, others)
         )
+
+    def misfit(self, gradients: Sequence[np.ndarray]) -> float:
+        """The sum of squares of the residual that these gradients leave."""
+        differences = [ours - theirs for ours, theirs in zip(gradients, self.shared_gradients)]
+        return self._product(differences, differences)
 
     def preconditioner(self, x: np.ndarray) -> np.ndarray:
         """Measure how the samples move the gradients, and even it out.

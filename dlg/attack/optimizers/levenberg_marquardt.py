@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlg import random_streams
-from dlg.attack.losses import gradient_matching_loss
+from dlg.attack.losses import gradient_matching_loss, variation_of
 from dlg.attack.objective import PRECISE_ROUNDING, Objective
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
 from dlg.attack.optimizers.interface import (
@@ -112,6 +112,12 @@ _SHARE_WITHOUT_SCALE = 0.3
 # The weight of the total variation where only signs are known. On LeNet, one digit came back at 18.6 dB with it, at
 # 15.7 dB with ten times as much or a tenth, and at 14.5 dB with none.
 _VARIATION_WEIGHT_OF_SIGNS = 1e-3
+# The total variation's penalty at a search's start, relative to the residual's sum of squares, where no noise says how
+# large it should be. With 30 the pictures became flat: on LeNet four colour pictures came back at 12 to 16 dB.
+_FIRST_VARIATION_SHARE = 3.0
+# The weight's factor after each step that lowers the sum of squares. The four pictures came back at 26 to 33 dB, in
+# 38 s. With 0.7 it took 57 s for 0.2 dB; with a weight that followed the residual at once they came to 24 to 31 dB.
+_VARIATION_DECAY = 0.5
 # By how much of its range noise may take a pixel out of it.
 _RANGE_ERROR = 0.02
 
@@ -151,9 +157,20 @@ class LevenbergMarquardt:
         Whether a defence changed the gradients, so that a search that lowers the
         loss by little has less patience. By default, where the objective knows
         of one.
+    with_prior : bool
+        Whether pictures of small total variation are preferred. The weight of
+        the variation falls with each step, so that the gradients decide in the
+        end, and the variation decides what they leave open.
     """
 
-    def __init__(self, objective: Objective, knowledge: BatchKnowledge, *, is_defended: bool | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        knowledge: BatchKnowledge,
+        *,
+        is_defended: bool | None = None,
+        with_prior: bool = False,
+    ) -> None:
         self._objective, self._knowledge = objective, knowledge
         self._is_defended = objective.knowledge != NOTHING if is_defended is None else is_defended
         self._evaluations = 0
@@ -166,7 +183,10 @@ class LevenbergMarquardt:
             features=knowledge.features,
             held=0 if known == batch_size else known,
             value_range=knowledge.value_range,
+            with_prior=with_prior,
         )
+        self._prior_weight = 0.0
+        self._with_prior = with_prior and self._step.has_variation
         self._coarse_feature_weights = _coarse_feature_weights(knowledge, batch_size)
         self._fine_feature_weights = _fine_feature_weights(knowledge, batch_size)
         dummy = np.zeros(objective.dummies[0].shape)
@@ -185,6 +205,11 @@ class LevenbergMarquardt:
         """How often the network's gradients, or a product with their Jacobian, were computed."""
         return self._evaluations + self._step.evaluations
 
+    @property
+    def has_given_start(self) -> bool:
+        """Whether the first start is what was recovered in part."""
+        return self._knowledge.start is not None
+
     def evaluate(self, x: np.ndarray) -> DummyBatch:
         """The dummy batch of this data, (B, ...), with its loss."""
         self._evaluations += 1
@@ -195,7 +220,14 @@ class LevenbergMarquardt:
         return self._objective.explains(loss)
 
     def start(self, seed: int, restart: int) -> DummyBatch:
-        """What was recovered in part, or else `random_start`; later N(0, 1), clipped to the range, to differ more."""
+        """Samples that are all known, or what was recovered in part, or else `random_start`.
+
+        Later starts are from N(0, 1), clipped to the range, to differ more.
+        """
+        inputs = self._knowledge.inputs
+        if inputs is not None and len(inputs) == self._step.batch_size:
+            # A time limit may end the attack before its first iteration.
+            return self.evaluate(inputs)
         if not restart and self._knowledge.start is not None:
             return self.evaluate(self._knowledge.start)
         if not restart:
@@ -242,6 +274,8 @@ class LevenbergMarquardt:
             self._step.noise,
             is_defended=self._is_defended,
         )
+        if self._with_prior:
+            self._prior_weight = self._first_prior_weight(batch.values[0])
         while iteration < iterations and not search.is_without_a_step:
             step = self._solve(batch.values[0], search, in_range=in_range)
             iteration += 1
@@ -250,6 +284,7 @@ class LevenbergMarquardt:
                 if self._fits_scale(search):
                     self._step.fit_scale(step.outputs[: len(self._step.shared_gradients)])
                 batch = self._dummy_batch(batch.values[0] + step.change, step.outputs)
+                self._prior_weight *= _VARIATION_DECAY
             search.update(step, noise)
             if observe(iteration, batch, True):
                 return batch, iteration, True
@@ -318,9 +353,18 @@ class LevenbergMarquardt:
             feature_weight=feature_weights,
         )
 
+    def _first_prior_weight(self, x: np.ndarray) -> float:
+        """The weight of the total variation at a search's start, for a range of width 1."""
+        low, high = self._knowledge.value_range or (0.0, 1.0)
+        misfit = self._step.misfit(self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
+        # The penalty is twice the variation.
+        return _FIRST_VARIATION_SHARE * misfit * (high - low) / max(2 * variation_of(x), _TINY)
+
     def _variation_weight(self) -> float:
         """The weight of the pictures' total variation, for a range of width 1."""
         knowledge = self._objective.knowledge
+        if self._with_prior:
+            return self._prior_weight
         if knowledge.has_signs_only:
             return _VARIATION_WEIGHT_OF_SIGNS
         # Noise σ and a Laplace distribution of the differences, of the mean b, ask for σ² / b: the posterior.
