@@ -29,8 +29,6 @@ def test_the_interval_counts_batches_for_the_images_of_one_are_not_independent()
 def test_every_attack_has_a_column(capsys):
     options = ["--network", "softmax", "--batch_size", "1", "--defense", "int8", "--seeds", "2", "--iterations", "20"]
     defenses.main(options)
-        ["--network", "softmax", "--batch_size", "1", "--defense", "int8", "--seeds", "2", "--iterations", "20"]
-    )
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| softmax | 1 | int8 | 2 of 2 (34% to 100%)")
     assert row.count(" s of processor") == 3
