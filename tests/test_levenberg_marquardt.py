@@ -183,7 +183,7 @@ def test_the_fine_search_has_less_patience_under_a_defence():
     search = Search(batch_size=2, residual_size=1000, range_width=1.0, is_defended=True)
     for _ in range(3):
         search.update(step(after=0.95))
-    for before, after in itertools.pairwise(0.99 ** np.arange(10)):
+    for before, after in itertools.pairwise(0.995 ** np.arange(14)):
         assert not search.is_stuck
         search.update(step(before=before, after=after))
     assert search.is_stuck
