@@ -346,11 +346,6 @@ def test_a_process_that_cannot_start_says_so_in_one_line(before, environment, tm
     assert re.fullmatch(r"mnist_example\.py: error: it cannot start: [^\n]+\n", finished.stderr)
 
 
-def test_variables_that_the_command_does_not_need_do_not_disturb_it(tmp_path):
-    finished = run("--iterations", "1", folder=tmp_path, MPLBACKEND="garbage", LOKY_MAX_CPU_COUNT="x")
-    assert (finished.returncode, finished.stderr) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("redirection", "code", "words"),
     [
@@ -367,8 +362,9 @@ def test_an_output_that_nobody_can_read_does_not_end_a_run(redirection, code, wo
     assert json.loads((tmp_path / "att_results" / "summary.json").read_text())["iterations"] == 300
 
 
-def test_ascii_output_with_another_folder_escapes_its_name(tmp_path):
-    finished = run("--iterations", "1", "--result_dir", "résultats", folder=tmp_path, PYTHONIOENCODING="ascii")
+def test_ascii_output_escapes_a_folders_name_and_variables_that_are_not_needed_do_not_disturb_it(tmp_path):
+    variables = {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "garbage", "LOKY_MAX_CPU_COUNT": "x"}
+    finished = run("--iterations", "1", "--result_dir", "résultats", folder=tmp_path, **variables)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "r\\xe9sultats" in finished.stdout
 

@@ -171,8 +171,8 @@ def executor_of_one_program(place: object) -> paddle.static.Executor:
     PaddlePaddle's executor prints the program at each run, and looks up by the
     text what it has compiled. It keeps the last eight, and compiles what is no
     longer among them again. This one keeps what it compiled at the first run.
-    On LeNet with a batch of four, a run that computes the gradients took 2.4 ms
-    before, and takes 1.1 ms.
+    On LeNet with a batch of four, a run that computes the gradients took 3.9 ms
+    of a busy processor with PaddlePaddle's, and 1.4 ms with this one.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def executor_of_one_program(place: object) -> paddle.static.Executor:
     """
     executor = paddle.static.Executor(place)
     # It has no other name. A version of PaddlePaddle that lacks it looks the program up as before.
-    cache = getattr(executor, "_executor_cache", None)
+    cache: Any = getattr(executor, "_executor_cache", None)
     if hasattr(cache, "get_pir_program_and_executor"):
         compiled: list[Any] = []
         compile_program = cache.get_pir_program_and_executor

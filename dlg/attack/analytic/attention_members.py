@@ -37,12 +37,14 @@ _WEIGHT_OF_SUMS = 10.0
 _MOST_ROUNDS = 100
 # Denominators that change by less than this share are found.
 _SETTLED = 1e-9
-# How many unknowns are taken on for each equation: that z is nonnegative decides some. At 1.5, all four texts came back;
-# at 3 and 5, one of eight.
-_MOST_UNKNOWNS = 2.0
+# How many unknowns are taken on for each equation: that z is nonnegative decides some. At 3.5, all four texts came
+# back; at 5, none.
+_MOST_UNKNOWNS = 4.0
 # How many pairs and texts are taken on at most.
 _MOST_PAIRS = 1000
 _MOST_TEXTS = 50_000
+# What a number is divided by where it would be divided by zero.
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,8 @@ def texts_by_attention(
     for pair in np.argsort(np.array(counts)[pairs.places], kind="stable"):
         check_deadline()
         place, row = pairs.places[pair], pairs.rows[pair]
-        if len(found) == network.batch_size or any(text[place] == row for text in found):
+        is_known = row == network.padding or any(text[place] == row for text in found)
+        if len(found) == network.batch_size or is_known or not attention.layer.holds[place]:
             continue
         text = pairs.text_with(pair)
         if network.distances(layers, text[None]).max() <= IN_SPAN:
@@ -105,7 +108,7 @@ def texts_by_attention(
 def find_attention(network: TextNetwork, layers: Sequence[TokenLayer]) -> Attention | None:
     """The first attention; None where it is not of the form above, at random texts."""
     layer = next((layer for layer in layers if not layer.is_pointwise), None)
-    if layer is None or not layer.holds.all():
+    if layer is None:
         return None
     ops = ops_behind([layer.inputs])
     results = [op.result(0) for op in ops if op.name() == "pd_op.softmax"]
@@ -177,7 +180,8 @@ class Pairs:
         for which, (weights, of_texts) in network.in_batches(rows[pairs], [attention.weights, attention.values]):
             weights, of_texts = weights[:, 0], of_texts[:, 0]
             for text, own, own_values in zip(pairs[which], weights, of_texts):
-                diagonal = np.diagonal(own, axis1=1, axis2=2)
+                # Under a mask, padding gives itself no weight.
+                diagonal = np.maximum(np.diagonal(own, axis1=1, axis2=2), _TINY)
                 ratios[np.ix_(text, text)] = (own / diagonal[..., None]).transpose(1, 2, 0)
                 values[text] = own_values.transpose(1, 0, 2)
         basis = attention.layer.span.basis

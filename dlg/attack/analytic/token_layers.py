@@ -22,6 +22,7 @@ import numpy as np
 
 from dlg import random_streams
 from dlg.attack.analytic.reading import Reading
+from dlg.attack.features import PADDING
 from dlg.graph.linear_layers import is_parameter
 from dlg.graph.values import Value
 
@@ -133,9 +134,16 @@ class TextNetwork:
         """N, how many tokens a text has."""
         return self.rows.length
 
+    @property
+    def padding(self) -> int | None:
+        """The row of the table that fills up a text, whose places may have no gradient; None where there is none."""
+        if self.rows.padding is None and self.probe.is_read_elsewhere(self.rows.feature):
+            return PADDING + int(self.rows.offsets[0])
+        return self.rows.padding
+
     def rows_present(self) -> np.ndarray:
         """The rows of the table that the batch may have looked up."""
-        gradient, padding = self._table.gradient, self.rows.padding
+        gradient, padding = self._table.gradient, self.padding
         if gradient is None:
             return np.arange(len(self._table.weight))
         present = np.flatnonzero(np.any(gradient != 0, axis=1))
@@ -170,13 +178,13 @@ class TextNetwork:
             yield slice(start, start + len(some)), [each[: len(some)] for each in found]
 
     def distances(self, layers: Sequence[TokenLayer], texts: np.ndarray) -> np.ndarray:
-        """The largest distance of the inputs at texts, (K, N), from the layers' spans, (K, N)."""
+        """The largest distance of the inputs at texts, (K, N), from the layers' spans, (K, N); 0 at padding."""
         found = np.zeros(texts.shape)
         for which, values in self.in_batches(texts, [layer.inputs for layer in layers]):
             for layer, inputs in zip(layers, values):
                 distances = layer.span.distances(inputs.reshape(len(inputs), self.length, -1))
                 found[which] = np.maximum(found[which], np.where(layer.holds, distances, 0))
-        return found
+        return found if self.padding is None else np.where(texts == self.padding, 0, found)
 
 
 def find_token_layers(network: TextNetwork) -> list[TokenLayer]:

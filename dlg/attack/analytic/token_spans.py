@@ -95,21 +95,27 @@ def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidate
     Returns
     -------
     ndarray, shape (K, N), int64
-        The nearest to the spans first. None are returned where too many would
-        have to be tested.
+        The nearest to the spans first, then those that padding fills up, the
+        longest first. None are returned where too many would have to be tested.
     """
-    prefixes = np.zeros((1, 0), np.int64)
+    prefixes, ended = np.zeros((1, 0), np.int64), []
     for place, rows in enumerate(candidates):
+        rows = rows[rows != network.padding]
         longer = np.column_stack([np.repeat(prefixes, len(rows), axis=0), np.tile(rows, len(prefixes))])
-        if not 0 < len(longer) <= _MOST_TEXTS:
+        if len(longer) > _MOST_TEXTS:
             return np.zeros((0, network.length), np.int64)
         check_deadline()
         # What stands behind a place does not matter.
         texts = np.pad(longer, ((0, 0), (0, network.length - place - 1)), mode="edge")
         distances = network.distances(layers, texts)[:, place]
         order = np.argsort(distances)[: _PREFIXES_PER_SAMPLE * network.batch_size]
-        prefixes = longer[order[distances[order] <= IN_SPAN]]
-    return prefixes
+        kept = order[distances[order] <= IN_SPAN]
+        if network.padding is not None and place:
+            last = np.delete(prefixes, kept // len(rows), axis=0)
+            filling = ((0, 0), (0, network.length - place))
+            ended.append(np.pad(last, filling, constant_values=network.padding))
+        prefixes = longer[kept]
+    return np.concatenate([prefixes, *ended[::-1]])
 
 
 def _leakage(reading: Reading, network: TextNetwork, texts: np.ndarray) -> Leakage | None:
