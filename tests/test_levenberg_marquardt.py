@@ -60,6 +60,13 @@ def test_later_starts_are_spread_over_the_range(batch):
     assert not np.array_equal(second, third)
 
 
+def test_a_batch_that_is_known_is_the_start_so_that_no_time_limit_loses_it(batch):
+    trained = participant(networks.softmax, *batch)
+    options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
+    strategy = choose(trained.shared_step(), options)
+    assert strategy.objective.explains(strategy.optimizer.start(0, 0).loss)
+
+
 def test_a_step_that_was_predicted_to_gain_nothing_does_not_end_the_attack(batch, tmp_path, monkeypatch):
     """Where conjugate gradients predict nothing, the gain ratio is beyond all numbers."""
     solve = GaussNewtonStep.solve
