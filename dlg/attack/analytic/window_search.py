@@ -173,7 +173,7 @@ class _Windows:
     def slack(self, x: np.ndarray) -> np.ndarray:
         """What each window's largest output is below its maximum, shape (out, Q); 0 where that is not known."""
         largest = self.layer.pre_activations(x).max(axis=2)
-        return np.where(self._known.active, np.maximum(self._known.largest - self._errors - largest, 0), 0)
+        return np.where(self._known.active, np.maximum(self._known.largest - self._errors / 2 - largest, 0), 0)
 
     def descend(self, x: np.ndarray, free: np.ndarray, choice: np.ndarray, programs: int) -> np.ndarray | None:
         """The convex–concave procedure on the free pixels, from chosen positions; None where nothing is feasible."""
