@@ -67,12 +67,16 @@ _MOST_INPUTS = 4000
 # The most steps of the last fit, and the iterations of each.
 _MOST_STEPS = 25
 _STEP_ITERATIONS = 200
+# How many searches for the maxima of a first layer there are, from other positions that are drawn.
+_MOST_SEARCHES = 3
+# A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
+_EXPLAINED_COST = 0.12
 # The fit ends where the root mean square of a step is below this share of the range.
 _STILL = 3e-5
 # The shares of a step that are tried.
-_SHARES = (1.0, 0.5, 0.25, 0.1)
+_SHARES = (1.0, 0.5, 0.2)
 # A pixel may be at a bound where it is nearer than one of these shares of the range.
-_AT_BOUND = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+_AT_BOUND = (0.0, 1e-3, 1e-2, 3e-2, 1e-1)
 # The median of a normal distribution's magnitudes, for a standard deviation of 1.
 _MEDIAN = 0.6745
 # Residuals beyond this many standard deviations come with a wrong pattern, and count less.
@@ -124,12 +128,18 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
     outputs = last = _rank_one(first, knowledge)
     for place in range(len(layers) - 1, 0, -1):
         outputs = _layer_input(layers[place], outputs, bias_gradients[place], knowledge, layers[place - 1].clips_below)
-    image = _first_input(layers[0], outputs, bias_gradients[0], knowledge, bounds, reading.random_stream())
-    if image is None:
-        return None
     errors = [entry_errors(layer.weight_gradient, knowledge) for layer in layers]
-    image = _fitted(layers, last, errors, image, bounds)
-    return _nearest(reading.probe.with_labels(labels), image, bounds)
+    rng, best, least = reading.random_stream(), None, np.inf
+    for _ in range(_MOST_SEARCHES if layers[0].windows.shape[1] > 1 else 1):
+        image = _first_input(layers[0], outputs, bias_gradients[0], knowledge, bounds, rng)
+        if image is None:
+            break
+        image, cost = _fitted(layers, last, errors, image, bounds)
+        if cost < least:
+            best, least = image, cost
+        if least < _EXPLAINED_COST:
+            break
+    return None if best is None else _nearest(reading.probe.with_labels(labels), best, bounds)
 
 
 def _nearest(objective: Objective, image: np.ndarray, bounds: Bounds) -> np.ndarray:
@@ -160,7 +170,7 @@ def _bias_gradients(reading: Reading) -> list[np.ndarray | None]:
 
 
 def _rank_one(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
-    """f and δ of a layer's gradients [f, 1]ᵀ δ, by weighted least squares in turn."""
+    """The f and δ of a layer's gradients [f, 1]ᵀ δ, by weighted least squares in turn."""
     gradient = layer.stacked_gradient
     errors = [entry_errors(each, knowledge) for each in (layer.weight_gradient, layer.bias_gradient)]
     weights = 1 / np.vstack(errors) ** 2
@@ -271,8 +281,8 @@ def _first_input(
 
 def _fitted(
     layers: Sequence[ConvolutionLayer], last: _Outputs, errors: Sequence[np.ndarray], image: np.ndarray, bounds: Bounds
-) -> np.ndarray:
-    """The image after Gauss and Newton's method on the last outputs and all filters' gradients."""
+) -> tuple[np.ndarray, float]:
+    """The image after Gauss and Newton's method on the last outputs and all filters' gradients, and its cost."""
     moved, spread = image, np.inf
     equations = _weighted(layers, last, errors, image)
     for step in range(_MOST_STEPS):
@@ -283,7 +293,7 @@ def _fitted(
         ]
         weighted = [_weighted(layers, last, errors, candidate) for candidate in candidates]
         residuals = [each.right_side - each.matrix @ candidate for each, candidate in zip(weighted, candidates)]
-        costs = [float(np.sum(np.log1p((each / (_OUTLYING * spread)) ** 2))) for each in residuals]
+        costs = [_cost(each, spread) for each in residuals]
         best = int(np.argmin(costs))
         before, image, equations, residual = image, candidates[best], weighted[best], residuals[best]
         if step and np.sqrt(np.mean((image - before) ** 2)) < _STILL * (bounds.high - bounds.low):
@@ -291,7 +301,12 @@ def _fitted(
         weights = 1 / np.sqrt(1 + (residual / (_OUTLYING * spread)) ** 2)
         trusted = Equations(sparse.diags(weights) @ equations.matrix, weights * equations.right_side)
         moved = bounded_least_squares(trusted, image, bounds, _STEP_ITERATIONS)
-    return image
+    return image, _cost(residual, 1.0)
+
+
+def _cost(residual: np.ndarray, spread: float) -> float:
+    """The mean of Cauchy's ρ over residuals: what comes with a wrong pattern counts little more the larger it is."""
+    return float(np.mean(np.log1p((residual / (_OUTLYING * spread)) ** 2)))
 
 
 def _weighted(

@@ -126,7 +126,8 @@ def _errors(last: Layer, features: np.ndarray, labels: np.ndarray) -> np.ndarray
 def _slopes(layer: Layer, outputs: np.ndarray) -> np.ndarray:
     """The activation's derivatives where it gave these outputs, which noise has moved."""
     activation = layer.known_activation
-    assert activation is not None and activation.inverse is not None
+    assert activation is not None
+    assert activation.inverse is not None
     if layer.activation in KINKED and not KINKED[layer.activation]:
         negative = outputs[outputs < 0]
         outputs = outputs - (_INACTIVE * np.sqrt(np.mean(negative**2)) if len(negative) else 0.0)
