@@ -68,7 +68,7 @@ _MOST_INPUTS = 4000
 _MOST_STEPS = 25
 _STEP_ITERATIONS = 200
 # How many searches for the maxima of a first layer there are, from other positions that are drawn.
-_MOST_SEARCHES = 3
+_MOST_SEARCHES = 2
 # A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
 _EXPLAINED_COST = 0.12
 # The fit ends where the root mean square of a step is below this share of the range.

@@ -43,6 +43,8 @@ _MOST_PROGRAMS = 20
 _MOST_LOCAL_PROGRAMS = 8
 # The descents around a window, at most. MNIST digits in LeNet took 0 to 100.
 _MOST_DESCENTS = 300
+# Where the maxima have errors, some slack may stay. The descents end after this many in a row that win nothing.
+_MOST_FAILURES = 30
 # How many steps from neighbour to neighbour the pixels around a window reach, at most.
 _MOST_REACH = 3
 # A window without slack near one with slack is drawn anew with one of these probabilities.
@@ -97,11 +99,14 @@ def search(
     if x is None:
         return None
     slack = problem.slack(x)
+    failures = 0
     for _ in range(_MOST_DESCENTS):
-        if slack.max() <= _NO_SLACK * problem.size:
+        if slack.max() <= _NO_SLACK * problem.size or (known.errors.any() and failures >= _MOST_FAILURES):
             break
         check_deadline()
+        before = slack
         x, slack = _local_descent(problem, x, slack, rng)
+        failures = failures + 1 if slack is before else 0
     return WindowSolution(x, float(slack.max() / problem.size))
 
 
