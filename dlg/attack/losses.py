@@ -102,6 +102,21 @@ def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence
     return distance * paddle.full([], 0.5, distance.dtype)
 
 
+def relative_distance(features: Value, known: Value) -> Value:
+    """‖f − f*‖² / ‖f*‖², over all samples together.
+
+    Parameters
+    ----------
+    features, known : Value, (B, d)
+        f and f*, which is not zero.
+
+    Returns
+    -------
+    Value, ()
+    """
+    return paddle.sum(paddle.square(features - known)) / paddle.sum(paddle.square(known))
+
+
 def total_variation(data: Value) -> Value:
     """The mean absolute difference of neighbouring pixels, down and across: Geiping et al. (2020), section 4.
 
@@ -126,6 +141,13 @@ def total_variation(data: Value) -> Value:
     down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
     across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
     return paddle.mean(down) + paddle.mean(across)
+
+
+def variation_of(samples: np.ndarray) -> float:
+    """The sum of the absolute differences of neighbouring pixels, down and across, of pictures, (B, ...)."""
+    height, width = (picture_shape(samples.shape[1:]) or samples.shape[1:])[-2:]
+    images = samples.reshape(-1, height, width)
+    return float(np.abs(np.diff(images, axis=1)).sum() + np.abs(np.diff(images, axis=2)).sum())
 
 
 def loss_of_rounding(distance: str, shared_gradients: Sequence[np.ndarray], batch_size: int, rounding: float) -> float:

@@ -73,6 +73,8 @@ class GradientDescent:
     description = "sgd"
     # How many moments of the gradient are kept for each value that is optimised.
     moments_per_value = 0
+    # What else than the learning rate is part of the program.
+    settings: tuple = ()
 
     def __init__(
         self, objective: Objective, learning_rate: float, value_range: tuple[float, float] | None = None
@@ -81,7 +83,7 @@ class GradientDescent:
         self._value_range = value_range
         self.evaluations = 0
         self.findings: list[str] = []
-        key = self.description, learning_rate
+        key = self.description, learning_rate, *self.settings
         self._program, self._state, self._results = objective.derived.once(key, lambda: self._built(learning_rate))
 
     def _built(self, learning_rate: float) -> tuple[paddle.static.Program, list[Value], list[Value]]:
@@ -122,7 +124,8 @@ class GradientDescent:
             iteration = iteration + one
             directions, next_moments = self.directions(gradients, moments, iteration)
             # Last, since each is written into the memory of the value that it is made of: see `traced_execution`.
-            stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
+            moves = zip(values, rates, directions)
+            stepped = [self.moved(value, rate * direction, iteration) for value, rate, direction in moves]
             return [iteration, *stepped, *next_moments]
 
         _, *end = paddle.static.nn.while_loop(not_done, iterate, [first, *state])
@@ -133,6 +136,10 @@ class GradientDescent:
     ) -> tuple[Sequence[Value], Sequence[Value]]:
         """Give the directions of this iteration's step, one for each gradient, and the moments after it."""
         return gradients, moments
+
+    def moved(self, value: Value, step: Value, iteration: Value) -> Value:
+        """Give a value after this iteration's step."""
+        return value + step
 
     def start(self, seed: int, restart: int) -> DummyBatch:
         """Start at random data, which differ as the gradients say that the samples do.
