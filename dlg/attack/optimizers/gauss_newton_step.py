@@ -280,8 +280,8 @@ class GaussNewtonStep:
         """Move the targets so that no residual of these gradients exceeds a number: Huber's loss of the shared ones.
 
         What a residual exceeds it by counts as an error of the shared gradient.
-        Least squares to the moved targets, in turn with this, minimise the sum of
-        r² / 2 where |r| ≤ c, and of c |r| − c² / 2 elsewhere (Huber 1964).
+        Least squares to the moved targets, in turn with this, minimises the sum of
+        r² / 2 where |r| ≤ c, and of c |r| − c² / 2 elsewhere (Huber 1981).
         """
         names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
         for name, shared, found, weight in zip(names, self.shared_gradients, gradients, self._gradient_weights):
