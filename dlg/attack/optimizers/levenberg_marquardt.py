@@ -128,6 +128,15 @@ _LEAST_SHARE_OF_NOISE = 0.05
 _NOISE_MARGIN = 1.1
 
 
+# λ of the steps of Huber's loss, which begin near its minimum.
+_ROBUST_DAMPING = 1e-6
+# How many there are at most. Each leaves about a third of the way, the share of the residuals beyond the bound.
+_ROBUST_STEPS = 20
+# Huber's loss takes over where there are so many equations for an unknown. Under laplacian:1e-3, one digit came 2.0 dB
+# nearer on the perceptron, with 300, and 0.6 and 0.9 dB on LeNet, with 17. On softmax regression, with 10, it came 0.1
+# dB less near.
+_ROBUST_EQUATIONS = 15
+
 # What an error is divided by where it would be divided by zero.
 _TINY = 1e-300
 
@@ -245,6 +254,9 @@ class LevenbergMarquardt:
             if observe(iteration, batch, True):
                 return
         batch, iteration, done = self._search(batch, iteration, iterations, observe, in_range=True)
+        if self._is_robust and self._objective.explains(batch.loss):
+            self._end_robustly(batch, iteration, iterations, observe)
+            return
         if not done and self._may_give_up_range and self._contradicts_range(batch):
             self._gave_up_range = True
             batch, _, _ = self._search(batch, iteration, iterations, observe, in_range=False)
@@ -265,15 +277,7 @@ class LevenbergMarquardt:
         done : bool
             Whether the observer ended it, or the gradients are explained.
         """
-        low, high = self._knowledge.value_range or (0.0, 1.0)
-        search = Search(
-            self._step.batch_size,
-            self._step.residual_size,
-            high - low,
-            batch.values[0].size,
-            self._step.noise,
-            is_defended=self._is_defended,
-        )
+        search = self._new_search()
         if self._with_prior:
             self._prior_weight = self._first_prior_weight(batch.values[0])
         while iteration < iterations and not search.is_without_a_step:
@@ -291,6 +295,48 @@ class LevenbergMarquardt:
             if search.is_stuck or search.is_within_noise or (search.is_still and self._objective.explains(batch.loss)):
                 break
         return batch, iteration, self._objective.explains(batch.loss)
+
+    def _new_search(self) -> Search:
+        low, high = self._knowledge.value_range or (0.0, 1.0)
+        return Search(
+            self._step.batch_size,
+            self._step.residual_size,
+            high - low,
+            int(np.prod(self._objective.dummies[0].shape)),
+            self._step.noise,
+            is_defended=self._is_defended,
+        )
+
+    @property
+    def _is_robust(self) -> bool:
+        """Whether errors are heavy-tailed, and enough equations share an unknown for the large ones to stand out."""
+        unknowns = int(np.prod(self._objective.dummies[0].shape))
+        is_redundant = self._step.residual_size >= _ROBUST_EQUATIONS * unknowns
+        return self._objective.knowledge.is_heavy_tailed and is_redundant
+
+    def _end_robustly(self, batch: DummyBatch, iteration: int, iterations: int, observe: Observer) -> None:
+        """Go on from the least squares' answer with Huber's loss, which large errors pull less than squares do."""
+        search, noise = self._new_search(), self._step.noise
+        search.damping.value = _ROBUST_DAMPING
+        # The scale of Laplace's distribution, whose variance is twice its square.
+        self._step.noise = noise / math.sqrt(2)
+        for _ in range(min(_ROBUST_STEPS, iterations - iteration)):
+            self._step.bound_residuals(self._gradients(batch), self._step.noise)
+            step = self._solve(batch.values[0], search, in_range=True)
+            iteration += 1
+            if step.after >= step.before:
+                break
+            batch = self._dummy_batch(batch.values[0] + step.change, step.outputs)
+            if observe(iteration, batch, True):
+                break
+        self._step.noise = noise
+        self._step.bound_residuals(self._gradients(batch), math.inf)
+
+    def _gradients(self, batch: DummyBatch) -> list[np.ndarray]:
+        """The gradients of a dummy batch, in the order of the shared ones."""
+        self._evaluations += 1
+        found = self._objective.evaluate(batch.values, list(self._objective.dummy_gradients.values()))
+        return [np.asarray(gradient) for gradient in found]
 
     def _fits_scale(self, search: Search) -> bool:
         """Whether the shared gradients are to be scaled to the dummy batch's: a factor is open, or was rounded."""
