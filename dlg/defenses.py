@@ -472,6 +472,10 @@ def _noise_knowledge(sigma: float) -> DefenseKnowledge:
     return DefenseKnowledge(noise=sigma)
 
 
+def _laplacian_knowledge(sigma: float) -> DefenseKnowledge:
+    return DefenseKnowledge(noise=sigma, is_heavy_tailed=True)
+
+
 def _prune_knowledge(fraction: float) -> DefenseKnowledge:
     return DefenseKnowledge(bounds_of_pruned, _PRUNED_PULL)
 
@@ -518,7 +522,7 @@ DEFENSES = {
     for kind in (
         Kind("none", _none, UNDEFENDED),
         Kind("gaussian", _gaussian, NOISE, (_SIGMA,), "gaussian:1e-3", knowledge=_noise_knowledge),
-        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3", knowledge=_noise_knowledge),
+        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3", knowledge=_laplacian_knowledge),
         Kind("prune", _prune, PRUNING, (_FRACTION,), "prune:0.2", knowledge=_prune_knowledge),
         Kind("clip", _clip, CLIPPING, (_NORM, _MULTIPLIER), "clip:1.0:0.01", _clip_epsilon, _clip_knowledge),
         Kind("fp16", _fp16, QUANTISATION, knowledge=_fp16_knowledge),

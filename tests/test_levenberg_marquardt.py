@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from attacking import attack, digits, worst_psnr
+from attacking import attack, digits, shallow_perceptron, worst_psnr
 from benchmarks.participant import participant
 
+from dlg import defenses
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
 from dlg.attack.objective import build_precise_objective
 from dlg.attack.optimizers import BatchKnowledge, LevenbergMarquardt
@@ -46,6 +47,18 @@ def test_it_starts_again_where_nothing_explains_the_gradients(batch, tmp_path):
     assert len(result.starts) == 3
     assert result.loss == min(start.loss for start in result.starts)
     assert len(attack(trained, tmp_path, optimizer="lm", iterations=15, restarts=1).starts) == 1
+
+
+def test_laplacian_noise_leaves_more_to_who_knows_that_it_is_no_gaussian_noise(tmp_path):
+    images, labels = digits(1)
+    trained = participant(shallow_perceptron, images, labels)
+    noisy = defenses.parse("laplacian:1e-3")(trained.step(), np.random.default_rng(0))
+    shared = dataclasses.replace(trained, step=lambda: noisy)
+    of_gaussian, of_laplacian = (
+        worst_psnr(images, labels, attack(shared, tmp_path, optimizer="lm", knows=knows, restarts=1))
+        for knows in ("gaussian:1e-3", "laplacian:1e-3")
+    )
+    assert of_laplacian > of_gaussian + 0.5
 
 
 def test_later_starts_are_spread_over_the_range(batch):
@@ -190,7 +203,7 @@ def test_the_fine_search_has_less_patience_under_a_defence():
     search = Search(batch_size=2, residual_size=1000, range_width=1.0, is_defended=True)
     for _ in range(3):
         search.update(step(after=0.95))
-    for before, after in itertools.pairwise(0.99 ** np.arange(10)):
+    for before, after in itertools.pairwise(0.995 ** np.arange(14)):
         assert not search.is_stuck
         search.update(step(before=before, after=after))
     assert search.is_stuck
@@ -214,6 +227,13 @@ def test_the_search_ends_where_a_step_within_the_noise_wins_no_more_than_noise(b
     assert not search.is_within_noise
     search.update(step(before=after, after=after - 0.1), noise=1.0)
     assert search.is_within_noise == is_within
+
+
+def test_a_rejected_step_within_the_noise_does_not_end_the_search():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
+    for after in (1500.0, 1500.0, 700.0):
+        search.update(step(before=990.0, after=after), noise=1.0)
+        assert not search.is_within_noise
 
 
 def test_the_noise_is_that_of_the_gradients_with_their_factor():

@@ -425,16 +425,21 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
 
 def _rough_leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
     """A start for a search that knows the defence. None where there is none, or no label can be read off."""
+    from dlg.attack.analytic.inexact_convolutions import rough_image
+    from dlg.attack.analytic.inexact_perceptron import rough_batch
     from dlg.attack.analytic.reading import Leakage, Reading
     from dlg.attack.analytic.single_sample import rough_sample
 
     reading = Reading.of(step, options.seed, nonnegative=False, value_range=options.range)
-    start = rough_sample(reading)
-    if start is None:
-        return None
+    batch = rough_batch(reading) if step.batch_size > 1 else None
     try:
-        labels = labels_from_gradients(step)
+        start, labels = (None, labels_from_gradients(step)) if batch is None else batch
     except LabelError:
+        return None
+    if step.batch_size == 1:
+        sample = rough_sample(reading)
+        start = rough_image(reading, labels) if sample is None else sample
+    if start is None and batch is None:
         return None
     return Leakage(build_precise_objective(step, fixed_label=labels), labels, certain=False, start=start)
 

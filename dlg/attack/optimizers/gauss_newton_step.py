@@ -276,6 +276,17 @@ class GaussNewtonStep:
         self.shared_gradients = [self._targets[name] for name in names]
         self.noise *= factor
 
+    def bound_residuals(self, gradients: Sequence[np.ndarray], most: float) -> None:
+        """Move the targets so that no residual of these gradients exceeds a number: Huber's loss of the shared ones.
+
+        What a residual exceeds it by counts as an error of the shared gradient.
+        Least squares to the moved targets, in turn with this, minimises the sum of
+        r² / 2 where |r| ≤ c, and of c |r| − c² / 2 elsewhere (Huber 1981).
+        """
+        names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
+        for name, shared, found, weight in zip(names, self.shared_gradients, gradients, self._gradient_weights):
+            self._targets[name] = found - np.clip(found - shared, -most / weight, most / weight)
+
     def _product(self, ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
         """The inner product in the residual's norm."""
         return sum(
