@@ -12,6 +12,8 @@ import scipy.special
 from attacking import attack, digits, shallow_perceptron
 from benchmarks.participant import participant
 
+from paddle import nn
+
 from dlg import dlg_attack
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
@@ -170,3 +172,20 @@ def test_a_batch_that_matches_with_a_label_between_no_and_yes_is_not_called_dete
     assert mixture.loss < 1e-10
     assert 0.1 < yes < 0.95
     assert verdict.kind == "undetermined" or "a few steps of least squares lead from here" in verdict.reason
+
+
+def test_a_batch_of_more_numbers_than_gradients_is_not_called_determined_at_a_time_limit():
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((3, 8), np.float32), np.array([[0], [0], [1]])
+    trained = participant(two_classes, images, labels)
+    step, options = trained.shared_step(), AttackOptions.from_keywords(batch_size=3, optimizer="lm")
+    strategy = choose(step, options)
+    answer = evaluate(strategy.objective, [images.astype(np.float64)])
+    verdict = judge(step, strategy, answer, options, ended="time limit")
+    assert verdict.kind == "undetermined"
+    assert verdict.rank == 8 * 2 + 2
+
+
+def two_classes(feature, label):
+    prediction = nn.Linear(8, 2)(feature)
+    return prediction, F.cross_entropy(prediction, label)

@@ -11,8 +11,8 @@ along it, as far as would spoil a picture, changes the gradients by less than
 their rounding. Where a defence hides more than rounding does, the projection is
 damped, so that directions which move the gradients by less than that are open.
 
-Where the equations are ill-conditioned, the projection arrives nowhere and shows
-nothing. Counting does: see `dlg.attack.counting`.
+Where the equations are ill-conditioned, the products do not suffice to show what
+is open. A bound by counting then still holds: see `dlg.attack.counting`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from dlg.defense_knowledge import NOTHING
 
 # How many products with JᵀJ the projection takes. LeNet with one image took 0.5 s.
 _PRODUCTS = 150
-# The projection has arrived where the right side is met to this part,
+# The projection ends where its remainder is at most this share of the right side,
 _ACCURACY = 1e-9
-# or where what is missing of it is at most this share of the damping times the change. The error is then at most this
-# share of the change: what is missing, divided by the least singular value, which is the damping.
+# or at most this share of the damping times the change. No eigenvalue of JᵀJ plus the damping is below the damping, so
+# the projection's error is then at most this share of the change.
 _DAMPED_ACCURACY = 2e-3
 # The largest element of a finite difference's step, as in `dlg.attack.optimizers.gauss_newton_step`.
 _DIFFERENCE = 1e-6
@@ -111,13 +111,32 @@ def open_part(
     moved = jacobian.relative_size(left) * visible / max(length, _TINY)
     # A number that only signs depend on is seen, if not by the equations here.
     unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(left == change))
-    # What the products do not show to be open may still be: that they do not suffice proves nothing.
-    uncounted = max(jacobian.size - objective.most_determined, 0)
+    # Too few products show nothing, and what they do not show may still be open.
+    counted = open_by_counting(objective)
+    least = unseen if counted is None else max(unseen, counted.dimensions)
     if moved > seen_from:
-        return OpenPart(jacobian.size, max(unseen, uncounted), unseen)
+        return OpenPart(jacobian.size, least, unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
-    open_dimensions = min(max(round(float(np.sum(left**2))), unseen, uncounted, 1), jacobian.size)
+    open_dimensions = min(max(round(float(np.sum(left**2))), least, 1), jacobian.size)
     return OpenPart(jacobian.size, open_dimensions, unseen)
+
+
+def open_by_counting(objective: Objective) -> OpenPart | None:
+    """What is open because the batch has more numbers than the gradients can determine.
+
+    Parameters
+    ----------
+    objective : Objective
+
+    Returns
+    -------
+    OpenPart or None
+        None where counting shows nothing, which does not mean that the gradients
+        determine the batch.
+    """
+    size = sum(math.prod(dummy.shape) for dummy in objective.dummies)
+    dimensions = size - objective.most_determined
+    return OpenPart(size, dimensions, unseen=0) if dimensions > 0 else None
 
 
 class Jacobian:

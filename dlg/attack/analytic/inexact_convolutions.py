@@ -117,8 +117,9 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
         kinks or max pooling before fully connected layers, and where the
         pixels have no range.
     """
-    layers = reading.convolutional_network if reading.batch_size == 1 and reading.value_range is not None else None
-    first = reading.layers[0] if reading.layers else None
+    if reading.batch_size != 1 or reading.value_range is None or not reading.layers:
+        return None
+    layers, first = reading.convolutional_network, reading.layers[0]
     if layers is None or first is None or not any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers):
         return None
     if any(layer.size > _MOST_INPUTS for layer in layers) or not np.any(first.bias_gradient):
@@ -164,8 +165,8 @@ def _bias_gradients(reading: Reading) -> list[np.ndarray | None]:
     """The gradients of each convolution's bias, None where there is none or a batch norm follows."""
     found: list[np.ndarray | None] = []
     for block in reading.probe.blocks:
-        is_plain = block.bias is not None and block.norm is None
-        found.append(reading.step.gradients.get(reading.probe.trained.get(block.bias, "")) if is_plain else None)
+        name = None if block.bias is None or block.norm is not None else reading.probe.trained.get(block.bias)
+        found.append(None if name is None else reading.step.gradients.get(name))
     return found
 
 
