@@ -37,8 +37,10 @@ from dlg.attack.analytic.convolution_equations import (
     fit_pattern,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_chain
+from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.network_search import search_image
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
@@ -137,7 +139,8 @@ def read_off(reading: Reading) -> Leakage | None:
             if best is None or loss < least:
                 best, least = leakage, loss
             if best.inputs is not None:
-                return dataclasses.replace(best, open_part=_open_part(layers, best.inputs, known[1]))
+                part = _open_part(layers, best.inputs, known[1]) if is_plain_chain(layers) else None
+                return dataclasses.replace(best, open_part=part)
     return best
 
 
@@ -209,6 +212,10 @@ def recover_images(
     TimeLimitReachedError
         Where the time of the deadline in force is over.
     """
+    if not is_plain_chain(layers):
+        if len(features) == 1:
+            yield from _network_images(layers, features[0], gradients[0], bounds, rng)
+        return
     if len(features) > 1:
         yield from _searched(_Remaining(layers, features, gradients, np.ones(features.shape[1], bool)), bounds, rng, [])
         return
@@ -242,6 +249,23 @@ def recover_images(
         yield ImageSearch(image.values[None], [*ranks, estimated_rank(image.equations)], is_whole=True)
     for remaining, known_ranks in reversed(open_inputs):
         yield from _searched(remaining, bounds, rng, known_ranks)
+
+
+def _network_images(
+    layers: Sequence[ConvolutionLayer],
+    features: np.ndarray,
+    gradient: np.ndarray,
+    bounds: Bounds,
+    rng: np.random.Generator,
+) -> Iterator[ImageSearch]:
+    """The image behind layers with residual sums or means."""
+    network = KnownNetwork(layers, features, gradient)
+    if np.isfinite([bounds.low, bounds.high]).all():
+        yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
+
+
+def is_plain_chain(layers: Sequence[ConvolutionLayer]) -> bool:
+    return is_chain(layers) and not any(layer.averages for layer in layers)
 
 
 def _first_input(
