@@ -54,8 +54,14 @@ class KnownNetwork:
     outputs : dict of int to ndarray
         The outputs that are known, (n,), by the place of the layer; `NETWORK_INPUT`
         stands for the image.
+    seen : dict of int to ndarray
+        Which of their numbers are, (n,), bool.
+    gradients : dict of int to ndarray
+        The loss's gradients at these outputs, (n,).
     known : dict of int to KnownOutputs
         What that says of each layer's pre-activations.
+    front : int or None
+        The place of a layer behind whose max pooling the way back ended.
 
     Raises
     ------
@@ -68,8 +74,9 @@ class KnownNetwork:
         self.layers = layers
         self.outputs: dict[int, np.ndarray] = {last: features.ravel()}
         self.known: dict[int, KnownOutputs] = {}
-        self._seen: dict[int, np.ndarray] = {last: np.ones(features.size, bool)}
-        self._gradients: dict[int, np.ndarray] = {last: gradient.ravel()}
+        self.front: int | None = None
+        self.seen: dict[int, np.ndarray] = {last: np.ones(features.size, bool)}
+        self.gradients: dict[int, np.ndarray] = {last: gradient.ravel()}
         for place in range(last, NETWORK_INPUT, -1):
             check_deadline()
             if not self._solve(place) or not self._read_pattern(place):
@@ -98,7 +105,7 @@ class KnownNetwork:
         if place != NETWORK_INPUT and self.layers[place].clips_below:
             values[values < _ROUNDING_MARGIN * max(-values.min(), 0.0)] = 0.0
         self.outputs[place] = values.ravel()
-        self._seen[place] = np.broadcast_to(seen, values.shape).ravel()
+        self.seen[place] = np.broadcast_to(seen, values.shape).ravel()
         return True
 
     def _read_off_sums(self, place: int) -> bool:
@@ -112,12 +119,12 @@ class KnownNetwork:
                 seen = known.active.ravel() if seen is None else seen | known.active.ravel()
         if seen is None:
             return False
-        self.outputs[place], self._seen[place] = output, seen
+        self.outputs[place], self.seen[place] = output, seen
         return True
 
     def _read_pattern(self, place: int) -> bool:
         """Find the gradients at a layer's pre-activations, and propagate them back; whether they are known now."""
-        layer, gradient = self.layers[place], self._gradients[place]
+        layer, gradient = self.layers[place], self.gradients[place]
         if layer.averages and len(layer.windows) > 1:
             return False
         if layer.averages:
@@ -128,9 +135,9 @@ class KnownNetwork:
             open_bound = np.full(pattern.shape, np.inf)
             self.known[place] = KnownOutputs(np.zeros_like(pattern), np.zeros(pattern.shape), open_bound, upstream)
         else:
-            known = KnownOutputs.of(layer, self.outputs[place], gradient, self._seen[place])
+            known = KnownOutputs.of(layer, self.outputs[place], gradient, self.seen[place])
             if layer.windows.shape[1] > 1:
-                self.known[place] = known
+                self.known[place], self.front = known, place
                 return False
             if layer.activation is None:
                 # The gradient is known where the output is not.
@@ -143,4 +150,4 @@ class KnownNetwork:
         return True
 
     def _add_gradient(self, place: int, gradient: np.ndarray) -> None:
-        self._gradients[place] = self._gradients.get(place, 0) + gradient.ravel()
+        self.gradients[place] = self.gradients.get(place, 0) + gradient.ravel()

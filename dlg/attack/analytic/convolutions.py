@@ -42,6 +42,7 @@ from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.network_search import search_image
 from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
@@ -260,11 +261,22 @@ def _network_images(
 ) -> Iterator[ImageSearch]:
     """The image behind layers with residual sums or means."""
     network = KnownNetwork(layers, features, gradient)
-    if np.isfinite([bounds.low, bounds.high]).all():
-        yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
+    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
+        return
+    front = network.front
+    if front is not None and is_plain_chain(layers[: front + 1]):
+        known = network.outputs[front][None], network.gradients[front][None], network.seen[front]
+        (found,) = _searched(_Remaining(layers[: front + 1], *known), bounds, rng, [])
+        if front == 0:
+            problem = LayerEquations(layers[0], network.known[0])
+            found = dataclasses.replace(found, images=with_matched_positions(problem, found.images[0], bounds)[None])
+        yield found
+        return
+    yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
 
 
 def is_plain_chain(layers: Sequence[ConvolutionLayer]) -> bool:
+    """Whether layers read one another in turn, and none takes means."""
     return is_chain(layers) and not any(layer.averages for layer in layers)
 
 
