@@ -193,7 +193,12 @@ class KnownOutputs:
 
     @classmethod
     def of(
-        cls, layer: ConvolutionLayer, output: np.ndarray, gradient: np.ndarray, seen: np.ndarray | None = None
+        cls,
+        layer: ConvolutionLayer,
+        output: np.ndarray,
+        gradient: np.ndarray,
+        seen: np.ndarray | None = None,
+        zero: float = _ZERO,
     ) -> KnownOutputs:
         """Invert the activation.
 
@@ -204,6 +209,8 @@ class KnownOutputs:
             The layer's output, and the loss's gradient there.
         seen : ndarray of bool, optional
             Which of the outputs are known, all by default.
+        zero : float, optional
+            Outputs of at most this share of the largest are zero.
         """
         seen = np.ones(output.size, bool) if seen is None else seen
         seen = seen.reshape(len(layer.weight), -1)
@@ -217,7 +224,7 @@ class KnownOutputs:
         active = slope > _LEAST_DERIVATIVE
         bound = np.where(active, largest, np.inf)
         if layer.clips_below:
-            is_zero = output <= _ZERO * np.abs(output).max()
+            is_zero = output <= zero * np.abs(output).max()
             active, bound = active & ~is_zero, np.where(is_zero, 0.0, bound)
         active, bound = active & seen, np.where(seen, bound, np.inf)
         return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0))
