@@ -210,7 +210,9 @@ def set_norms(target: Participant, in_training_mode: Network, seed: int) -> None
     for name, weights in sorted(target.weights().items()):
         is_scale, is_shift = (name.startswith("batch_norm") and name.endswith(end) for end in (".w_0", ".b_0"))
         if is_scale or is_shift:
-            drawn = rng.uniform(*_NORM_SCALES, weights.shape) if is_scale else rng.normal(0, _NORM_SHIFTS, weights.shape)
+            drawn = (
+                rng.uniform(*_NORM_SCALES, weights.shape) if is_scale else rng.normal(0, _NORM_SHIFTS, weights.shape)
+            )
             scope.find_var(name).get_tensor().set(drawn.astype(weights.dtype), paddle.CPUPlace())
     first = _FIRST_NORM_CROP + _NORM_CROPS * seed
     images, labels = (np.concatenate(parts) for parts in zip(*(colour_crop(first + n) for n in range(_NORM_CROPS))))

@@ -164,7 +164,7 @@ class _Blocks:
         return len(self.blocks) - 1
 
     def _shortcut(self, op: Operation) -> int | None:
-        """The number of the block that a residual sum adds; None where the sum has no convolution or reads the input."""
+        """The number of the block that a residual sum adds. None where it adds the input, or has no convolution."""
         ends = [_ends_in_convolution(op.operand_source(place)) for place in range(2)]
         if not any(ends):
             return None

@@ -73,12 +73,14 @@ def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarra
     Returns
     -------
     ndarray, shape (out, P), bool, or None
-        The pattern. None where none is found that explains the gradient, where it has more positions than three times
-        the channels or the filters, or where the convolution does not keep the
+        The pattern. None where none is found that explains the gradient, where
+        the map has more positions than three times the channels or the filters,
+        where the mean leaves some out, or where the convolution does not keep the
         map's shape.
     """
     by_step, positions = _by_step(layer), layer.taps.shape[1]
-    if by_step is None or positions > len(_STEPS) * min(layer.weight.shape[:2]) or not gradient.all():
+    is_whole = layer.windows.shape == (1, positions)
+    if by_step is None or not is_whole or positions > len(_STEPS) * min(layer.weight.shape[:2]) or not gradient.all():
         return None
     (height, row_values, row_modes), (width, column_values, column_modes) = map(_modes, layer.input_shape[1:])
     products = {step: taps / gradient[:, None] * positions for step, taps in by_step.items()}
@@ -122,7 +124,9 @@ def _by_step(layer: ConvolutionLayer) -> dict[tuple[int, int], np.ndarray] | Non
     by_step = {}
     for a, b in itertools.product(_STEPS, repeat=2):
         shift = np.kron(np.eye(rows, k=a), np.eye(columns, k=b))
-        if not np.array_equal(np.where(shift.any(axis=1), shift.argmax(axis=1), -1), taps[middle[0] + a, middle[1] + b]):
+        if not np.array_equal(
+            np.where(shift.any(axis=1), shift.argmax(axis=1), -1), taps[middle[0] + a, middle[1] + b]
+        ):
             return None
         by_step[a, b] = layer.weight_gradient[:, :, middle[0] + a, middle[1] + b]
     return by_step

@@ -234,7 +234,7 @@ def _solve_channels(matrix: np.ndarray, right_side: np.ndarray) -> _Solution | N
     sizes = np.linalg.norm(right_side, axis=1)
     weights = 1 / np.maximum(sizes, _LEAST_SIZE * sizes.max())
     matrix, right_side = weights[:, None] * matrix, weights[:, None] * right_side
-    seen = matrix.any(axis=0)
+    seen: np.ndarray = np.any(matrix, axis=0)
     columns = matrix[:, seen]
     if len(columns) < columns.shape[1] or not seen.any():
         return None

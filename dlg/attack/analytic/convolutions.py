@@ -47,6 +47,7 @@ from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
 from dlg.errors import TimeLimitReachedError
+from dlg.graph.convolution_blocks import NETWORK_INPUT
 
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
@@ -67,6 +68,8 @@ _AT_BOUND = (1e-5, 1e-4, 1e-3)
 _DETERMINED = 1e-2
 # From this ratio on, a layer's input is much larger than the image, and the image is searched for first.
 _MUCH_LARGER = 2
+# Behind residual sums, larger images are not searched for: each of some thousand steps takes a second and more.
+_MOST_SEARCHED = 3 * 64 * 64
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -261,7 +264,11 @@ def _network_images(
 ) -> Iterator[ImageSearch]:
     """The image behind layers with residual sums or means."""
     network = KnownNetwork(layers, features, gradient)
-    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
+    if NETWORK_INPUT in network.outputs:
+        yield ImageSearch(bounds.clip(network.outputs[NETWORK_INPUT])[None], [], is_whole=True)
+        return
+    is_small = next(layer.size for layer in layers if layer.source == NETWORK_INPUT) <= _MOST_SEARCHED
+    if not network.known or not is_small or not np.isfinite([bounds.low, bounds.high]).all():
         return
     front = network.front
     if front is not None and is_plain_chain(layers[: front + 1]):
