@@ -19,8 +19,8 @@ for which T r = T' r' = v_jk solve
 
 U[0] r is then M v_jk up to a factor. The factors of all pairs together solve the
 equations of the single shifts up to one number that is left, which makes M
-one of zeros and ones. Nothing is searched for. M and H may each lack some of the P
-independent rows. The construction is this project's own; the use of shifts is
+one of zeros and ones. Nothing is searched for. M may lack up to about a quarter of the
+P independent rows, and H two thirds. The construction is this project's own; the use of shifts is
 that of ESPRIT (Roy and Kailath 1989).
 """
 
@@ -74,15 +74,19 @@ def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarra
     -------
     ndarray, shape (out, P), bool, or None
         The pattern. None where none is found that explains the gradient, where
-        the map has more positions than three times the channels or the filters,
-        where the mean leaves some out, or where the convolution does not keep the
-        map's shape.
+        the map has more positions than three times the channels or about four
+        thirds of the filters, where the mean leaves some out, or where the
+        convolution does not keep the map's shape.
     """
     by_step, positions = _by_step(layer), layer.taps.shape[1]
     is_whole = layer.windows.shape == (1, positions)
-    if by_step is None or not is_whole or positions > len(_STEPS) * min(layer.weight.shape[:2]) or not gradient.all():
-        return None
+    filters, channels = layer.weight.shape[:2]
     (height, row_values, row_modes), (width, column_values, column_modes) = map(_modes, layer.input_shape[1:])
+    # With fewer, other vectors solve a pair's equations: height + width + 2 d dimensions in positions − d equations,
+    # where d rows are missing.
+    has_filters = 3 * (positions - filters) <= positions - height - width
+    if by_step is None or not is_whole or not has_filters or positions > len(_STEPS) * channels or not gradient.all():
+        return None
     products = {step: taps / gradient[:, None] * positions for step, taps in by_step.items()}
     rows = _Side(
         _factors(products, positions),
