@@ -1,14 +1,14 @@
-"""What `auto` recovers from convolutional networks with ReLU.
+"""What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
         [--batch_size 1] [--data bundled | FOLDER]
 
 Each seed is one target: it draws the images, the weights and the attack's random
-numbers. In colour the batch is always one. Grey images are digits; colour ones are random crops of scikit-image's
+numbers. Grey images are digits; colour ones are random crops of scikit-image's
 pictures (pip install scikit-image), at least 96 pixels wide, scaled to 32×32.
 Trained networks have taken 300 steps of stochastic gradient descent on other
-digits. Batch norms are in eval mode, with the statistics of other crops and random
-scales and shifts. A line for each seed has its PSNR, its verdict, the rank (of the
+digits. Batch norms are in eval mode; those of networks called normed have the statistics
+of other crops and random scales and shifts. A line for each seed has its PSNR, its verdict, the rank (of the
 target itself where the attack failed) and the attack's seconds;
 the row of each network has the share of images from 30 dB on, with Wilson's
 interval at 95 %, and the medians.
@@ -49,8 +49,6 @@ _CROP_STREAM = 3
 _PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
 _COLOUR_SIDE = 32
 _LEAST_CROP = 96
-# The convolutions of the network of that name.
-_CONVNET_DEPTH = 4
 # How many crops the statistics of batch norms are those of, and the first of their seeds, which no target has.
 _NORM_CROPS = 32
 _FIRST_NORM_CROP = 1000
@@ -87,14 +85,18 @@ def zhu_with_relu(feature: Value, label: Value) -> tuple[Value, Value]:
     return prediction, F.cross_entropy(prediction, label)
 
 
-def convnet(feature: Value, label: Value) -> tuple[Value, Value]:
-    """Four convolutions of 16 filters (3×3), each with ReLU and average pooling, and a fully connected layer."""
-    hidden = feature
-    for _ in range(_CONVNET_DEPTH):
-        hidden = F.avg_pool2d(F.relu(nn.Conv2D(hidden.shape[1], 16, 3, padding=1)(hidden)), 2)
-    flat = paddle.flatten(hidden, 1)
-    prediction = nn.Linear(flat.shape[1], networks.CLASSES)(flat)
-    return prediction, F.cross_entropy(prediction, label)
+def four_convolutions(pooling: Callable[[Value, int], Value]) -> Network:
+    """A ConvNet: four convolutions of 16 filters (3×3), each with ReLU and a pooling, and a fully connected layer."""
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
+        hidden = feature
+        for _ in range(4):
+            hidden = pooling(F.relu(nn.Conv2D(hidden.shape[1], 16, 3, padding=1)(hidden)), 2)
+        flat = paddle.flatten(hidden, 1)
+        prediction = nn.Linear(flat.shape[1], networks.CLASSES)(flat)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
 
 
 def resnet8(*, training: bool) -> Network:
@@ -174,24 +176,31 @@ NETWORKS = {
     "strides-22": Case(two_convolutions(2, 2)),
     "zhu": Case(zhu_with_relu),
     "zhu-colour": Case(zhu_with_relu, in_colour=True),
-    "convnet": Case(convnet),
-    "resnet8": Case(resnet8(training=False), in_colour=True, in_training_mode=resnet8(training=True)),
-    "resnet18": Case(resnet18(training=False), in_colour=True, in_training_mode=resnet18(training=True)),
+    "zhu-sigmoid-colour": Case(networks.lenet, in_colour=True),
+    "convnet": Case(four_convolutions(F.max_pool2d)),
+    "convnet-colour": Case(four_convolutions(F.max_pool2d), in_colour=True),
+    "convnet-average": Case(four_convolutions(F.avg_pool2d)),
+    "resnet8-colour": Case(resnet8(training=False), in_colour=True),
+    "resnet8-normed": Case(resnet8(training=False), in_colour=True, in_training_mode=resnet8(training=True)),
+    "resnet18-normed": Case(resnet18(training=False), in_colour=True, in_training_mode=resnet18(training=True)),
 }
 
 
-def colour_crop(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random square of a picture, (1, 3, 32, 32) in float32, with a random label."""
+def colour_crops(seed: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random squares of pictures, (B, 3, 32, 32) in float32, with random labels."""
     import skimage.data
     from skimage.transform import resize
 
     rng = np.random.default_rng((seed, _CROP_STREAM))
-    picture = getattr(skimage.data, _PICTURES[rng.integers(len(_PICTURES))])()[..., :3] / 255
-    side = int(rng.integers(_LEAST_CROP, min(picture.shape[:2]) + 1))
-    top, left = (int(rng.integers(size - side + 1)) for size in picture.shape[:2])
-    crop = resize(picture[top : top + side, left : left + side], (_COLOUR_SIDE, _COLOUR_SIDE), anti_aliasing=True)
-    image = crop.transpose(2, 0, 1)[None].astype(np.float32)
-    return np.ascontiguousarray(image), rng.integers(networks.CLASSES, size=(1, 1))
+    crops, labels = [], []
+    for _ in range(batch_size):
+        picture = getattr(skimage.data, _PICTURES[rng.integers(len(_PICTURES))])()[..., :3] / 255
+        side = int(rng.integers(_LEAST_CROP, min(picture.shape[:2]) + 1))
+        top, left = (int(rng.integers(size - side + 1)) for size in picture.shape[:2])
+        crop = picture[top : top + side, left : left + side]
+        crops.append(resize(crop, (_COLOUR_SIDE, _COLOUR_SIDE), anti_aliasing=True).transpose(2, 0, 1))
+        labels.append(rng.integers(networks.CLASSES, size=1))
+    return np.stack(crops).astype(np.float32), np.stack(labels)
 
 
 def train(trained: Participant, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
@@ -215,7 +224,7 @@ def set_norms(target: Participant, in_training_mode: Network, seed: int) -> None
             )
             scope.find_var(name).get_tensor().set(drawn.astype(weights.dtype), paddle.CPUPlace())
     first = _FIRST_NORM_CROP + _NORM_CROPS * seed
-    images, labels = (np.concatenate(parts) for parts in zip(*(colour_crop(first + n) for n in range(_NORM_CROPS))))
+    images, labels = (np.concatenate(parts) for parts in zip(*(colour_crops(first + n, 1) for n in range(_NORM_CROPS))))
     program, startup = paddle.static.Program(), paddle.static.Program()
     # Names are generated anew, so that the variables are those of the target's program.
     with paddle.static.program_guard(program, startup), paddle.utils.unique_name.guard():
@@ -237,7 +246,9 @@ def attack_seed(
     """Attack the target of a seed, print its line, and give the PSNR of each image and the attack's seconds."""
     case = NETWORKS[name]
     shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
-    batch, label = colour_crop(seed) if case.in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+    batch, label = (
+        colour_crops(seed, batch_size) if case.in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+    )
     with fresh_scope(), tempfile.TemporaryDirectory() as folder:
         target = participant(case.network, batch, label, seed)
         if case.is_trained:
@@ -266,7 +277,9 @@ def row(name: str, attack: Callable[[int], tuple[list[float], float]], seeds: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=1)

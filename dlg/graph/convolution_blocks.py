@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from dlg.graph.linear_layers import AffineOps, is_parameter, maker
 from dlg.graph.values import Operation, Value, short_name
@@ -61,6 +62,8 @@ class ConvolutionBlock:
     shortcut : int or None
         The number of the block whose output is added before the activation, as
         in a residual network.
+    input_size : int
+        How many numbers a sample has before the convolution.
     """
 
     weight: str
@@ -73,6 +76,13 @@ class ConvolutionBlock:
     pooling: PoolingOp | None
     source: int
     shortcut: int | None
+    input_size: int
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of its trained parameters."""
+        norm = set() if self.norm is None else {self.norm.scale, self.norm.shift}
+        return {self.weight, *([] if self.bias is None else [self.bias]), *norm}
 
 
 def convolution_blocks(layer: AffineOps, data: Value) -> list[ConvolutionBlock]:
@@ -159,6 +169,7 @@ class _Blocks:
                 pooling=pooling,
                 source=source,
                 shortcut=shortcut,
+                input_size=math.prod(convolution.op.operand_source(0).shape[1:]),
             )
         )
         return len(self.blocks) - 1

@@ -107,6 +107,14 @@ class Bounds:
         """The nearest numbers within."""
         return np.clip(x, self.low, self.high)
 
+    def snapped(self, x: np.ndarray, margin: float) -> np.ndarray:
+        """The numbers within, those nearer to a bound than a share of the range moved there."""
+        if not np.isfinite([self.low, self.high]).all():
+            return self.clip(x)
+        distance = margin * (self.high - self.low)
+        x = np.where(x < self.low + distance, self.low, x)
+        return np.where(x > self.high - distance, self.high, x)
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerInput:
@@ -130,10 +138,14 @@ class LayerInput:
 
 
 class LayerEquations:
-    """The equations of one layer, for weights of the positions in each window, (out, Q, k)."""
+    """The equations of one layer, for weights of the positions in each window, (out, Q, k).
 
-    def __init__(self, layer: ConvolutionLayer, known: KnownOutputs) -> None:
-        self.layer, self.known = layer, known
+    A pattern of maxima explains the layer where the residual is below
+    `explained`, a share of the right side.
+    """
+
+    def __init__(self, layer: ConvolutionLayer, known: KnownOutputs, explained: float = EXPLAINED) -> None:
+        self.layer, self.known, self.explained = layer, known, explained
         self.gradient_size = max(float(np.abs(layer.weight_gradient).max()), np.finfo(float).tiny)
         self.output_size = max(float(np.abs(known.largest).max()), np.finfo(float).tiny)
         self._outputs, self._bias = layer.outputs, np.broadcast_to(layer.bias[:, None], known.active.shape)
@@ -178,7 +190,9 @@ class LayerEquations:
         return np.eye(self.layer.windows.shape[1])[choice] * self.known.active[..., None]
 
 
-def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) -> LayerInput:
+def recover_input(
+    layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds, explained: float = EXPLAINED
+) -> LayerInput:
     """Solve the equations for a layer's input.
 
     Parameters
@@ -188,13 +202,15 @@ def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) 
         What its output and the gradient there say.
     bounds : Bounds
         Of the input.
+    explained : float
+        A pattern of maxima with a residual below this explains the layer.
 
     Returns
     -------
     LayerInput
-        Whose residual says whether it explains the layer, see `EXPLAINED`.
+        Whose residual says whether it explains the layer.
     """
-    problem = LayerEquations(layer, known)
+    problem = LayerEquations(layer, known, explained)
     start = bounds.clip(np.zeros(layer.size))
     if layer.windows.shape[1] == 1:
         return fit_pattern(problem, known.active[..., None].astype(float), start, bounds)
@@ -227,17 +243,17 @@ def _relaxed(problem: LayerEquations, x: np.ndarray, bounds: Bounds) -> LayerInp
         weights = _position_weights(problem, x, weights)
         if number % _ROUNDS_PER_TRIAL == 0:
             best, before = _nearest_pattern(problem, weights, x, bounds), best
-            if before is not None and _has_stalled(before.residual, best.residual):
+            if before is not None and _has_stalled(before.residual, best.residual, problem.explained):
                 best = _flipped(problem, best, bounds)
             best = best if before is None or best.residual < before.residual else before
-            if best.residual < EXPLAINED:
+            if best.residual < problem.explained:
                 break
     assert best is not None
     return best
 
 
-def _has_stalled(before: float, after: float) -> bool:
-    return EXPLAINED <= after < _NEARLY_EXPLAINED and after > (1 - _STALLED) * before
+def _has_stalled(before: float, after: float, explained: float) -> bool:
+    return explained <= after < _NEARLY_EXPLAINED and after > (1 - _STALLED) * before
 
 
 def _nearest_pattern(problem: LayerEquations, weights: np.ndarray, x: np.ndarray, bounds: Bounds) -> LayerInput:
@@ -246,7 +262,7 @@ def _nearest_pattern(problem: LayerEquations, weights: np.ndarray, x: np.ndarray
     best = fit_pattern(problem, pattern, x, bounds)
     for _ in range(_MOST_REPLACEMENTS - 1):
         before, pattern = pattern, problem.pattern(best.values)
-        if best.residual < EXPLAINED or np.array_equal(pattern, before):
+        if best.residual < problem.explained or np.array_equal(pattern, before):
             break
         tried = fit_pattern(problem, pattern, best.values, bounds)
         if tried.residual > _TRIAL_REDUCTION * best.residual:
@@ -292,7 +308,7 @@ def _position_weights(problem: LayerEquations, x: np.ndarray, before: np.ndarray
 def _flipped(problem: LayerEquations, best: LayerInput, bounds: Bounds) -> LayerInput:
     """Move single maxima to the position that lowers the residual most, while that falls by much."""
     pattern = problem.pattern(best.values)
-    while best.residual >= EXPLAINED:
+    while best.residual >= problem.explained:
         flips = _likely_flips(problem, best, pattern)
         tried = [fit_pattern(problem, flip, best.values, bounds) for flip in flips]
         better = min(tried, key=lambda found: found.residual, default=best)

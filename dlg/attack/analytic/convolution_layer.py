@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 # Activations with a kink at zero, by the slope below it.
 KINKED = {"relu": 0.0, "relu6": 0.0, "leaky_relu": 0.01}
 # Outputs below this share of the largest are zero: they come with the rounding of the layers behind.
-_ZERO = 1e-5
+ZERO = 1e-5
+# An output that is known up to an error is no more than this many standard deviations off.
+MOST_DEVIATIONS = 4
 # Derivatives below this are zero: rounding hides the pre-activations.
 _LEAST_DERIVATIVE = 1e-6
 
@@ -184,12 +186,16 @@ class KnownOutputs:
         No pre-activation of the window is above; infinite where nothing is known.
     upstream : ndarray, shape (out, Q)
         The gradient at the largest pre-activation; zero where not `active`.
+    errors : ndarray, shape (out, Q)
+        The standard deviations of the outputs; zero where they are exact but
+        for rounding.
     """
 
     active: np.ndarray
     largest: np.ndarray
     bound: np.ndarray
     upstream: np.ndarray
+    errors: np.ndarray
 
     @classmethod
     def of(
@@ -198,7 +204,8 @@ class KnownOutputs:
         output: np.ndarray,
         gradient: np.ndarray,
         seen: np.ndarray | None = None,
-        zero: float = _ZERO,
+        errors: np.ndarray | None = None,
+        zero: float = ZERO,
     ) -> KnownOutputs:
         """Invert the activation.
 
@@ -209,11 +216,14 @@ class KnownOutputs:
             The layer's output, and the loss's gradient there.
         seen : ndarray of bool, optional
             Which of the outputs are known, all by default.
+        errors : ndarray, shaped `output_shape`, optional
+            The outputs' standard deviations, zero by default.
         zero : float, optional
             Outputs of at most this share of the largest are zero.
         """
         seen = np.ones(output.size, bool) if seen is None else seen
-        seen = seen.reshape(len(layer.weight), -1)
+        errors = np.zeros(output.size) if errors is None else errors
+        seen, errors = seen.reshape(len(layer.weight), -1), errors.reshape(len(layer.weight), -1)
         output, gradient = (array.reshape(len(layer.weight), -1) for array in (output, gradient))
         known = layer.known_activation
         if known is None or known.inverse is None:
@@ -227,7 +237,7 @@ class KnownOutputs:
             is_zero = output <= zero * np.abs(output).max()
             active, bound = active & ~is_zero, np.where(is_zero, 0.0, bound)
         active, bound = active & seen, np.where(seen, bound, np.inf)
-        return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0))
+        return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0), errors)
 
 
 def forward(layers: Sequence[ConvolutionLayer], image: np.ndarray) -> np.ndarray:
@@ -239,9 +249,12 @@ def forward(layers: Sequence[ConvolutionLayer], image: np.ndarray) -> np.ndarray
     return outputs[-1]
 
 
-def is_chain(layers: Sequence[ConvolutionLayer]) -> bool:
-    """Whether each layer reads the one before it and nothing else."""
-    return all(layer.source == place - 1 and layer.shortcut is None for place, layer in enumerate(layers))
+def is_plain_chain(layers: Sequence[ConvolutionLayer]) -> bool:
+    """Whether each layer reads the one before it and nothing else, and none takes means."""
+    return all(
+        layer.source == place - 1 and layer.shortcut is None and not layer.averages
+        for place, layer in enumerate(layers)
+    )
 
 
 def upstream_equations(layer: ConvolutionLayer, upstream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

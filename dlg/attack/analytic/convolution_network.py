@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dlg.attack.analytic.averaged_pattern import averaged_pattern
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, upstream_equations
+from dlg.attack.analytic.convolution_layer import ZERO, ConvolutionLayer, KnownOutputs, upstream_equations
 from dlg.attack.deadline import check_deadline
 from dlg.graph.convolution_blocks import NETWORK_INPUT
 
@@ -171,12 +171,12 @@ class KnownNetwork:
             if pattern is None:
                 return False
             upstream = pattern * gradient[:, None] / pattern.shape[1]
-            open_bound = np.full(pattern.shape, np.inf)
-            self.known[place] = KnownOutputs(np.zeros_like(pattern), np.zeros(pattern.shape), open_bound, upstream)
+            nothing, unbounded = np.zeros(pattern.shape), np.full(pattern.shape, np.inf)
+            self.known[place] = KnownOutputs(np.zeros_like(pattern), nothing, unbounded, upstream, nothing)
         else:
             # Zeros of what was solved for are exact.
-            zero = {} if place == len(self.layers) - 1 else {"zero": 0.0}
-            known = KnownOutputs.of(layer, self.outputs[place], gradient, self.seen[place], **zero)
+            zero = ZERO if place == len(self.layers) - 1 else 0.0
+            known = KnownOutputs.of(layer, self.outputs[place], gradient, self.seen[place], zero=zero)
             if layer.windows.shape[1] > 1:
                 self.known[place], self.front = known, place
                 return False

@@ -37,7 +37,7 @@ from dlg.attack.analytic.convolution_equations import (
     fit_pattern,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_chain
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.network_search import search_image
@@ -280,11 +280,6 @@ def _network_images(
         yield found
         return
     yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
-
-
-def is_plain_chain(layers: Sequence[ConvolutionLayer]) -> bool:
-    """Whether layers read one another in turn, and none takes means."""
-    return is_chain(layers) and not any(layer.averages for layer in layers)
 
 
 def _first_input(
