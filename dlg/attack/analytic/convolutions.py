@@ -68,8 +68,9 @@ _AT_BOUND = (1e-5, 1e-4, 1e-3)
 _DETERMINED = 1e-2
 # From this ratio on, a layer's input is much larger than the image, and the image is searched for first.
 _MUCH_LARGER = 2
-# Behind residual sums, larger images are not searched for: each of some thousand steps takes a second and more.
-_MOST_SEARCHED = 3 * 64 * 64
+# The numbers of the largest image that is looked for in front of residual sums: each of a thousand steps of the search
+# would take a second and more for a larger one.
+_MOST_NUMBERS = 3 * 64 * 64
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -263,12 +264,13 @@ def _network_images(
     rng: np.random.Generator,
 ) -> Iterator[ImageSearch]:
     """The image behind layers with residual sums or means."""
+    if next(layer.size for layer in layers if layer.source == NETWORK_INPUT) > _MOST_NUMBERS:
+        return
     network = KnownNetwork(layers, features, gradient)
     if NETWORK_INPUT in network.outputs:
         yield ImageSearch(bounds.clip(network.outputs[NETWORK_INPUT])[None], [], is_whole=True)
         return
-    is_small = next(layer.size for layer in layers if layer.source == NETWORK_INPUT) <= _MOST_SEARCHED
-    if not network.known or not is_small or not np.isfinite([bounds.low, bounds.high]).all():
+    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
         return
     front = network.front
     if front is not None and is_plain_chain(layers[: front + 1]):
