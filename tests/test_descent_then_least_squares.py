@@ -83,3 +83,9 @@ def test_least_squares_begins_at_what_was_recovered_in_part_and_descent_at_later
     assert search.began == [(9.0, 10)]
     assert run(descent, search, restart=1)[-1] == (4, 1.0)
     assert descent.began == [(8.0, 3)]
+
+
+def test_least_squares_begins_at_the_last_batch_whose_loss_is_a_number():
+    search = Scripted([1.0])
+    assert run(Scripted([4.0, 3.0, np.nan]), search) == [(1, 4.0), (2, 3.0), (3, 3.0), (4, 1.0)]
+    assert search.began == [(3.0, 7)]

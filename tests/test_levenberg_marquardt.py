@@ -73,6 +73,13 @@ def test_later_starts_are_spread_over_the_range(batch):
     assert not np.array_equal(second, third)
 
 
+def test_a_batch_that_is_known_is_the_start_so_that_no_time_limit_loses_it(batch):
+    trained = participant(networks.softmax, *batch)
+    options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
+    strategy = choose(trained.shared_step(), options)
+    assert strategy.objective.explains(strategy.optimizer.start(0, 0).loss)
+
+
 def test_a_step_that_was_predicted_to_gain_nothing_does_not_end_the_attack(batch, tmp_path, monkeypatch):
     """Where conjugate gradients predict nothing, the gain ratio is beyond all numbers."""
     solve = GaussNewtonStep.solve
@@ -196,7 +203,7 @@ def test_the_fine_search_has_less_patience_under_a_defence():
     search = Search(batch_size=2, residual_size=1000, range_width=1.0, is_defended=True)
     for _ in range(3):
         search.update(step(after=0.95))
-    for before, after in itertools.pairwise(0.99 ** np.arange(10)):
+    for before, after in itertools.pairwise(0.995 ** np.arange(14)):
         assert not search.is_stuck
         search.update(step(before=before, after=after))
     assert search.is_stuck
@@ -220,6 +227,13 @@ def test_the_search_ends_where_a_step_within_the_noise_wins_no_more_than_noise(b
     assert not search.is_within_noise
     search.update(step(before=after, after=after - 0.1), noise=1.0)
     assert search.is_within_noise == is_within
+
+
+def test_a_rejected_step_within_the_noise_does_not_end_the_search():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
+    for after in (1500.0, 1500.0, 700.0):
+        search.update(step(before=990.0, after=after), noise=1.0)
+        assert not search.is_within_noise
 
 
 def test_the_noise_is_that_of_the_gradients_with_their_factor():

@@ -18,7 +18,7 @@ from dlg.attack.losses import (
     total_variation,
     variation_of,
 )
-from dlg.attack.objective import FEATURES, build_objective
+from dlg.attack.objective import FEATURES, SHARED, build_objective
 from dlg.participant import networks
 
 
@@ -96,6 +96,17 @@ def test_the_loss_of_storage_is_that_of_errors_with_these_variances():
     ours, theirs = (np.concatenate([value.ravel() for value in values]) for values in (noisy, gradients))
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
     assert 1 - cosine == pytest.approx(loss_of_storage("cosine", gradients, 3, [1e-6, 1e-6]), rel=0.05)
+
+
+def test_the_cosine_distance_of_gradients_of_zero_has_derivatives(batch):
+    images, labels = batch
+    trained = participant(networks.softmax, images, labels)
+    objective = build_objective(trained.shared_step(), distance="cosine", fixed_label=labels[:, 0])
+    loss, derivative = objective.evaluate([np.zeros_like(images)], [objective.loss, *objective.gradients])
+    zeros = {name: np.zeros_like(value) for name, value in objective.constants.items() if name.startswith(SHARED)}
+    at_zero = objective.evaluate([images], [objective.loss, *objective.gradients], zeros)
+    assert all(np.isfinite(value).all() for value in (loss, derivative, *at_zero))
+    assert at_zero[0] == pytest.approx(0.5)
 
 
 def test_known_features_count_by_their_relative_distance(batch):

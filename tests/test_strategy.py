@@ -214,6 +214,19 @@ def test_auto_descends_where_counting_shows_that_the_batch_is_open():
     assert isinstance(strategy.optimizer, DescentThenLeastSquares)
 
 
+def test_a_table_is_not_taken_for_a_picture():
+    rng = np.random.default_rng(0)
+
+    def network(feature, label):
+        # Too narrow for exact recovery.
+        prediction = paddle.nn.Linear(3, 10)(F.relu(paddle.nn.Linear(16, 3)(feature)))
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, rng.random((4, 16), np.float32), np.arange(4)[:, None])
+    args = AttackOptions.from_args(SimpleNamespace(batch_size=4, optimizer="auto"))
+    assert "adam" not in choose(trained.shared_step(), args).name
+
+
 def test_large_networks_are_descended_on_with_the_features_that_are_known(monkeypatch):
     monkeypatch.setattr(strategy_module, "_SMALL_NETWORK", 100)
     strategy = colour_strategy(2, convolution_with_kinks, iterations=5)

@@ -14,6 +14,9 @@ from dlg.errors import InputError
 from dlg.graph.values import Value
 from dlg.results.pictures import picture_shape
 
+# Gradients of a smaller sum of squares count as zero in the cosine distance, for they have no direction. A network that
+# is certain of its answer has such gradients, and their direction was no number.
+_LEAST_SQUARES = 1e-30
 # One of PaddlePaddle's values in a program, or an array of numbers.
 Tensor = TypeVar("Tensor", Value, np.ndarray)
 
@@ -93,7 +96,8 @@ def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence
     """
 
     def normed(gradients: Sequence[Value]) -> list[Value]:
-        scale = paddle.rsqrt(paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients]))
+        squares = paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients])
+        scale = paddle.rsqrt(paddle.maximum(squares, paddle.full([], _LEAST_SQUARES, squares.dtype)))
         return [gradient * scale for gradient in gradients]
 
     # Half the squared distance of the unit vectors is the same, and does not lose its digits near zero.

@@ -222,10 +222,12 @@ def _descends_first(step: SharedStep, objective: Objective) -> bool:
     """Whether descent with a prior should lead least squares.
 
     So it should for pictures behind kinks, and for those that the gradients
-    leave open.
+    leave open. Samples in one row are no pictures here: a table's neighbouring
+    columns need not be alike.
     """
-    is_picture = objective.layout.is_single and picture_shape(objective.dummies[0].shape[1:]) is not None
-    if not is_picture or step.local_steps is not None or step.knowledge != NOTHING:
+    shape = objective.dummies[0].shape[1:]
+    is_picture = objective.layout.is_single and len(shape) > 1 and picture_shape(shape) is not None
+    if not is_picture or min(shape[-2:]) < 2 or step.local_steps is not None or step.knowledge != NOTHING:
         return False
     if any(_has_kink(op) for op in ops_behind(list(objective.dummy_gradients.values()))):
         return True

@@ -10,6 +10,8 @@ gradient-matching loss decides what is kept: it is the attacker's only yardstick
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dlg.attack.optimizers.interface import DummyBatch, Observer
@@ -44,11 +46,11 @@ class DescentThenLeastSquares:
         return self._descent.evaluations + self._search.evaluations
 
     def start(self, seed: int, restart: int) -> DummyBatch:
-        """What was recovered in part, or else random data."""
-        start = self._search.start(seed, restart)
+        """What was recovered in part, or else where descent starts."""
         if not restart and self._search.has_given_start:
-            self._given = start
-        return start
+            self._given = self._search.start(seed, restart)
+            return self._given
+        return self._as_search_has_it(self._descent.start(seed, restart))
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
         """Descend, then go on by least squares. From what was recovered in part, least squares begins at once."""
@@ -84,7 +86,8 @@ class _Run:
     Attributes
     ----------
     latest : DummyBatch
-        What the part that runs, or ran last, has come to.
+        What the part that runs, or ran last, has come to, as long as its loss
+        was a number.
     is_over : bool
         Whether the observer has ended the run.
     """
@@ -96,7 +99,8 @@ class _Run:
 
     def show(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
         """Show the observer the best batch so far: a later one may have the higher loss."""
-        self.latest = batch
+        if math.isfinite(batch.loss):
+            self.latest = batch
         if batch.loss < self._best.loss:
             self._best = batch
         self.is_over = self._observe(iteration, self._best, decisive)

@@ -73,8 +73,6 @@ class GradientDescent:
     description = "sgd"
     # How many moments of the gradient are kept for each value that is optimised.
     moments_per_value = 0
-    # What else than the learning rate is part of the program.
-    settings: tuple = ()
 
     def __init__(
         self, objective: Objective, learning_rate: float, value_range: tuple[float, float] | None = None
@@ -85,6 +83,11 @@ class GradientDescent:
         self.findings: list[str] = []
         key = self.description, learning_rate, *self.settings
         self._program, self._state, self._results = objective.derived.once(key, lambda: self._built(learning_rate))
+
+    @property
+    def settings(self) -> tuple:
+        """What the program depends on besides the objective and the learning rate."""
+        return ()
 
     def _built(self, learning_rate: float) -> tuple[paddle.static.Program, list[Value], list[Value]]:
         """The program, what it is fed for the state, and its results."""

@@ -46,10 +46,14 @@ class SignedAdam(Adam):
     def __init__(
         self, objective: Objective, learning_rate: float, value_range: tuple[float, float] | None, iterations: int
     ) -> None:
-        self.settings = value_range, iterations
         self.iterations = iterations
         self.dtype = numpy_dtype(objective.dummies[0])
         super().__init__(objective, learning_rate, value_range)
+
+    @property
+    def settings(self) -> tuple:
+        """What the program depends on besides the objective and the learning rate."""
+        return self._value_range, self.iterations
 
     def directions(
         self, gradients: Sequence[Value], moments: Sequence[Value], iteration: Value
@@ -59,8 +63,7 @@ class SignedAdam(Adam):
 
     def moved(self, value: Value, step: Value, iteration: Value) -> Value:
         """Give a value after the decayed step, clipped to the range."""
-        value_range, iterations = self.settings
-        angle = paddle.cast(iteration, value.dtype) * paddle.full([], math.pi / iterations, value.dtype)
+        angle = paddle.cast(iteration, value.dtype) * paddle.full([], math.pi / self.iterations, value.dtype)
         half = paddle.full([], 0.5, value.dtype)
         moved = value + half * (paddle.cos(angle) + paddle.ones([], value.dtype)) * step
-        return moved if value_range is None else paddle.clip(moved, *value_range)
+        return moved if self._value_range is None else paddle.clip(moved, *self._value_range)
