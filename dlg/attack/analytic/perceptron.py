@@ -150,7 +150,7 @@ def read_off(reading: Reading) -> Leakage | None:
         return None
     repeated = with_repetitions(samples, reading.batch_size)
     leakage = _leakage(reading, last, repeated)
-    if leakage is None or len(repeated.labels) == len(samples.labels):
+    if leakage is None or leakage.inputs is None or len(repeated.labels) == len(samples.labels):
         return leakage
     # One sample repeated throughout, with a factor, always makes up a batch. The other gradients tell.
     loss = leakage.objective.gradient_matching_loss_at([leakage.inputs])
