@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from dlg.attack.shared_step import SharedStep
+from dlg.graph.programs import new_scope
 from dlg.graph.values import Network, Value
 from dlg.participant.training_step import Known, TrainingStep
 
@@ -144,5 +145,5 @@ def feature_step(
 @contextlib.contextmanager
 def fresh_scope() -> Iterator[None]:
     """Give the block a scope of its own for weights, and let generated names begin anew."""
-    with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
+    with paddle.static.scope_guard(new_scope()), paddle.utils.unique_name.guard():
         yield

@@ -21,16 +21,16 @@ from dlg.results.metrics import compare
 
 
 def small_digits(batch_size):
-    """Digits of 14 by 14 pixels, every second one of MNIST's."""
+    """The middle of digits, 10 by 10 pixels, every second one of MNIST's."""
     images, labels = digits(batch_size)
-    return np.ascontiguousarray(images[:, :, ::2, ::2]), labels
+    return np.ascontiguousarray(images[:, :, 4:24:2, 4:24:2]), labels
 
 
 def with_convolutions(activation):
     def network(feature, label):
         hidden = F.max_pool2d(activation(nn.Conv2D(1, 6, 3, padding=1)(feature)), 2)
         hidden = activation(nn.Conv2D(6, 12, 3, padding=1)(hidden))
-        prediction = nn.Linear(12 * 7 * 7, 10)(paddle.flatten(hidden, 1))
+        prediction = nn.Linear(12 * 5 * 5, 10)(paddle.flatten(hidden, 1))
         return prediction, F.cross_entropy(prediction, label)
 
     return network
@@ -47,7 +47,7 @@ def recovered(network, spec, batch_size=1, value_range=(0.0, 1.0)):
     return images, rough_image(reading, labels_from_gradients(step))
 
 
-@pytest.mark.parametrize(("spec", "least"), [("fp16", 40), ("gaussian:1e-3", 25)])
+@pytest.mark.parametrize(("spec", "least"), [("fp16", 40), pytest.param("gaussian:1e-3", 25, marks=pytest.mark.slow)])
 def test_an_image_behind_max_pooling_comes_back(spec, least):
     images, found = recovered(with_convolutions(F.relu), spec)
     assert compare(images, found.astype(np.float32))[0].psnr > least

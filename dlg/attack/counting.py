@@ -17,8 +17,9 @@ def most_determined(
     The gradients of a layer and of those behind it depend on the batch only
     through the layer's input, which has B · n numbers. So the rank is at most
     B · n, plus the number of entries of all other gradients. This holds at every
-    layer, and the least of these bounds counts. Labels are fixed. The gradient of
-    a parameter that several layers share belongs to the first of them.
+    layer around which no shortcut leads, and the least of these bounds counts.
+    Labels are fixed. The gradient of a parameter that several layers share belongs
+    to the first of them.
 
     Parameters
     ----------
@@ -36,12 +37,23 @@ def most_determined(
     -------
     int
     """
-    parts = [(block.parameters, batch_size * block.input_size) for block in blocks]
+    parts: list[tuple[set[str], int | None]] = [
+        (block.parameters, batch_size * block.input_size if _is_only_way(blocks, place) else None)
+        for place, block in enumerate(blocks)
+    ]
     parts += [({layer.weight, layer.bias}, math.prod(layer.inputs.shape)) for layer in layers]
     least = sum(sizes.values())
     for number, (_, input_size) in enumerate(parts):
-        needed_before = set().union(*(names for names, _ in parts[:number]))
-        behind = set().union(*(names for names, _ in parts[number:])) - needed_before
+        if input_size is None:
+            continue
+        needed_before: set[str] = set().union(*(names for names, _ in parts[:number]))
+        behind: set[str] = set().union(*(names for names, _ in parts[number:])) - needed_before
         others = sum(size for name, size in sizes.items() if name not in behind)
         least = min(least, others + input_size)
     return least
+
+
+def _is_only_way(blocks: Sequence[ConvolutionBlock], place: int) -> bool:
+    """Whether this block and those behind it read nothing before it but its own input."""
+    known = {blocks[place].source, *range(place, len(blocks))}
+    return all(block.source in known and block.shortcut in {None, *known} for block in blocks[place:])

@@ -21,7 +21,7 @@ from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.lookups import lookups_of
-from dlg.graph.programs import in_program
+from dlg.graph.programs import in_program, new_scope
 from dlg.graph.traced_layer import TracedLayer
 from dlg.graph.values import Value, is_real, numpy_dtype
 from dlg.shared_update import SharedUpdate
@@ -232,7 +232,7 @@ def _names_in_order(named: Mapping[str, paddle.Tensor], count: int) -> list[str]
 
 def _scope_of(arrays: Mapping[str, np.ndarray]) -> paddle.static.Scope:
     """A scope that holds these arrays under these names."""
-    scope = paddle.static.Scope()
+    scope = new_scope()
     for name, array in arrays.items():
         scope.var(name).get_tensor().set(array, paddle.CPUPlace())
     return scope

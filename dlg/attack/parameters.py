@@ -16,6 +16,7 @@ from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError, one_line
 from dlg.graph.linear_layers import is_parameter
+from dlg.graph.programs import new_scope
 from dlg.graph.values import Value, short_name
 
 # The shared gradients as a user hands them over: in the order of the trainable parameters, by their names, or as pairs
@@ -333,7 +334,7 @@ def copy_weights(
     InputError
         Where a trained parameter has no value in `source`, and none is given.
     """
-    scope = into or paddle.static.Scope()
+    scope = into or new_scope()
     for ours, theirs in names.items():
         weight = given[theirs] if given and theirs in given else _weight_in(source, theirs)
         if dtype and np.issubdtype(weight.dtype, np.floating):

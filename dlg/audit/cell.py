@@ -26,6 +26,7 @@ from dlg.audit.samples import Batch
 from dlg.audit.subject import Subject
 from dlg.errors import InputError, one_line
 from dlg.graph.label_readers import LabelKind
+from dlg.graph.programs import new_scope
 from dlg.interrupts import forget_paddles_handlers
 from dlg.results import metrics
 
@@ -108,7 +109,7 @@ def _own_surroundings() -> Iterator[None]:
     with (
         # enable_static holds for the thread that calls it first. Other threads of a Dask worker start in dynamic mode.
         paddle.base.framework._dygraph_guard(None),
-        paddle.static.scope_guard(paddle.static.Scope()),
+        paddle.static.scope_guard(new_scope()),
         paddle.utils.unique_name.guard(),
         contextlib.redirect_stdout(io.StringIO()),
     ):

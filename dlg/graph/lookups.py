@@ -11,6 +11,7 @@ from paddle.autograd.backward_utils import ValueDict
 
 from dlg.graph.copying import copy_ops, split_by_sources
 from dlg.graph.linear_layers import is_parameter, maker
+from dlg.graph.programs import new_scope
 from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
 
 # What may stand between a one-hot vector and its product with the table: PaddlePaddle's one_hot is float32.
@@ -97,7 +98,7 @@ def positions(index: Value, feature: Value) -> Positions | None:
 
     def read(integers: np.ndarray) -> np.ndarray:
         values = integers.reshape(feature.shape).astype(numpy_dtype(feature))
-        (result,) = executor.run(program, {"feature": values}, [copied], scope=paddle.static.Scope())
+        (result,) = executor.run(program, {"feature": values}, [copied], scope=new_scope())
         return np.asarray(result).astype(np.int64).ravel()
 
     size = int(np.prod(feature.shape))

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -135,6 +136,27 @@ def traced_execution(*, keeps_results: bool = False) -> Iterator[None]:
         yield
     finally:
         paddle.set_flags(before)
+
+
+def new_scope() -> paddle.static.Scope:
+    """A scope whose variables go when nothing refers to it any more.
+
+    PaddlePaddle keeps each scope that Python makes until the process ends, and
+    in it the results of the programs that ran there: 130 MB for each attack on a
+    transformer with 10,000 tokens. The children of a scope can be dropped, so
+    this is the only child of one that stays empty.
+    """
+    parent = paddle.static.Scope()
+    scope = parent.new_scope()
+    weakref.finalize(scope, _free, parent)
+    return scope
+
+
+def _free(parent: paddle.static.Scope) -> None:
+    """Drop a scope's only child, and give the memory back to the system."""
+    parent.drop_kids()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def fed_names(program: paddle.static.Program) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import paddle
 
+from dlg.graph.programs import new_scope
 from dlg.participant.training_step import TrainingStep
 from dlg.shared_update import SharedUpdate
 
@@ -100,7 +101,7 @@ def local_update(
         ).minimize(loss)
     before = training.weights()
     size = local_batch_size or len(images)
-    scope = paddle.static.Scope()
+    scope = new_scope()
     with paddle.static.scope_guard(scope):
         training.exe.run(startup)
         # The network made its parameters in the same order as before, perhaps under other names.

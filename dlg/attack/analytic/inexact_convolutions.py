@@ -21,6 +21,7 @@ of the layers by what a defence leaves is this project's own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -39,12 +40,14 @@ from dlg.attack.analytic.convolution_equations import (
     bounded_least_squares,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs
+from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.window_search import search
+from dlg.attack.deadline import check_deadline
 from dlg.attack.objective import Objective
 from dlg.defense_knowledge import DefenseKnowledge
+from dlg.errors import TimeLimitReachedError
 
 _UNBOUNDED = Bounds(-np.inf, np.inf)
 _POSITIVE = Bounds(0.0, np.inf)
@@ -113,24 +116,32 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
     Returns
     -------
     ndarray or None
-        None for a larger batch, for another network than convolutions with
-        kinks or max pooling before fully connected layers, and where the
+        None for a larger batch, for another network than a chain of convolutions
+        with kinks or max pooling before fully connected layers, and where the
         pixels have no range.
     """
-    if reading.batch_size != 1 or reading.value_range is None or not reading.layers:
+    if reading.batch_size > 1 or reading.value_range is None or reading.convolutional_network is None:
         return None
     layers, first = reading.convolutional_network, reading.layers[0]
-    if layers is None or first is None or not any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers):
+    has_patterns = any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers)
+    is_large = any(layer.size > _MOST_INPUTS for layer in layers)
+    if first is None or not np.any(first.bias_gradient) or not is_plain_chain(layers) or not has_patterns or is_large:
         return None
-    if any(layer.size > _MOST_INPUTS for layer in layers) or not np.any(first.bias_gradient):
-        return None
-    bounds, knowledge = Bounds(*reading.value_range), reading.step.knowledge
-    bias_gradients = _bias_gradients(reading)
+    found: np.ndarray | None = None
+    with contextlib.suppress(TimeLimitReachedError):
+        found = _recovered(reading, layers, first, Bounds(*reading.value_range))
+    return None if found is None else _nearest(reading.probe.with_labels(labels), found, Bounds(*reading.value_range))
+
+
+def _recovered(reading: Reading, layers: Sequence[ConvolutionLayer], first: Layer, bounds: Bounds) -> np.ndarray | None:
+    """The image, (n,), from the first fully connected layer's gradients on."""
+    knowledge, bias_gradients = reading.step.knowledge, _bias_gradients(reading)
     outputs = last = _rank_one(first, knowledge)
     for place in range(len(layers) - 1, 0, -1):
         outputs = _layer_input(layers[place], outputs, bias_gradients[place], knowledge, layers[place - 1].clips_below)
     errors = [entry_errors(layer.weight_gradient, knowledge) for layer in layers]
-    rng, best, least = reading.random_stream(), None, np.inf
+    rng, least = reading.random_stream(), np.inf
+    best: np.ndarray | None = None
     for _ in range(_MOST_SEARCHES if layers[0].windows.shape[1] > 1 else 1):
         image = _first_input(layers[0], outputs, bias_gradients[0], knowledge, bounds, rng)
         if image is None:
@@ -140,7 +151,7 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
             best, least = image, cost
         if least < _EXPLAINED_COST:
             break
-    return None if best is None else _nearest(reading.probe.with_labels(labels), best, bounds)
+    return best
 
 
 def _nearest(objective: Objective, image: np.ndarray, bounds: Bounds) -> np.ndarray:
@@ -158,16 +169,14 @@ def entry_errors(gradient: np.ndarray, knowledge: DefenseKnowledge) -> np.ndarra
     lowest, highest = knowledge.bounds_of(gradient)
     least = _LEAST_ERROR * float(np.sqrt(np.mean(np.square(gradient, dtype=np.float64))))
     # Of a uniform distribution between the bounds.
-    return np.sqrt(knowledge.noise**2 + np.square(highest - lowest, dtype=np.float64) / 12 + least**2)
+    square = knowledge.noise**2 + np.square(highest - lowest, dtype=np.float64) / 12 + least**2
+    return np.sqrt(np.maximum(square, _TINY))
 
 
 def _bias_gradients(reading: Reading) -> list[np.ndarray | None]:
     """The gradients of each convolution's bias, None where there is none or a batch norm follows."""
-    found: list[np.ndarray | None] = []
-    for block in reading.probe.blocks:
-        name = None if block.bias is None or block.norm is not None else reading.probe.trained.get(block.bias)
-        found.append(None if name is None else reading.step.gradients.get(name))
-    return found
+    names = [None if block.norm is not None else block.bias for block in reading.probe.blocks]
+    return [reading.step.gradients.get(reading.probe.trained.get(name or "", "")) for name in names]
 
 
 def _rank_one(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
@@ -287,6 +296,7 @@ def _fitted(
     moved, spread = image, np.inf
     equations = _weighted(layers, last, errors, image)
     for step in range(_MOST_STEPS):
+        check_deadline()
         residual = equations.right_side - equations.matrix @ image
         spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
         candidates = [

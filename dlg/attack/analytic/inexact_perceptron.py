@@ -60,7 +60,7 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
     leaves as little as the noise does.
     """
     last = reading.softmax_regression
-    if last is None:
+    if last is None or reading.rule is not None:
         return None
     scale = scale_of_classes(last.bias_gradient) if reading.step.knowledge.is_scaled else 1.0
     found = rough_features(last.divided_by(scale), reading.batch_size, reading.random_stream())
