@@ -205,7 +205,13 @@ def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) 
     -------
     LayerInput
         Whose residual says whether it explains the layer, see `EXPLAINED`.
+
+    Raises
+    ------
+    TimeLimitReachedError
+        Where the time of the deadline in force is over.
     """
+    check_deadline()
     problem = LayerEquations(layer, known)
     start = bounds.clip(np.zeros(layer.size))
     if layer.windows.shape[1] == 1:
