@@ -34,6 +34,7 @@ import argparse
 import dataclasses
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,8 @@ class Outcome:
         How often the loss and its gradient were computed.
     seconds : float
         Wall time of the attack.
+    processor_seconds : float
+        Processor time of the attack and of its preparation.
     error : str
         The error that the attack raised, in one line. Nothing was recovered then.
     """
@@ -93,6 +96,7 @@ class Outcome:
     labels_right: int = 0
     evaluations: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     error: str = ""
 
     @property
@@ -103,13 +107,15 @@ class Outcome:
 
 def outcome(target: Target, attack: Attack) -> Outcome:
     """Attack a target, and score what was found."""
+    started = time.process_time()
     try:
         found = attack(target)
+        processor_seconds = time.process_time() - started
         scores = metrics.compare(target.images, found.feature)
     except Exception as error:  # any error counts as an attack that failed, and the next target is attacked
         return Outcome(target.seed, error=described_error(error))
     labels_right = sum(int(found.label[score.recovered] == target.labels[score.image, 0]) for score in scores)
-    return Outcome(target.seed, scores, labels_right, found.evaluations, found.seconds)
+    return Outcome(target.seed, scores, labels_right, found.evaluations, found.seconds, processor_seconds)
 
 
 def described_error(error: Exception) -> str:
@@ -242,7 +248,10 @@ def print_cells(cells: Sequence[Cell], with_time: bool) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.attacks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog="python -m benchmarks.attacks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax"])
     parser.add_argument("--batch_size", nargs="+", type=int, default=[1, 2])

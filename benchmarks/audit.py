@@ -79,7 +79,7 @@ def measure(way: str, options: Sequence[str], folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table with a row for each way to run the audit."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="where cells run (default: all)")
     args, options = parser.parse_known_args(argv)
     print(f"{machine()}; load of the machine at the start: {os.getloadavg()[0]:.1f}")

@@ -1,10 +1,10 @@
-"""What `auto` recovers from convolutional networks with ReLU.
+"""What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
         [--batch_size 1] [--data bundled | FOLDER]
 
 Each seed is one target: it draws the images, the weights and the attack's random
-numbers. In colour the batch is always one. Grey images are digits; colour ones are random crops of scikit-image's
+numbers. Grey images are digits; colour ones are random crops of scikit-image's
 pictures (pip install scikit-image), at least 96 pixels wide, scaled to 32×32.
 Trained networks have taken 300 steps of stochastic gradient descent on other
 digits. A line for each seed has its PSNR, its verdict, the seconds and the
@@ -73,6 +73,34 @@ def zhu_with_relu(feature: Value, label: Value) -> tuple[Value, Value]:
     return prediction, F.cross_entropy(prediction, label)
 
 
+def four_convolutions(feature: Value, label: Value) -> tuple[Value, Value]:
+    """A ConvNet: four convolutions of 16 filters (3×3), each with ReLU and max pooling, and a fully connected layer."""
+    hidden = feature
+    for _ in range(4):
+        hidden = F.max_pool2d(F.relu(nn.Conv2D(hidden.shape[1], 16, 3, padding=1)(hidden)), 2)
+    flat = paddle.flatten(hidden, 1)
+    prediction = nn.Linear(flat.shape[1], networks.CLASSES)(flat)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def small_resnet(feature: Value, label: Value) -> tuple[Value, Value]:
+    """A ResNet of 8 layers: three blocks of two convolutions (16, 32 and 64 filters), batch norm in eval mode."""
+
+    def normed(hidden: Value, filters: int, stride: int, size: int = 3) -> Value:
+        convolution = nn.Conv2D(hidden.shape[1], filters, size, stride=stride, padding=size // 2, bias_attr=False)
+        norm = nn.BatchNorm2D(filters)
+        norm.eval()
+        return norm(convolution(hidden))
+
+    hidden = F.relu(normed(feature, 16, 1))
+    for filters, stride in ((16, 1), (32, 2), (64, 2)):
+        branch = normed(F.relu(normed(hidden, filters, stride)), filters, 1)
+        shortcut = hidden if stride == 1 else normed(hidden, filters, stride, 1)
+        hidden = F.relu(branch + shortcut)
+    prediction = nn.Linear(hidden.shape[1], networks.CLASSES)(paddle.mean(hidden, axis=[2, 3]))
+    return prediction, F.cross_entropy(prediction, label)
+
+
 # The network, whether its images are in colour, and whether it is trained before the attack.
 NETWORKS: dict[str, tuple[Network, bool, bool]] = {
     "lenet": (networks.cnn, False, False),
@@ -82,21 +110,28 @@ NETWORKS: dict[str, tuple[Network, bool, bool]] = {
     "strides-22": (two_convolutions(2, 2), False, False),
     "zhu": (zhu_with_relu, False, False),
     "zhu-colour": (zhu_with_relu, True, False),
+    "zhu-sigmoid-colour": (networks.lenet, True, False),
+    "convnet": (four_convolutions, False, False),
+    "convnet-colour": (four_convolutions, True, False),
+    "resnet8-colour": (small_resnet, True, False),
 }
 
 
-def colour_crop(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random square of a picture, (1, 3, 32, 32) in float32, with a random label."""
+def colour_crops(seed: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random squares of pictures, (B, 3, 32, 32) in float32, with random labels."""
     import skimage.data
     from skimage.transform import resize
 
     rng = np.random.default_rng((seed, _CROP_STREAM))
-    picture = getattr(skimage.data, _PICTURES[rng.integers(len(_PICTURES))])()[..., :3] / 255
-    side = int(rng.integers(_LEAST_CROP, min(picture.shape[:2]) + 1))
-    top, left = (int(rng.integers(size - side + 1)) for size in picture.shape[:2])
-    crop = resize(picture[top : top + side, left : left + side], (_COLOUR_SIDE, _COLOUR_SIDE), anti_aliasing=True)
-    image = crop.transpose(2, 0, 1)[None].astype(np.float32)
-    return np.ascontiguousarray(image), rng.integers(networks.CLASSES, size=(1, 1))
+    crops, labels = [], []
+    for _ in range(batch_size):
+        picture = getattr(skimage.data, _PICTURES[rng.integers(len(_PICTURES))])()[..., :3] / 255
+        side = int(rng.integers(_LEAST_CROP, min(picture.shape[:2]) + 1))
+        top, left = (int(rng.integers(size - side + 1)) for size in picture.shape[:2])
+        crop = picture[top : top + side, left : left + side]
+        crops.append(resize(crop, (_COLOUR_SIDE, _COLOUR_SIDE), anti_aliasing=True).transpose(2, 0, 1))
+        labels.append(rng.integers(networks.CLASSES, size=1))
+    return np.stack(crops).astype(np.float32), np.stack(labels)
 
 
 def train(trained: Participant, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
@@ -115,7 +150,9 @@ def attack_seed(
     """Attack the target of a seed, print its line, and give each image's PSNR, the seconds and the processor's."""
     network, in_colour, is_trained = NETWORKS[name]
     shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
-    batch, label = colour_crop(seed) if in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+    batch, label = (
+        colour_crops(seed, batch_size) if in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+    )
     with fresh_scope(), tempfile.TemporaryDirectory() as folder:
         target = participant(network, batch, label, seed)
         if is_trained:
@@ -143,7 +180,9 @@ def row(name: str, attack: Callable[[int], tuple[list[float], float, float]], ba
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=1)

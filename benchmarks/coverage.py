@@ -110,7 +110,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these names, such as F.gelu or gelu; by default all")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes at a time; %(default)s by default")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each network; %(default)s by default")

@@ -12,25 +12,36 @@ the start of the attack. All attacks of a row are run on the same targets:
 - ``zhu`` is L-BFGS on the squared difference with the labels optimised, told
   nothing, as in section 5 of Zhu et al. (2019).
 
-A cell has the share of images from --recovered dB on, with Wilson's interval at
-95 %, the median PSNR, the share of labels that are right, and the median time.
+A cell has the share of images from --recovered dB on, with an interval at 95 %,
+the median PSNR, the share of labels that are right, the median wall time, and the
+median processor time. The interval is Wilson's for as many draws as there are
+batches: the images of a batch have its weights and its noise in common, so that
+they are not independent.
+
+One program of each attack serves all seeds of a network and batch size. The
+first seed pays for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import paddle
 
-from benchmarks.attack_target import Attack, attack_with
+from benchmarks.attack_target import Attack
 from benchmarks.attacks import Outcome, median, outcome, print_row, wilson_interval
 from benchmarks.machine import machine
 from benchmarks.targets import Target, TargetSource
 from dlg import defenses, random_streams
+from dlg.attack.shared_step import Preparations
+from dlg.audit.attacks import answer_of
 from dlg.audit.grid import DEFAULT_GRID
-from dlg.options import NO_DEFENSE
+from dlg.options import NO_DEFENSE, AttackOptions
 from dlg.participant import data, networks
 from dlg.results.metrics import RECOVERED
 
@@ -45,29 +56,56 @@ def defended(target: Target, spec: str) -> Target:
     return dataclasses.replace(target, training=dataclasses.replace(target.training, step=lambda: shared))
 
 
-def attack_on(name: str, spec: str, given: dict[str, float]) -> Attack:
-    """One of `ATTACKS` on gradients under this defence."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """See `benchmarks.attack_target.Found`."""
+
+    feature: np.ndarray
+    label: np.ndarray
+    evaluations: int
+    seconds: float
+
+
+def attack_on(name: str, spec: str, given: dict[str, Any], preparations: Preparations) -> Attack:
+    """One of `ATTACKS` on gradients under this defence, whose programs are those of these preparations."""
     optimizer, is_told = ATTACKS[name]
-    return attack_with(optimizer, given | {"knows": spec if is_told else NO_DEFENSE})
+    known = {"optimizer": optimizer, "knows": spec if is_told else NO_DEFENSE}
+
+    def attack(target: Target) -> Found:
+        started = time.perf_counter()
+        options = AttackOptions.from_keywords(batch_size=target.batch_size, seed=target.seed, **known | given)
+        step = target.training.shared_step()
+        step.knowledge, step.preparations = options.knowledge, preparations.for_another_step()
+        found = answer_of(name, step, options)
+        seconds = time.perf_counter() - started
+        return Found(found.feature, found.label, found.strategy.optimizer.evaluations, seconds)
+
+    return attack
 
 
-def cell(outcomes: Sequence[Outcome], recovered: float) -> str:
+def cell(outcomes: Sequence[Outcome], batch_size: int, recovered: float) -> str:
     """What one attack reached over all seeds, see the module."""
     scores = [score for each in outcomes for score in each.scores]
     failed = sum(bool(each.error) for each in outcomes)
     if not scores:
         return f"{failed} errors"
     count = sum(score.psnr >= recovered for score in scores)
-    low, high = wilson_interval(count, len(scores))
+    batches = len(scores) // batch_size
+    low, _ = wilson_interval(count // batch_size, batches)
+    _, high = wilson_interval(-(-count // batch_size), batches)
     labels = sum(each.labels_right for each in outcomes)
-    seconds = median(each.seconds for each in outcomes if not each.error)
+    finished = [each for each in outcomes if not each.error]
+    seconds = median(each.seconds for each in finished)
+    processor = median(each.processor_seconds for each in finished)
     return (
         f"{count} of {len(scores)} ({low:.0%} to {high:.0%}), {median(score.psnr for score in scores):.1f} dB,"
-        f" {labels} labels, {seconds:.1f} s" + (f", {failed} errors" if failed else "")
+        f" {labels} labels, {seconds:.1f} s, {processor:.1f} s of processor" + (f", {failed} errors" if failed else "")
     )
 
 
-def row(source: TargetSource, network: str, batch_size: int, spec: str, args: argparse.Namespace) -> list[str]:
+def row(
+    source: TargetSource, network: str, batch_size: int, spec: str, args: argparse.Namespace, preparations: Preparations
+) -> list[str]:
     """Attack the targets of all seeds by each attack."""
     given = {name: getattr(args, name) for name in ("iterations", "restarts", "time_limit")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -76,17 +114,20 @@ def row(source: TargetSource, network: str, batch_size: int, spec: str, args: ar
         with source.target(network, batch_size, seed) as target:
             attacked = defended(target, spec)
             for name, found in outcomes.items():
-                found.append(outcome(attacked, attack_on(name, spec, given)))
+                found.append(outcome(attacked, attack_on(name, spec, given, preparations)))
     if args.verbose:
         for name, found in outcomes.items():
             psnrs = [[round(score.psnr, 1) for score in each.scores] or each.error for each in found]
             print(f"{network}, batch {batch_size}, {spec}, {name}: {psnrs}", flush=True)
-    return [network, str(batch_size), spec, *(cell(found, args.recovered) for found in outcomes.values())]
+    return [network, str(batch_size), spec, *(cell(found, batch_size, args.recovered) for found in outcomes.values())]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.defenses", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog="python -m benchmarks.defenses",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax", "mlp", "lenet", "cnn"])
     parser.add_argument("--batch_size", nargs="+", type=int, default=[1, 4])
@@ -114,8 +155,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_row(["---"] * (3 + len(args.attack)))
     for network in args.network:
         for batch_size in args.batch_size:
+            preparations = Preparations({})
             for spec in args.defense:
-                print_row(row(source, network, batch_size, spec, args))
+                print_row(row(source, network, batch_size, spec, args, preparations))
 
 
 if __name__ == "__main__":

@@ -203,7 +203,9 @@ def interrupt_often(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--command", type=int, default=40, metavar="N", help="of the command, with each signal")
     parser.add_argument("--audit", type=int, default=10, metavar="N", help="of an audit, with each signal")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")

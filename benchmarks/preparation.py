@@ -129,6 +129,7 @@ def row(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m benchmarks.preparation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

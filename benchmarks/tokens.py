@@ -43,6 +43,8 @@ CLASSES = 10
 CATEGORIES = (12, 7, 150, 40)
 # A number of a table counts as recovered from this error on.
 NUMBER_ERROR = 1e-3
+# What a causal mask adds to the score of a token that must not be seen.
+HIDDEN_SCORE = -1e9
 # The least side of a crop of a photograph.
 CROP = 96
 # The side that crops are scaled to.
@@ -66,6 +68,25 @@ def encoder(feature: Any, label: Any, width: int = 96, make_table: Callable = em
     hidden = make_table(VOCABULARY, width)(feature) + positions
     layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu")
     return classified(paddle.mean(nn.TransformerEncoder(layer, 2)(hidden), axis=1), label)
+
+
+def decoder(feature: Any, label: Any, width: int = 128) -> tuple:
+    """Two layers under a causal mask, normalised before, with trained positions, and the last token."""
+    return classified(_decoded(feature, width)[:, -1], label)
+
+
+def language_model(feature: Any, label: Any, width: int = 128) -> tuple:
+    """The same layers, and the next token at each place."""
+    prediction = nn.Linear(width, VOCABULARY)(_decoded(feature, width))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def _decoded(feature: Any, width: int) -> Any:
+    dtype, length = paddle.get_default_dtype(), feature.shape[1]
+    hidden = embedding(VOCABULARY, width)(feature) + paddle.create_parameter([1, length, width], dtype)
+    mask = paddle.triu(paddle.full([length, length], HIDDEN_SCORE, dtype), 1)
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, activation="gelu", normalize_before=True)
+    return nn.LayerNorm(width)(nn.TransformerEncoder(layer, 2)(hidden, mask))
 
 
 def bag_of_words(feature: Any, label: Any, width: int = 64, make_table: Callable = embedding) -> tuple:
@@ -110,6 +131,12 @@ def texts(rng: np.random.Generator, batch_size: int, length: int) -> tuple[np.nd
     return tokens, labels_of(rng, batch_size)
 
 
+def continued_texts(rng: np.random.Generator, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts whose labels are the next tokens."""
+    tokens, _ = texts(rng, batch_size, length + 1)
+    return tokens[:, :-1], tokens[:, 1:, None]
+
+
 def table_rows(rng: np.random.Generator, batch_size: int) -> tuple[list[np.ndarray], np.ndarray]:
     categories = np.stack([rng.integers(0, count, batch_size) for count in CATEGORIES], axis=1)
     numbers = rng.standard_normal((batch_size, 6)).astype(np.float32)
@@ -133,8 +160,12 @@ def photographs(rng: np.random.Generator, batch_size: int) -> tuple[np.ndarray, 
 
 
 def in_order(true: np.ndarray, result: dlg.Reconstruction) -> tuple[int, int]:
-    """How many tokens are right at their places."""
-    return int(np.sum(result.feature == true)), true.size
+    """How many tokens are right at their places, in samples that are matched to the true ones."""
+    from scipy.optimize import linear_sum_assignment
+
+    right = (true[:, None] == result.feature[None]).sum(axis=2)
+    rows, columns = linear_sum_assignment(-right)
+    return int(right[rows, columns].sum()), true.size
 
 
 def counted(true: np.ndarray, result: dlg.Reconstruction) -> tuple[int, int]:
@@ -202,6 +233,16 @@ ROWS = (
         in_order,
         (1,),
     ),
+    Row(
+        "encoder-batch",
+        "tokens in order",
+        partial(encoder, width=128),
+        partial(texts, length=12),
+        in_order,
+        (2, 4),
+    ),
+    Row("decoder", "tokens in order", decoder, partial(texts, length=16), in_order, (1, 4, 8)),
+    Row("language-model", "tokens in order", language_model, partial(continued_texts, length=16), in_order, (4,)),
     Row("bag", "tokens counted", bag_of_words, partial(texts, length=32), counted, (1, 8, 16)),
     Row(
         "bag-paddle",
@@ -265,7 +306,9 @@ def measured(row: Row, batch_size: int, seeds: int) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--row", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
     parser.add_argument("--seeds", type=int, default=20, help="the number of batches; their seeds are 0, 1, ...")
     args = parser.parse_args(argv)

@@ -92,7 +92,10 @@ def _median_psnr(cell: Cell) -> str:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.updates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog="python -m benchmarks.updates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax", "mlp"])
     parser.add_argument("--batch_size", nargs="+", type=int, default=[1])

@@ -43,6 +43,9 @@ class DefenseKnowledge:
         bounds, beside 1 outside of them; 0 where the shared one has no size. See `dlg.attack.losses.outside_of_bounds`.
     noise : float
         The standard deviation of the noise that was added to every entry.
+    is_heavy_tailed : bool
+        Whether that noise is Laplace's, of which large errors are far likelier
+        than of Gaussian noise of the same size.
     is_scaled : bool
         Whether all gradients together were multiplied by an unknown factor.
     has_signs_only : bool
@@ -52,6 +55,7 @@ class DefenseKnowledge:
     bounds: Callable[[np.ndarray], Bounds] | None = None
     pull: float = 1.0
     noise: float = 0.0
+    is_heavy_tailed: bool = False
     is_scaled: bool = False
     has_signs_only: bool = False
 

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -255,7 +256,9 @@ def parse(spec: str) -> Defense:
         such function.
     """
     if isinstance(spec, str) and spec.rpartition(":")[0].endswith(".py"):
-        return Defense(_own_kind(spec).name)
+        path, _, name = spec.rpartition(":")
+        # The worker of a cluster may run in another folder.
+        return Defense(_own_kind(f"{os.path.abspath(path)}:{name}").name)
     name, *texts = spec.split(":") if isinstance(spec, str) else [""]
     if name not in DEFENSES:
         raise InputError(f"no such defense: {spec!r}; expected {SPELLINGS}")
@@ -422,7 +425,11 @@ def _own_kind(spec: str) -> Kind:
     try:
         function = runpy.run_path(path).get(name)
     except Exception as error:
-        raise InputError(f"the defense {spec!r}: {path!r} cannot be run: {one_line(error)}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise InputError(
+            f"the defense {spec!r}: {quoted(path)} cannot be run: {reason}; give FILE.py:NAME, a file that Python can"
+            " run by itself and the name of a function in it"
+        ) from error
     if not callable(function):
         raise InputError(
             f"the defense {spec!r}: {path!r} has no function {name!r}; define one, from gradients to gradients"
@@ -463,6 +470,10 @@ _ROUNDED_PULL = 0.3
 
 def _noise_knowledge(sigma: float) -> DefenseKnowledge:
     return DefenseKnowledge(noise=sigma)
+
+
+def _laplacian_knowledge(sigma: float) -> DefenseKnowledge:
+    return DefenseKnowledge(noise=sigma, is_heavy_tailed=True)
 
 
 def _prune_knowledge(fraction: float) -> DefenseKnowledge:
@@ -511,7 +522,7 @@ DEFENSES = {
     for kind in (
         Kind("none", _none, UNDEFENDED),
         Kind("gaussian", _gaussian, NOISE, (_SIGMA,), "gaussian:1e-3", knowledge=_noise_knowledge),
-        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3", knowledge=_noise_knowledge),
+        Kind("laplacian", _laplacian, NOISE, (_SIGMA,), "laplacian:1e-3", knowledge=_laplacian_knowledge),
         Kind("prune", _prune, PRUNING, (_FRACTION,), "prune:0.2", knowledge=_prune_knowledge),
         Kind("clip", _clip, CLIPPING, (_NORM, _MULTIPLIER), "clip:1.0:0.01", _clip_epsilon, _clip_knowledge),
         Kind("fp16", _fp16, QUANTISATION, knowledge=_fp16_knowledge),

@@ -20,6 +20,7 @@ from dlg.attack.deadline import Deadline, deadline_in_force
 from dlg.attack.dummies import recovered_label
 from dlg.attack.features import Layout
 from dlg.attack.layer_step import step_of_layer
+from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
@@ -319,6 +320,8 @@ def attack_layer(
         chosen = _without_range_of_rows(chosen, known.step)
         with paddle.static.scope_guard(known.scope):
             strategy, first = prepare(known.step, chosen, started)
+            if truth:
+                _check_classes(truth[1], strategy.objective)
             shown = _shown_feature(strategy.objective.layout)
             with replaced_results(chosen.result_dir, RESULT_FILES) as folder:
                 try:
@@ -561,6 +564,16 @@ def _checked_target(
             " sample of target"
         )
     return samples, labels.reshape(batch_size) if labels.size == batch_size else labels
+
+
+def _check_classes(labels: np.ndarray, objective: Objective) -> None:
+    """Raise InputError where a class is none that the network tells apart."""
+    classes = objective.label_probability.shape[-1]
+    if objective.label_kind is LabelKind.CLASS and not np.isin(labels, np.arange(classes)).all():
+        raise InputError(
+            f"target_label has {quoted(np.unique(labels).tolist())}, expected classes from 0 to {classes - 1}, of which"
+            " the network has as many; give the label of each sample of target"
+        )
 
 
 def _as_array(given: Any) -> np.ndarray:

@@ -315,7 +315,8 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with exit code 2."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        # An option that is only begun may be another one in the next version.
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
         # A step is negative, and argparse takes "-1e-3" and "-inf" for options; it has no public way to say so.
         self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf|nan)", re.IGNORECASE)
 

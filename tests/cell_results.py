@@ -40,6 +40,11 @@ def cell_result(network="mlp", defense="none", seed=0, best=20.0, batch_size=BAT
         true_labels=tuple(range(2, 2 + batch_size)),
         recovered_labels=tuple(range(2, 2 + batch_size)),
         loss=1.5e-9,
+        attacks=("auto",),
+        attacks_images_recovered=(sum(each >= 30 for each in psnr),),
+        attacks_mean_psnr=(best - 1.25 * (batch_size - 1),),
+        attacks_labels_right=(batch_size,),
+        attacks_loss=(1.5e-9,),
         oracle_attack="auto",
         oracle_images_recovered=sum(each >= 30 for each in psnr),
         oracle_mean_psnr=best - 1.25 * (batch_size - 1),
@@ -53,6 +58,17 @@ def cell_result(network="mlp", defense="none", seed=0, best=20.0, batch_size=BAT
     # Without a word on it, the oracle chooses what the attacker takes.
     same = {f"oracle_{name}": changed[name] for name in _CHOSEN if name in changed}
     return CellResult(Cell(network, batch_size, defense, seed), dataclasses.replace(scores, **same | changed), 1.0)
+
+
+def compared(recovered=(2, 1, 0), mean_psnr=(60.0, 20.0, 10.0), labels_right=(2, 2, 0)):
+    """What a row says of the attacks that are compared: told, not told, and that of Zhu et al."""
+    return {
+        "attacks": ("auto", "ignorant", "zhu"),
+        "attacks_images_recovered": recovered,
+        "attacks_mean_psnr": mean_psnr,
+        "attacks_labels_right": labels_right,
+        "attacks_loss": (1e-9, 1e-3, None),
+    }
 
 
 def failed_result(network="mlp", defense="none", seed=0, batch_size=BATCH, error="it broke"):

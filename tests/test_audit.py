@@ -157,17 +157,24 @@ def test_a_killed_audit_goes_on_where_it_was(serial, tmp_path, tmp_path_factory)
     before = {key: (tmp_path / "cells" / f"{key}.json").stat().st_mtime_ns for key in cells_on_disk(tmp_path)}
     assert 2 <= len(before) < 4
     assert not (tmp_path / "report.html").exists()
-    # As on a new machine, where matplotlib has no cache of fonts and would say so.
-    fonts = str(tmp_path_factory.mktemp("matplotlib"))
-    resumed = run(*SMALL, "--jobs", 1, "--resume", folder=tmp_path, MPLCONFIGDIR=fonts)
+    # As on a new machine, where matplotlib has no cache of fonts and would say so. And plots need no window.
+    plots = {"MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")), "MPLBACKEND": "garbage"}
+    resumed = run(*SMALL, "--jobs", 1, "--resume", folder=tmp_path, **plots)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert resumed.stdout.startswith(f"[{len(before) + 1}/4]")
     assert rows(tmp_path) == rows(serial[1])
     assert all((tmp_path / "cells" / f"{key}.json").stat().st_mtime_ns == written for key, written in before.items())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("jobs", "number", "code"),
+    [
+        (1, signal.SIGINT, 130),
+        pytest.param(1, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_keeps_what_is_finished_and_reports_it(serial, tmp_path, jobs, number, code):
     process = in_the_middle("--jobs", jobs, folder=tmp_path)
     os.killpg(process.pid, number)  # as a terminal does, which tells the whole group
@@ -210,6 +217,11 @@ def test_another_grid_goes_on_with_the_same_settings(serial, tmp_path):
     assert rows(tmp_path) == rows(serial[1])
 
 
+def test_attacks_are_compared_where_it_is_asked_for_or_thorough():
+    grids = ([], ["--quick"], ["--compare"], ["--thorough"])
+    assert [parse_args(options).compare for options in grids] == [False, False, True, True]
+
+
 @pytest.mark.parametrize(("options", "grid"), [([], DEFAULT_GRID), (["--quick"], QUICK_GRID)])
 def test_what_is_not_given_is_as_in_the_grid(options, grid):
     args = parse_args([*options, "--batch_sizes", "7"])
@@ -241,6 +253,8 @@ def test_what_is_not_given_is_as_in_the_grid(options, grid):
         (["--data", "/no/such/folder"], "no such file or folder"),
         (["--dask", "nonsense"], "tcp://HOST:PORT"),
         (["--surely_not"], "unrecognized"),
+        (["--iteration", "5"], "unrecognized"),
+        (["--weights", "nowhere.pdparams", "--networks", "mlp"], "give a file that paddle.save made"),
     ],
 )
 def test_an_option_that_cannot_be_is_one_line(options, words, tmp_path, capsys):
@@ -379,13 +393,6 @@ def test_a_variable_that_a_package_cannot_read_is_one_line(tmp_path, variable, v
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert words in refused.stderr
     assert not (tmp_path / "none").exists()
-
-
-def test_plots_need_no_window(finished):
-    (finished / "report.html").unlink()
-    resumed = run(*SMALL, "--resume", folder=finished, MPLBACKEND="garbage")
-    assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert (finished / "report.html").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):

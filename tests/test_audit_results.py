@@ -7,7 +7,7 @@ import io
 import math
 import re
 
-from cell_results import audit_results, cell_result, failed_result
+from cell_results import audit_results, cell_result, compared, failed_result
 from conftest import PROJECT
 
 from dlg.audit.cell_result import COLUMNS
@@ -16,6 +16,7 @@ from dlg.audit.results import SCHEMA_VERSION
 ROWS = [
     cell_result(),
     cell_result(defense="clip:1:0.01", failed_attacks="auto: it said, no"),
+    cell_result(defense="int8", **compared()),
     cell_result(seed=1, best_psnr=math.inf, mean_psnr=math.inf, psnr=(math.inf, 20.0)),
     failed_result(error='a line with "quotes", and commas'),
 ]
@@ -36,7 +37,9 @@ def test_the_csv_has_the_numbers_of_the_json():
     for line, row in zip(lines, results.to_json()["rows"]):
         assert tuple(line) == COLUMNS
         for name, value in row.items():
-            if isinstance(value, list):
+            if name == "attacks":
+                assert line[name].split() == (value or [])
+            elif isinstance(value, list):
                 assert [float(each) for each in line[name].split()] == [math.inf if v is None else v for v in value]
             elif isinstance(value, (int, float)):
                 assert float(line[name]) == value

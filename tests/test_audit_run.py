@@ -116,6 +116,7 @@ def test_a_cell_in_one_line(result, line):
         ["--quick"],
         ["--data", "a b", "c", "--seeds", "3", "--defenses", "clip:1.0:0.01", "none"],
         ["--time_limit", "2.5"],
+        ["--compare", "--bound"],
     ],
 )
 def test_the_command_repeats_the_audit(options):

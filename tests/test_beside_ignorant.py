@@ -73,8 +73,20 @@ def test_the_better_answer_stays_where_the_other_search_leads_nowhere():
 
 
 def test_a_loss_below_that_of_the_noise_is_no_better():
-    seen = run(Scripted([0.4], [0.3]), Scripted([0.2]), expected_loss=0.5)
-    assert [loss for _, loss in seen] == [0.4, 0.4, 0.4]
+    seen = run(Scripted([1.2], [0.3]), Scripted([0.4]), expected_loss=0.5)
+    assert [loss for _, loss in seen] == [1.2, 0.4, 0.4]
+
+
+def test_near_the_loss_of_the_noise_there_is_nothing_for_the_other_search_to_win():
+    ignorant = Scripted([0.1])
+    assert run(Scripted([0.9]), ignorant, expected_loss=0.5) == [(1, 0.9)]
+    assert ignorant.began == []
+
+
+def test_an_answer_that_is_far_from_the_shared_gradients_is_no_start():
+    knowing = Scripted([5.0, 2.0], [1.0])
+    assert [loss for _, loss in run(knowing, Scripted([4.5]))] == [5.0, 2.0, 2.0]
+    assert knowing.began == [9.0]
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from cell_results import cell_result, failed_result
+from cell_results import cell_result, compared, failed_result
 
 from dlg.audit.cell_result import COLUMNS, CellResult, finite_or_none
 
@@ -18,6 +18,7 @@ from dlg.audit.cell_result import COLUMNS, CellResult, finite_or_none
         cell_result(defense="clip:1:0.01", failed_attacks="cosine: no"),
         cell_result(mean_ssim=None, best_ssim=None, ssim=(None, 0.5), loss=None, relative_error=None, rank=None),
         cell_result(best_psnr=math.inf, mean_psnr=math.inf, psnr=(math.inf, 20.0)),
+        cell_result(**compared(mean_psnr=(math.inf, 20.0, 10.0))),
         failed_result(),
         CellResult(failed_result().cell, None, None, "its process was killed"),
     ],
@@ -38,6 +39,7 @@ def test_the_columns_are_the_cell_then_its_scores_then_how_it_ended():
         *("sample_kind", "attack", "strategy", "ended", "verdict", "reason", "mismatch", "rank", "gradient_scale"),
         *("images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "best_ssim", "labels_right"),
         *("psnr", "ssim", "true_labels", "recovered_labels", "loss"),
+        *("attacks", "attacks_images_recovered", "attacks_mean_psnr", "attacks_labels_right", "attacks_loss"),
         *("oracle_attack", "oracle_images_recovered", "oracle_mean_psnr", "oracle_best_psnr", "oracle_best_ssim"),
         *("relative_error", "cosine", "epsilon", "failed_attacks", "bound_psnr", "seconds", "error"),
     ) == COLUMNS
@@ -79,6 +81,8 @@ def test_what_lacks_a_column_is_no_row(missing):
         ("psnr", [20.0, "17.5"]),
         ("ssim", [0.5, 0.5, 0.5]),
         ("true_labels", [2, "3"]),
+        ("attacks", [1]),
+        ("attacks_loss", [1e-9, 1e-9]),
         ("recovered_labels", {}),
         ("images_recovered", 3),
         ("labels_right", -1),

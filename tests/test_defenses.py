@@ -469,6 +469,12 @@ def test_a_defence_of_ones_own_is_spelt_by_its_file_and_name(own):
     assert defense.epsilon(1e-5) is None
 
 
+def test_its_file_is_found_from_any_folder(own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    assert parse(f"{own.name}:halved") == parse(f"{own}:halved")
+    assert parse(f"{own.name}:halved").spec == f"{own}:halved"
+
+
 def test_a_defence_of_ones_own_tells_what_its_attacker_knows(own):
     shared = np.array([1.0, -2.0], np.float32)
     assert parse(f"{own}:rounded").knowledge.bounds_of(shared).highest.tolist() == [1.5, -1.5]

@@ -395,14 +395,14 @@ def test_flipped_bytes_are_refused_or_do_not_matter(stored, several, file):
     content = file.read_bytes()
     rng = np.random.default_rng(0)
     refusals = 0
-    for _ in range(1500):
+    for _ in range(600):
         damaged = bytearray(content)
         for position in rng.integers(0, len(content), rng.integers(1, 4)):
             damaged[position] ^= rng.integers(1, 256)
         file.write_bytes(damaged)
         refusals += same_or_refused(file, several)
     # Most of the file is numbers under a checksum.
-    assert refusals > 1000
+    assert refusals > 400
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -411,7 +411,7 @@ def test_damage_that_has_a_right_checksum_is_refused_or_a_file_of_its_own(severa
     entries = entries_of(file)
     rng = np.random.default_rng(1)
     refusals = 0
-    for _ in range(600):
+    for _ in range(300):
         name = rng.choice(["metadata.npy", "gradient_0.npy"])
         damaged = bytearray(entries[name])
         # The headers and the metadata. A change of the numbers themselves gives another valid file.
@@ -425,7 +425,7 @@ def test_damage_that_has_a_right_checksum_is_refused_or_a_file_of_its_own(severa
         else:
             assert len(loaded.gradients) == len(several)
             assert all(np.isfinite(gradient).all() for gradient in loaded.gradients.values())
-    assert refusals > 100
+    assert refusals > 50
 
 
 def test_a_batch_out_of_all_proportion_to_its_gradients_is_refused(file):

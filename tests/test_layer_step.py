@@ -278,6 +278,14 @@ def test_a_target_is_compared_in_print_in_pictures_and_in_the_summary(batch, tmp
     assert " dB" in capsys.readouterr().out
 
 
+def test_a_target_label_that_the_network_does_not_have_is_refused(batch, tmp_path):
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    target = {"target": batch[0], "target_label": np.array([0, 10])}
+    with pytest.raises(InputError, match=r"target_label has \[0, 10\], expected classes from 0 to 9"):
+        attack(layer, backward(layer, batch), batch, tmp_path, optimizer="auto", **target)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_attack_is_the_same_with_and_without_a_target(tmp_path):
     batch, layer = vectors(), perceptron()
     gradients = backward(layer, batch)
@@ -367,6 +375,26 @@ class Choosing(nn.Layer):
 def test_control_flow_over_values_is_refused_with_its_line(tmp_path):
     batch, layer = vectors(), Choosing()
     with pytest.raises(SecondDerivativeError, match=r"test_layer_step.py, line \d+: if feature.mean\(\) > 0"):
+        attack(layer, backward(layer, batch), batch, tmp_path, **SHORT)
+
+
+class Detached(nn.Layer):
+    """A part of it passes no gradient on."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(FEATURES, FEATURES)
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, feature):
+        hidden = paddle.tanh(self.first(feature))
+        return self.last(hidden + hidden.detach())
+
+
+def test_a_detach_is_refused_by_its_name_with_the_line_before_it(tmp_path):
+    batch, layer = vectors(), Detached()
+    line = r"detach \(after test_layer_step.py, line \d+: hidden = paddle.tanh"
+    with pytest.raises(SecondDerivativeError, match=line):
         attack(layer, backward(layer, batch), batch, tmp_path, **SHORT)
 
 

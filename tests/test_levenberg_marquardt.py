@@ -7,11 +7,15 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import paddle
 import pytest
-from attacking import attack, digits, worst_psnr
+from attacking import attack, digits, shallow_perceptron, worst_psnr
 from benchmarks.participant import participant
 
+from dlg import defenses
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
+from dlg.attack.objective import build_precise_objective
+from dlg.attack.optimizers import BatchKnowledge, LevenbergMarquardt
 from dlg.attack.optimizers.levenberg_marquardt import Damping, Search
 from dlg.attack.strategy import choose
 from dlg.options import AttackOptions
@@ -45,6 +49,18 @@ def test_it_starts_again_where_nothing_explains_the_gradients(batch, tmp_path):
     assert len(attack(trained, tmp_path, optimizer="lm", iterations=15, restarts=1).starts) == 1
 
 
+def test_laplacian_noise_leaves_more_to_who_knows_that_it_is_no_gaussian_noise(tmp_path):
+    images, labels = digits(1)
+    trained = participant(shallow_perceptron, images, labels)
+    noisy = defenses.parse("laplacian:1e-3")(trained.step(), np.random.default_rng(0))
+    shared = dataclasses.replace(trained, step=lambda: noisy)
+    of_gaussian, of_laplacian = (
+        worst_psnr(images, labels, attack(shared, tmp_path, optimizer="lm", knows=knows, restarts=1))
+        for knows in ("gaussian:1e-3", "laplacian:1e-3")
+    )
+    assert of_laplacian > of_gaussian + 0.5
+
+
 def test_later_starts_are_spread_over_the_range(batch):
     trained = participant(networks.lenet, *batch)
     options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
@@ -55,6 +71,13 @@ def test_later_starts_are_spread_over_the_range(batch):
     for later in (second, third):
         assert (later.min(), later.max()) == (0, 1)
     assert not np.array_equal(second, third)
+
+
+def test_a_batch_that_is_known_is_the_start_so_that_no_time_limit_loses_it(batch):
+    trained = participant(networks.softmax, *batch)
+    options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
+    strategy = choose(trained.shared_step(), options)
+    assert strategy.objective.explains(strategy.optimizer.start(0, 0).loss)
 
 
 def test_a_step_that_was_predicted_to_gain_nothing_does_not_end_the_attack(batch, tmp_path, monkeypatch):
@@ -176,6 +199,50 @@ def test_the_fine_search_is_stuck_after_many_steps_of_little_use():
     assert search.is_stuck
 
 
+def test_the_fine_search_has_less_patience_under_a_defence():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, is_defended=True)
+    for _ in range(3):
+        search.update(step(after=0.95))
+    for before, after in itertools.pairwise(0.995 ** np.arange(14)):
+        assert not search.is_stuck
+        search.update(step(before=before, after=after))
+    assert search.is_stuck
+
+
+def test_the_coarse_search_ends_on_a_plateau_however_strongly_damped():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0)
+    for before, after in itertools.pairwise(0.998 ** np.arange(12)):
+        assert not search.is_fine
+        search.update(step(before=before, after=after, gain_ratio=0.5))
+    assert search.is_fine
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_within"),
+    [(990.0, 989.0, True), (990.0, 900.0, False), (1200.0, 1199.9, False)],
+)
+def test_the_search_ends_where_a_step_within_the_noise_wins_no_more_than_noise(before, after, is_within):
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
+    search.update(step(before=before, after=after), noise=1.0)
+    assert not search.is_within_noise
+    search.update(step(before=after, after=after - 0.1), noise=1.0)
+    assert search.is_within_noise == is_within
+
+
+def test_a_rejected_step_within_the_noise_does_not_end_the_search():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
+    for after in (1500.0, 1500.0, 700.0):
+        search.update(step(before=990.0, after=after), noise=1.0)
+        assert not search.is_within_noise
+
+
+def test_the_noise_is_that_of_the_gradients_with_their_factor():
+    search = Search(batch_size=2, residual_size=1000, range_width=1.0, unknowns=100, noise=1.0)
+    search.update(step(before=990.0, after=989.0), noise=1.0)
+    search.update(step(before=98_900.0, after=98_890.0), noise=10.0)
+    assert search.is_within_noise
+
+
 def test_the_search_is_near_the_solution_once_the_residual_is_small():
     search = fine_search()
     search.update(step(before=1e-2, after=2e-3))
@@ -191,3 +258,22 @@ def test_the_search_is_without_a_step_where_damping_does_not_help():
         assert not search.is_without_a_step
     search.update(step(after=2.0))
     assert search.is_without_a_step
+
+
+def test_a_prior_chooses_the_smooth_picture_of_those_with_the_same_gradients():
+    images, labels = np.full((1, 1, 8, 8), 0.5, np.float32), np.zeros((1, 1), np.int64)
+
+    def every_second_column(feature, label):
+        prediction = paddle.nn.Linear(32, 10)(paddle.flatten(feature[:, :, :, ::2], 1))
+        return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+    trained = participant(every_second_column, images, labels)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=labels[:, 0])
+    errors = {}
+    for with_prior in (False, True):
+        search = LevenbergMarquardt(objective, BatchKnowledge(value_range=(0.0, 1.0)), with_prior=with_prior)
+        found = []
+        search.run(search.start(0, 0), 40, 1, lambda iteration, batch, decisive, seen=found: seen.append(batch))
+        assert objective.explains(found[-1].loss)
+        errors[with_prior] = np.abs(found[-1].values[0] - images).max()
+    assert errors[True] < 0.02 < errors[False]

@@ -16,8 +16,9 @@ from dlg.attack.losses import (
     loss_of_rounding,
     loss_of_storage,
     total_variation,
+    variation_of,
 )
-from dlg.attack.objective import build_objective
+from dlg.attack.objective import FEATURES, SHARED, build_objective
 from dlg.participant import networks
 
 
@@ -95,6 +96,40 @@ def test_the_loss_of_storage_is_that_of_errors_with_these_variances():
     ours, theirs = (np.concatenate([value.ravel() for value in values]) for values in (noisy, gradients))
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
     assert 1 - cosine == pytest.approx(loss_of_storage("cosine", gradients, 3, [1e-6, 1e-6]), rel=0.05)
+
+
+def test_the_cosine_distance_of_gradients_of_zero_has_derivatives(batch):
+    images, labels = batch
+    trained = participant(networks.softmax, images, labels)
+    objective = build_objective(trained.shared_step(), distance="cosine", fixed_label=labels[:, 0])
+    loss, derivative = objective.evaluate([np.zeros_like(images)], [objective.loss, *objective.gradients])
+    zeros = {name: np.zeros_like(value) for name, value in objective.constants.items() if name.startswith(SHARED)}
+    at_zero = objective.evaluate([images], [objective.loss, *objective.gradients], zeros)
+    assert all(np.isfinite(value).all() for value in (loss, derivative, *at_zero))
+    assert at_zero[0] == pytest.approx(0.5)
+
+
+def test_known_features_count_by_their_relative_distance(batch):
+    images, labels = batch
+    trained = participant(networks.lenet, images, labels)
+    shared = trained.shared_step()
+    plain, weighed = (build_objective(shared, fixed_label=labels[:, 0], feature_weight=w) for w in (0.0, 0.5))
+    (features,) = weighed.evaluate([images], [weighed.features])
+    known = features + np.float32(0.25)
+    (without,) = plain.evaluate([images], [plain.loss])
+    (loss,) = weighed.evaluate([images], [weighed.loss], {FEATURES: known})
+    assert loss - without == pytest.approx(0.5 * 0.25**2 * features.size / np.sum(known**2), rel=1e-3)
+
+
+def test_the_variation_of_numbers_is_that_of_the_program_summed():
+    samples = np.random.default_rng(0).random((2, 3, 5, 4))
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program):
+        value = total_variation(paddle.static.data("x", samples.shape, "float64"))
+    (mean,) = paddle.static.Executor(paddle.CPUPlace()).run(program, {"x": samples}, [value])
+    down, across = np.abs(np.diff(samples, axis=2)), np.abs(np.diff(samples, axis=3))
+    assert mean == pytest.approx(down.mean() + across.mean())
+    assert variation_of(samples) == pytest.approx(down.sum() + across.sum())
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 1, 9)])

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from cell_results import BATCH, audit_results, cell_result, failed_result
+from cell_results import BATCH, audit_results, cell_result, compared, failed_result
 from PIL import Image
 
 from dlg.audit import page as page_module
@@ -51,6 +51,7 @@ def page(tmp_path_factory):
             verdict=ATTACKS_VERDICT.get(spec, "undetermined"),
             gradient_scale=0.25,
             bound_psnr=(31.0, 29.0) if spec.startswith(("gaussian", "clip")) else None,
+            **compared(),
         )
         for network in ("mlp", "lenet")
         for spec, best in BEST.items()
@@ -157,6 +158,18 @@ def test_a_cell_is_shown_with_the_attacks_own_verdict_and_why(page):
     assert rows["softmax", "gaussian:0.001"][0] == "could not be run"
     cards = text[text.index('id="pictures-mlp"') : text.index('id="pictures-lenet"')]
     assert cards.count('<details class="reason">') == len(BEST)
+
+
+def test_the_attacks_are_compared_where_they_were_run(page):
+    rows = table(page[0].read_text(), "<caption>lenet: pictures recovered at")
+    assert [row[0] for row in rows] == list(BEST)
+    assert rows[0][1:] == [
+        "2 of 2 (34–100 %) 60.0 dB 2 of 2 labels",
+        "1 of 2 (9–91 %) 20.0 dB 2 of 2 labels",
+        "0 of 2 (0–66 %) 10.0 dB 0 of 2 labels",
+    ]
+    # On softmax they were not.
+    assert "<caption>softmax: pictures recovered at" not in page[0].read_text()
 
 
 @pytest.fixture

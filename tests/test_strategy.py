@@ -24,6 +24,10 @@ from dlg.participant import networks
 from dlg.results import metrics
 from dlg.errors import LabelError
 from dlg.options import AttackOptions
+from dlg.attack import strategy as strategy_module
+from dlg.attack.objective import FEATURES
+from dlg.attack.optimizers.descent_then_least_squares import DescentThenLeastSquares
+from dlg.attack.optimizers.signed_adam import SignedAdam
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import choose
 from dlg.participant.weight_update import local_update
@@ -163,7 +167,7 @@ def test_auto_takes_a_prior_for_deep_networks():
     images = np.random.default_rng(0).random((1, 3, 32, 32), "float32")
     trained = participant(networks.resnet18, images, np.array([[3]]))
     options = AttackOptions.from_args(SimpleNamespace(batch_size=1, optimizer="auto"))
-    assert choose(trained.shared_step(), options).name.startswith("adam on the cosine distance")
+    assert choose(trained.shared_step(), options).name.startswith("adam on signs on the cosine distance")
 
 
 def test_the_command_tells_of_every_start(tmp_path, capsys):
@@ -175,3 +179,57 @@ def test_the_command_tells_of_every_start(tmp_path, capsys):
     assert summary["loss"] == min(start["loss"] for start in summary["starts"])
     assert "the best of 3 starts by its loss" in printed
     assert "start 3 of 3  iteration 10" in printed
+
+
+def colour_strategy(batch_size, network=networks.lenet, **options):
+    """What auto chooses for gradients of random colour pictures."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((batch_size, 3, 16, 16), np.float32), np.arange(batch_size)[:, None]
+    trained = participant(network, images, labels)
+    args = AttackOptions.from_args(SimpleNamespace(batch_size=batch_size, optimizer="auto", **options))
+    return choose(trained.shared_step(), args)
+
+
+def convolution_with_kinks(feature, label):
+    """A network whose last layer reads means, so that no analytic attack applies to more than its features."""
+    hidden = F.relu(paddle.nn.Conv2D(3, 4, 3, padding=1)(feature))
+    prediction = paddle.nn.Linear(4, 10)(paddle.mean(F.relu(paddle.nn.Conv2D(4, 4, 3)(hidden)), [2, 3]))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def test_auto_descends_before_least_squares_where_there_are_kinks():
+    strategy = colour_strategy(2, convolution_with_kinks, iterations=40)
+    assert isinstance(strategy.optimizer, DescentThenLeastSquares)
+    assert strategy.name.startswith("adam on signs with a prior, then least squares")
+    seen = []
+    strategy.optimizer.run(
+        strategy.optimizer.start(0, 0), 40, 10, lambda iteration, found, decisive: seen.append(found.loss)
+    )
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_auto_descends_where_counting_shows_that_the_batch_is_open():
+    strategy = colour_strategy(9)
+    assert strategy.objective.most_determined < 9 * 3 * 16 * 16
+    assert isinstance(strategy.optimizer, DescentThenLeastSquares)
+
+
+def test_a_table_is_not_taken_for_a_picture():
+    rng = np.random.default_rng(0)
+
+    def network(feature, label):
+        # Too narrow for exact recovery.
+        prediction = paddle.nn.Linear(3, 10)(F.relu(paddle.nn.Linear(16, 3)(feature)))
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, rng.random((4, 16), np.float32), np.arange(4)[:, None])
+    args = AttackOptions.from_args(SimpleNamespace(batch_size=4, optimizer="auto"))
+    assert "adam" not in choose(trained.shared_step(), args).name
+
+
+def test_large_networks_are_descended_on_with_the_features_that_are_known(monkeypatch):
+    monkeypatch.setattr(strategy_module, "_SMALL_NETWORK", 100)
+    strategy = colour_strategy(2, convolution_with_kinks, iterations=5)
+    assert isinstance(strategy.optimizer, SignedAdam)
+    assert strategy.name == "adam on signs on the cosine distance with total variation and the last layer's features"
+    assert strategy.objective.constants[FEATURES].any()

@@ -10,6 +10,9 @@ some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
 their rounding. Where a defence hides more than rounding does, the projection is
 damped, so that directions which move the gradients by less than that are open.
+
+Where the equations are ill-conditioned, the projection arrives nowhere and shows
+nothing. Counting does: see `dlg.attack.counting`.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ from dlg.defense_knowledge import NOTHING
 
 # How many products with JᵀJ the projection takes. LeNet with one image took 0.5 s.
 _PRODUCTS = 150
-# The projection has arrived where the right side is met to this part.
+# The projection has arrived where the right side is met to this part,
 _ACCURACY = 1e-9
+# or where what is missing of it is at most this share of the damping times the change. The error is then at most this
+# share of the change: what is missing, divided by the least singular value, which is the damping.
+_DAMPED_ACCURACY = 2e-3
 # The largest element of a finite difference's step, as in `dlg.attack.optimizers.gauss_newton_step`.
 _DIFFERENCE = 1e-6
 # A change of the data that spoils a picture: 30 dB, relative to the range of the pixels.
@@ -105,10 +111,12 @@ def open_part(
     moved = jacobian.relative_size(left) * visible / max(length, _TINY)
     # A number that only signs depend on is seen, if not by the equations here.
     unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(left == change))
+    # What the products do not show to be open may still be: that they do not suffice proves nothing.
+    uncounted = max(jacobian.size - objective.most_determined, 0)
     if moved > seen_from:
-        return OpenPart(jacobian.size, unseen, unseen)
+        return OpenPart(jacobian.size, max(unseen, uncounted), unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
-    open_dimensions = min(max(round(float(np.sum(left**2))), unseen, 1), jacobian.size)
+    open_dimensions = min(max(round(float(np.sum(left**2))), unseen, uncounted, 1), jacobian.size)
     return OpenPart(jacobian.size, open_dimensions, unseen)
 
 
@@ -212,9 +220,10 @@ def _projection(jacobian: Jacobian, change: np.ndarray, damping: float) -> np.nd
     """What of a change the gradients see, by conjugate gradients on (JᵀJ + damping) z = JᵀJ v."""
     remainder = jacobian.transposed_product(jacobian.product(change))
     solution, direction = np.zeros_like(change), remainder
-    square = first_square = float(np.sum(remainder**2))
+    square = float(np.sum(remainder**2))
+    enough = max(_ACCURACY**2 * square, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
     for _ in range(_PRODUCTS):
-        if square <= _ACCURACY**2 * first_square:
+        if square <= enough:
             break
         image = jacobian.transposed_product(jacobian.product(direction)) + damping * direction
         curvature = float(np.sum(direction * image))

@@ -14,6 +14,9 @@ from dlg.errors import InputError
 from dlg.graph.values import Value
 from dlg.results.pictures import picture_shape
 
+# Gradients of a smaller sum of squares count as zero in the cosine distance, for they have no direction. A network that
+# is certain of its answer has such gradients, and their direction was no number.
+_LEAST_SQUARES = 1e-30
 # One of PaddlePaddle's values in a program, or an array of numbers.
 Tensor = TypeVar("Tensor", Value, np.ndarray)
 
@@ -93,13 +96,29 @@ def cosine_distance(dummy_gradients: Sequence[Value], shared_gradients: Sequence
     """
 
     def normed(gradients: Sequence[Value]) -> list[Value]:
-        scale = paddle.rsqrt(paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients]))
+        squares = paddle.add_n([paddle.sum(paddle.square(gradient)) for gradient in gradients])
+        scale = paddle.rsqrt(paddle.maximum(squares, paddle.full([], _LEAST_SQUARES, squares.dtype)))
         return [gradient * scale for gradient in gradients]
 
     # Half the squared distance of the unit vectors is the same, and does not lose its digits near zero.
     pairs = zip(normed(dummy_gradients), normed(shared_gradients))
     distance = paddle.add_n([paddle.sum(paddle.square(ours - theirs)) for ours, theirs in pairs])
     return distance * paddle.full([], 0.5, distance.dtype)
+
+
+def relative_distance(features: Value, known: Value) -> Value:
+    """‖f − f*‖² / ‖f*‖², over all samples together.
+
+    Parameters
+    ----------
+    features, known : Value, (B, d)
+        f and f*, which is not zero.
+
+    Returns
+    -------
+    Value, ()
+    """
+    return paddle.sum(paddle.square(features - known)) / paddle.sum(paddle.square(known))
 
 
 def total_variation(data: Value) -> Value:
@@ -126,6 +145,13 @@ def total_variation(data: Value) -> Value:
     down = paddle.abs(images[:, :, 1:] - images[:, :, :-1])
     across = paddle.abs(images[:, :, :, 1:] - images[:, :, :, :-1])
     return paddle.mean(down) + paddle.mean(across)
+
+
+def variation_of(samples: np.ndarray) -> float:
+    """The sum of the absolute differences of neighbouring pixels, down and across, of pictures, (B, ...)."""
+    height, width = (picture_shape(samples.shape[1:]) or samples.shape[1:])[-2:]
+    images = samples.reshape(-1, height, width)
+    return float(np.abs(np.diff(images, axis=1)).sum() + np.abs(np.diff(images, axis=2)).sum())
 
 
 def loss_of_rounding(distance: str, shared_gradients: Sequence[np.ndarray], batch_size: int, rounding: float) -> float:

@@ -12,6 +12,7 @@ import paddle
 from paddle.base.libpaddle import pir
 
 from dlg import random_streams
+from dlg.attack.counting import most_determined
 from dlg.attack.dummies import Dummies, fed_label, make_dummies
 from dlg.attack.features import Layout
 from dlg.attack.losses import (
@@ -20,6 +21,7 @@ from dlg.attack.losses import (
     loss_of_rounding,
     loss_of_storage,
     outside_of_bounds,
+    relative_distance,
     total_variation,
 )
 from dlg.attack.parameters import Ties, copy_weights, tie, tie_all
@@ -137,6 +139,9 @@ class Objective:
         depend on the integers.
     results_size : int
         How many bytes the results of the program's ops take together.
+    most_determined : int
+        How many numbers of the batch the gradients determine at most, see
+        `dlg.attack.counting`; with those of labels that are optimised.
     knowledge : DefenseKnowledge
         What is known of the defence that the shared gradients went through.
     derived : Preparations
@@ -167,6 +172,7 @@ class Objective:
     layout: Layout
     tables: dict[str, str]
     results_size: int
+    most_determined: int
     knowledge: DefenseKnowledge = NOTHING
     derived: Preparations = dataclasses.field(default_factory=Preparations)
 
@@ -300,6 +306,7 @@ def build_objective(
     distance: str = "l2",
     tv: float = 0.0,
     match_features: bool = False,
+    feature_weight: float = 0.0,
 ) -> Objective:
     """Build the attack's program for a step that was shared.
 
@@ -326,6 +333,10 @@ def build_objective(
         Whether the last layer's input is compared with features too. They are
         fed under the name `FEATURES`. It makes no difference where the network
         does not end in a fully connected layer.
+    feature_weight : float
+        The weight of `relative_distance` of the last layer's input from features
+        that are fed in the same way and are not all zero. It takes the place of
+        the mean squared difference where it is not 0.
 
     Raises
     ------
@@ -343,19 +354,25 @@ def build_objective(
     programs = step.preparations.programs
     # The rule of local steps is part of the program, and another step may have another one.
     if programs is None or step.local_steps is not None:
-        return _build(step, fixed_label, dtype, distance, tv, match_features)[0]
+        return _build(step, fixed_label, dtype, distance, tv, match_features, feature_weight)[0]
     # All that the program depends on, for one network and batch size.
     shape = fixed_label is None, step.knowledge.bounds is None, step.knowledge.pull, tuple(step.gradients)
-    key = "objective", dtype, distance, tv, match_features, *shape
+    key = "objective", dtype, distance, tv, match_features, feature_weight, *shape
     if key in programs:
         return _fed_by(programs[key], step, fixed_label, dtype, distance, tv)
-    objective, weights = _build(step, fixed_label, dtype, distance, tv, match_features)
+    objective, weights = _build(step, fixed_label, dtype, distance, tv, match_features, feature_weight)
     programs[key] = dataclasses.replace(objective, derived=Preparations({})), weights
     return programs[key][0]
 
 
 def _build(
-    step: SharedStep, fixed_label: np.ndarray | None, dtype: str | None, distance: str, tv: float, match_features: bool
+    step: SharedStep,
+    fixed_label: np.ndarray | None,
+    dtype: str | None,
+    distance: str,
+    tv: float,
+    match_features: bool,
+    feature_weight: float,
 ) -> tuple[Objective, Mapping[str, str]]:
     """Build the program; gives the objective, and from the attack's names of its weights to the trained ones."""
     program = paddle.static.Program()
@@ -389,10 +406,15 @@ def _build(
         loss, constants = _compare(first, ties, step, distance)
         if tv:
             loss = loss + tv * total_variation(_picture(call))
-        features = [layers[-1].inputs] if match_features and layers else []
+        features = [layers[-1].inputs] if (match_features or feature_weight) and layers else []
         if features:
-            mismatch, known_features = _feature_mismatch(features[0])
+            mismatch, known_features = _feature_mismatch(features[0], feature_weight)
             loss, constants = loss + mismatch, constants | known_features
+        sizes = {name: math.prod(gradient.shape) for name, gradient in zip(ties.gradients, first.gradients)}
+        # The weights of later local steps depend on all of the batch, whichever layer's they are.
+        cuts = (blocks, layers) if step.local_steps is None else ([], [])
+        counted = most_determined(sizes, *cuts, step.batch_size)
+        counted += sum(math.prod(dummy.shape) for dummy in list(dummies.optimised.values())[1:])
         # The layers' ops are read later. Local steps are copies of them, so nothing else would keep them.
         kept = [dummies.label, *(layer.product.result(0) for layer in layers)]
         second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=kept)
@@ -427,6 +449,7 @@ def _build(
         layout=call.layout,
         tables=tables,
         results_size=results_size(program),
+        most_determined=counted,
         knowledge=step.knowledge,
     )
     return objective, ties.weights
@@ -581,10 +604,15 @@ def _fed_bounds(number: int, shared: np.ndarray, knowledge: DefenseKnowledge) ->
     return {f"{BELOW}{number}": lowest - shared, f"{ABOVE}{number}": highest - shared}
 
 
-def _feature_mismatch(features: Value) -> tuple[Value, dict[str, np.ndarray]]:
-    """The mean squared difference of features, (B, d), from known ones, and what is fed for the known ones: zeros."""
+def _feature_mismatch(features: Value, weight: float) -> tuple[Value, dict[str, np.ndarray]]:
+    """What features, (B, d), that differ from known ones add to the loss, and what is fed for the known ones: zeros.
+
+    Without a weight it is the mean squared difference.
+    """
     known = paddle.static.data(FEATURES, features.shape, features.dtype)
     constants = {FEATURES: np.zeros(known.shape, numpy_dtype(known))}
+    if weight:
+        return weight * relative_distance(features, known), constants
     return paddle.mean(paddle.square(features - known)), constants
 
 

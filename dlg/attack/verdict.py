@@ -19,6 +19,7 @@ from dlg.attack.objective import (
 )
 from dlg.attack.optimizers import BatchKnowledge, DummyBatch
 from dlg.attack.optimizers.beside_ignorant import BesideIgnorant
+from dlg.attack.optimizers.descent_then_least_squares import DescentThenLeastSquares
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy
@@ -90,7 +91,15 @@ class Verdict:
     gradient_scale: float = 1.0
 
 
-def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: AttackOptions, ended: str) -> Verdict:
+def judge(
+    step: SharedStep,
+    strategy: Strategy,
+    answer: DummyBatch,
+    options: AttackOptions,
+    ended: str,
+    *,
+    may_polish: bool = True,
+) -> Verdict:
     """Say what may be claimed of an answer.
 
     The network's own gradients at the answer decide, all of them, evaluated
@@ -112,24 +121,35 @@ def judge(step: SharedStep, strategy: Strategy, answer: DummyBatch, options: Att
         How it ended, see `dlg.dlg.Reconstruction`. After an interruption, or at
         a time limit, there is no time for a polish, nor for an estimate of the
         rank.
+    may_polish : bool
+        Whether an answer that nearly matches is polished. Of no use where a
+        defence changed the gradients that the attack was not told: the right
+        batch does not match them either.
     """
     judged, scale = strategy.objective, strategy.gradient_scale
     if scale != 1 or judged.knowledge.is_scaled:
         # What rounding, or a defence, has left of the factor's error is no mismatch.
         further = judged.gradient_scale_at(answer.values)
         judged, scale = judged.with_gradient_scale(further), scale * further
-    verdict = _verdict(step, dataclasses.replace(strategy, gradient_scale=scale), judged, answer, options, ended)
+    strategy = dataclasses.replace(strategy, gradient_scale=scale)
+    verdict = _verdict(step, strategy, judged, answer, options, ended, may_polish)
     return dataclasses.replace(verdict, gradient_scale=scale)
 
 
 def _verdict(
-    step: SharedStep, strategy: Strategy, judged: Objective, answer: DummyBatch, options: AttackOptions, ended: str
+    step: SharedStep,
+    strategy: Strategy,
+    judged: Objective,
+    answer: DummyBatch,
+    options: AttackOptions,
+    ended: str,
+    may_polish: bool,
 ) -> Verdict:
     """The verdict on an answer, for an objective with the factor that suits it."""
     thorough = ended not in ("interrupted", "time limit")
     mismatch = mismatch_at(judged, answer.values)
     if not _is_match(step, judged, answer.values, mismatch):
-        nearly = thorough and mismatch <= _NEARLY_MATCHED
+        nearly = thorough and may_polish and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
         return polished or _failed(mismatch, options, ended)
     kind = strategy.objective.label_kind
@@ -236,7 +256,7 @@ def _polished_verdict(
     if (
         objective is None
         or objective.fixed_label is None
-        or isinstance(strategy.optimizer, (LevenbergMarquardt, BesideIgnorant))
+        or isinstance(strategy.optimizer, (LevenbergMarquardt, BesideIgnorant, DescentThenLeastSquares))
     ):
         return None
     polished = _polish(objective, answer, options)

@@ -170,9 +170,18 @@ def _add_grid_options(group: Any) -> None:
         action="store_true",
         help="say for each cell with Gaussian noise how closely any unbiased attack could know the pictures",
     )
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        default=None,
+        help="run the attack without telling it the defence too, and that of Zhu et al., and show all three in a table"
+        " (default: with --thorough alone)",
+    )
     size = group.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="use a smaller grid where the options above are not given")
-    size.add_argument("--thorough", action="store_true", help="use more seeds where the options above are not given")
+    size.add_argument(
+        "--thorough", action="store_true", help="use more seeds where the options above are not given, and --compare"
+    )
 
 
 def _add_running_options(group: Any) -> None:

@@ -62,6 +62,12 @@ ATTACKS = {
     # attacker who is not told the defence.
     "cosine": Attack({"optimizer": "adam", "labels": "infer", "loss": "cosine"}, share=1.0, knows=False),
 }
+# What these are compared with, by name: the strongest attack without being told, and that of Zhu et al. (2019), L-BFGS
+# on the squared difference with the labels optimised. An attacker who has the others' answers needs neither.
+COMPARED = {
+    "ignorant": Attack({"optimizer": "auto"}, share=_AUTO_SHARE, knows=False),
+    "zhu": Attack({"optimizer": "lbfgs"}, share=1.0, knows=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Answer:
     Attributes
     ----------
     attack : str
-        A key of `ATTACKS`.
+        A key of `ATTACKS` or `COMPARED`.
     step : SharedStep
         What was attacked.
     options : AttackOptions
@@ -94,7 +100,9 @@ class Answer:
         """What may be claimed of it without the true batch."""
         if self._tokens:
             return judge_tokens(self.step, self.strategy, self.batch, self._tokens, self.options, self.ended)
-        return judge(self.step, self.strategy, self.batch, self.options, self.ended)
+        # Gradients without a defence are attacked by those alone that are told of any.
+        may_polish = (ATTACKS | COMPARED)[self.attack].knows
+        return judge(self.step, self.strategy, self.batch, self.options, self.ended, may_polish=may_polish)
 
     @property
     def feature(self) -> np.ndarray:
@@ -128,13 +136,20 @@ class Answer:
 
 
 def answers(
-    step: SharedStep, defense: str, iterations: int, seed: int, feature_range: str, time_limit: float | None
+    step: SharedStep,
+    defense: str,
+    iterations: int,
+    seed: int,
+    feature_range: str,
+    time_limit: float | None,
+    compare: bool = False,
 ) -> tuple[list[Answer], list[str]]:
-    """Attack the gradients of a cell by each of `ATTACKS`.
+    """Attack the gradients of a cell by each of `ATTACKS`, and to compare, by each of `COMPARED`.
 
-    Gradients without a defence are attacked by ``auto`` alone. Where ``auto``
-    has found the batch that explains defended gradients, no other is tried: no
-    other batch has these gradients.
+    Gradients without a defence are attacked by ``auto``, which is then
+    ``ignorant`` too, and not by ``cosine``. Where ``auto`` has found the batch
+    that explains defended gradients, ``cosine`` is left out: no other batch has
+    these gradients.
 
     Parameters
     ----------
@@ -151,6 +166,8 @@ def answers(
     time_limit : float or None
         The most seconds for all attacks together. Each gets an equal share of
         what is left.
+    compare : bool
+        Whether those of `COMPARED` are run too.
 
     Returns
     -------
@@ -167,9 +184,12 @@ def answers(
     failures: list[str] = []
     is_defended = defense != NO_DEFENSE
     started = time.monotonic()
-    for index, (name, attack) in enumerate(ATTACKS.items()):
-        if found and (not is_defended or found[0].verdict.kind == EXPLAINED):
-            break
+    attacks = ATTACKS | COMPARED if compare else ATTACKS
+    names = [name for name in attacks if is_defended or name not in ("cosine", "ignorant")]
+    for index, name in enumerate(names):
+        attack = attacks[name]
+        if name == "cosine" and found and found[0].verdict.kind == EXPLAINED:
+            continue
         options = AttackOptions.from_keywords(
             batch_size=step.batch_size,
             iterations=math.ceil(attack.share * iterations),
@@ -177,19 +197,39 @@ def answers(
             feature_range=feature_range,
             # One start saves time: no start explains what a defence changed much, so that all three would be run.
             restarts=1 if is_defended else None,
-            time_limit=_share_of_time(time_limit, started, len(ATTACKS) - index if is_defended else 1),
+            time_limit=_share_of_time(time_limit, started, len(names) - index),
             knows=defense if attack.knows else NO_DEFENSE,
             **attack.options,
         )
         attacked = step if attack.knows else dataclasses.replace(step, knowledge=NOTHING)
         try:
-            found.append(_answer(name, attacked, options))
+            found.append(answer_of(name, attacked, options))
         except InputError as error:
             failures.append(f"{name}: {one_line(error)}")
+    if compare and not is_defended and found and found[0].attack == "auto":
+        found.insert(1, dataclasses.replace(found[0], attack="ignorant"))
     return found, failures
 
 
-def _answer(name: str, step: SharedStep, options: AttackOptions) -> Answer:
+def answer_of(name: str, step: SharedStep, options: AttackOptions) -> Answer:
+    """Run one attack on what was shared.
+
+    Parameters
+    ----------
+    name : str
+        What the answer calls it.
+    step : SharedStep
+        The attack's programs are shared with other steps that have the same
+        `Preparations`.
+    options : AttackOptions
+
+    Raises
+    ------
+    InputError
+        See `dlg.dlg.prepare`.
+    KeyboardInterrupt
+        Where it was interrupted.
+    """
     started = time.monotonic()
     strategy, first = prepare(step, options)
     with tempfile.TemporaryDirectory() as folder:
@@ -204,6 +244,8 @@ def _answer(name: str, step: SharedStep, options: AttackOptions) -> Answer:
 def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
     """The answer that an attacker takes who knows the defence: the one whose gradients are nearest to the shared ones.
 
+    Those of `COMPARED` are not taken, unless no other attack could be run.
+
     Parameters
     ----------
     step : SharedStep
@@ -211,6 +253,7 @@ def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
     found : sequence of Answer
         One or more.
     """
+    found = [answer for answer in found if answer.attack in ATTACKS] or found
     if len(found) == 1:
         return found[0]
     yardstick = _yardstick(step, found)

@@ -51,6 +51,7 @@ def run_cell(
     time_limit: float | None = None,
     subject: Subject | None = None,
     with_bound: bool = False,
+    compare: bool = False,
 ) -> Outcome:
     """Train one step, defend its gradients, attack them, and say how close the attacks came.
 
@@ -77,6 +78,8 @@ def run_cell(
         The cell's network. By default the project's of that name.
     with_bound : bool
         Whether to compute the bound where noise is Gaussian; see `dlg.audit.bound`.
+    compare : bool
+        Whether the attacks of `dlg.audit.attacks.COMPARED` are run too.
 
     Returns
     -------
@@ -88,7 +91,7 @@ def run_cell(
     try:
         with _ONE_CELL_AT_A_TIME, _own_surroundings():
             known = subject or Subject(cell.network)
-            scores, recovered, bound = _attack_cell(cell, batch, iterations, time_limit, known, with_bound)
+            scores, recovered, bound = _attack_cell(cell, batch, iterations, time_limit, known, with_bound, compare)
     except Exception as error:
         # Every exception is caught, because the rows of the other cells are worth having.
         return Outcome(CellResult(cell, None, time.perf_counter() - started, one_line(error)))
@@ -121,7 +124,13 @@ def _prepare_worker_process() -> None:
 
 
 def _attack_cell(
-    cell: Cell, batch: Batch, iterations: int, time_limit: float | None, subject: Subject, with_bound: bool
+    cell: Cell,
+    batch: Batch,
+    iterations: int,
+    time_limit: float | None,
+    subject: Subject,
+    with_bound: bool,
+    compare: bool,
 ) -> tuple[Scores, np.ndarray, np.ndarray | None]:
     """The scores of a cell, its reconstruction in the order of the batch, as it is shown, and its bound in shades."""
     defense = defenses.parse(cell.defense)
@@ -129,7 +138,7 @@ def _attack_cell(
     with subject.trained_on(batch, cell.seed, prepared.for_another_step()) as trained:
         shared = defense(trained.gradients, random_streams.defense_noise(cell.seed))
         step = trained.step_of(shared, defense.knowledge)
-        found, failures = answers(step, cell.defense, iterations, cell.seed, batch.feature_range, time_limit)
+        found, failures = answers(step, cell.defense, iterations, cell.seed, batch.feature_range, time_limit, compare)
         if not found:
             raise InputError("; ".join(failures))
         scores, recovered = _scores(batch, step, found)
@@ -168,7 +177,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
     known_ssim = [each for each in ssim if each is not None]
     oracle = tuple(score.psnr for score in compared[chosen])
     oracle_ssim = [each for score in compared[chosen] if (each := finite_or_none(score.ssim)) is not None]
-    verdict, labels = best.verdict, best.label.reshape(len(psnr), -1)[:, 0]
+    verdict, labels = best.verdict, _labels_of(best)
     return {
         "sample_kind": batch.kind.value,
         "attack": best.attack,
@@ -190,12 +199,24 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "true_labels": tuple(batch.labels[:, 0].tolist()),
         "recovered_labels": tuple(labels[order].tolist()),
         "loss": finite_or_none(best.batch.loss),
+        "attacks": tuple(compared),
+        "attacks_images_recovered": tuple(_recovered(each.psnr for each in pairs) for pairs in compared.values()),
+        "attacks_mean_psnr": tuple(_mean(each.psnr for each in pairs) for pairs in compared.values()),
+        "attacks_labels_right": tuple(
+            _labels_right(batch.labels[:, 0], _labels_of(answer), answer.label_kind) for answer in found
+        ),
+        "attacks_loss": tuple(finite_or_none(answer.batch.loss) for answer in found),
         "oracle_attack": chosen,
         "oracle_images_recovered": _recovered(oracle),
         "oracle_mean_psnr": _mean(oracle),
         "oracle_best_psnr": max(oracle),
         "oracle_best_ssim": max(oracle_ssim, default=None),
     }, batch.shown(best.feature[order])
+
+
+def _labels_of(answer: Answer) -> np.ndarray:
+    """One label for each sample."""
+    return answer.label.reshape(len(answer.batch.values[0]), -1)[:, 0]
 
 
 def _recovered(psnr: Iterable[float]) -> int:

@@ -64,6 +64,14 @@ class Scores:
         For each image, the label it has and the label of its reconstruction.
     loss : float or None
         The gradient-matching loss that the attack reached.
+    attacks : tuple of str
+        Every attack that was run on the cell: keys of `dlg.audit.attacks.ATTACKS`
+        and, where attacks are compared, of `dlg.audit.attacks.COMPARED`.
+    attacks_images_recovered, attacks_labels_right : tuple of int
+    attacks_mean_psnr : tuple of float
+    attacks_loss : tuple of (float or None)
+        What each of these attacks reached; see above. Losses of two attacks
+        compare only where both minimise the same distance.
     oracle_attack : str
         The attack that came closest to the true images, as only an oracle can tell.
     oracle_images_recovered : int
@@ -104,6 +112,11 @@ class Scores:
     true_labels: tuple[int | float, ...]
     recovered_labels: tuple[int | float, ...]
     loss: float | None
+    attacks: tuple[str, ...]
+    attacks_images_recovered: tuple[int, ...]
+    attacks_mean_psnr: tuple[float, ...]
+    attacks_labels_right: tuple[int, ...]
+    attacks_loss: tuple[float | None, ...]
     oracle_attack: str
     oracle_images_recovered: int
     oracle_mean_psnr: float
@@ -130,7 +143,7 @@ class Scores:
 VERDICTS = (EXPLAINED, UNDETERMINED, FAILED)
 
 # The scores that may be infinite.
-_PSNRS = ("mean_psnr", "best_psnr", "psnr", "oracle_mean_psnr", "oracle_best_psnr")
+_PSNRS = ("mean_psnr", "best_psnr", "psnr", "attacks_mean_psnr", "oracle_mean_psnr", "oracle_best_psnr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,5 +269,8 @@ def _check_scores(scores: Scores, batch_size: int) -> None:
     for name in ("images_recovered", "labels_right", "oracle_images_recovered"):
         if not 0 <= getattr(scores, name) <= batch_size:
             raise ValueError(f"{name}: expected 0 to {batch_size}, got {getattr(scores, name)}")
+    for name in ("attacks_images_recovered", "attacks_mean_psnr", "attacks_labels_right", "attacks_loss"):
+        if len(getattr(scores, name)) != len(scores.attacks):
+            raise ValueError(f"{name}: expected {len(scores.attacks)} values, got {len(getattr(scores, name))}")
     if scores.verdict not in VERDICTS:
         raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {scores.verdict!r}")

@@ -43,6 +43,7 @@ def audit_settings(
     iterations: int,
     time_limit: float | None = None,
     with_bound: bool = False,
+    compare: bool = False,
     specs: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What all rows of an audit have in common; an audit of another grid may go on with them.
@@ -61,6 +62,8 @@ def audit_settings(
         The most seconds for the attacks on a cell.
     with_bound : bool
         Whether rows have bounds.
+    compare : bool
+        Whether rows have the attacks of `dlg.audit.attacks.COMPARED`.
     specs : iterable of str
         The spellings of the defences. Of the user's own, a hash is kept.
     """
@@ -74,6 +77,7 @@ def audit_settings(
         "iterations": iterations,
         "time_limit": time_limit,
         "bound": with_bound,
+        "compare": compare,
         "versions": versions(),
     }
 

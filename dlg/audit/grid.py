@@ -59,6 +59,8 @@ class Grid:
         How many seeds there are: 0 up to, but without, this number.
     iterations : int
         The most iterations of an attack.
+    compare : bool
+        Whether the attacks of `dlg.audit.attacks.COMPARED` are run too.
     """
 
     networks: Sequence[str]
@@ -66,6 +68,7 @@ class Grid:
     defenses: Sequence[str]
     seeds: int
     iterations: int
+    compare: bool = False
 
     def cells(self) -> list[Cell]:
         """Every combination once, in the order of the rows of results.json.
@@ -117,8 +120,8 @@ DEFAULT_GRID = Grid(
     iterations=300,
 )
 
-# For rates with narrow intervals.
-THOROUGH_GRID = dataclasses.replace(DEFAULT_GRID, seeds=20)
+# For rates with narrow intervals, and to see what it is worth to know the defence.
+THOROUGH_GRID = dataclasses.replace(DEFAULT_GRID, seeds=20, compare=True)
 
 # For a first look.
 QUICK_GRID = Grid(

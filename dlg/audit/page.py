@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from dlg import defenses
 from dlg.audit.bound import DARKEST_DECIBELS, as_data_uri
+from dlg.audit.comparison import TABLE, comparisons
 from dlg.audit.findings import (
     LEAKS,
     LEAST_SEEDS,
@@ -119,6 +120,20 @@ def _tables(report: Report) -> dict[str, Any] | None:
     }
 
 
+def _attacks(report: Report) -> dict[str, Any] | None:
+    compared = comparisons(report.results.rows)
+    if not compared:
+        return None
+    return {
+        "networks": [
+            {"name": name, "comparisons": [each for each in compared if each.network == name]}
+            for name in dict.fromkeys(each.network for each in compared)
+        ],
+        "table": TABLE,
+        **_LEVELS,
+    }
+
+
 def _privacy(report: Report) -> dict[str, Any] | None:
     promises = []
     for spec in report.defenses:
@@ -200,6 +215,7 @@ SECTIONS = (
     Section("figures", "Leak against price", "figures.html", _figures),
     Section("pictures", "What an attacker sees", "pictures.html", _pictures),
     Section("tables", "Tables", "tables.html", _tables),
+    Section("attacks", "To know the defence or not", "attacks.html", _attacks),
     Section("paper", "Compared with Zhu et al. 2019", "paper.html", _paper),
     Section("privacy", "Differential privacy", "privacy.html", _privacy),
     Section("bound", "What any unbiased attack could know", "bound.html", _bound),

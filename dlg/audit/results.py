@@ -12,7 +12,7 @@ from dlg.audit.cell_result import COLUMNS, CellResult
 
 # The version of the format of results.json, which docs/audit.md describes. It is raised where a name goes or what it
 # means changes; a new name leaves it.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,5 +65,5 @@ class AuditResults:
 
 def _csv_field(value: Any) -> Any:
     if isinstance(value, list):
-        return " ".join("inf" if each is None else repr(each) for each in value)
+        return " ".join("inf" if each is None else str(each) for each in value)
     return value

@@ -69,7 +69,7 @@ def audit(args: argparse.Namespace) -> int:
     samples.batch(max(args.batch_sizes), seed=0)
     for subject in subjects.values():
         subject.check()
-    attacks = args.iterations, args.time_limit, args.bound
+    attacks = args.iterations, args.time_limit, args.bound, args.compare
     settings = audit_settings(args.data, samples, subjects.values(), *attacks, args.defenses)
     refuse_another_audit(args.result_dir, settings, args.resume)
     cores = default_jobs()
@@ -119,7 +119,7 @@ def _collect(
 
     def arguments(cell: Cell) -> tuple[Any, ...]:
         batch = samples.batch(cell.batch_size, cell.seed)
-        return batch, args.iterations, args.time_limit, subjects[cell.network], args.bound
+        return batch, args.iterations, args.time_limit, subjects[cell.network], args.bound, args.compare
 
     try:
         rows.collect(workers.outcomes(rows.missing, run_cell, arguments), ctrl_c)
@@ -248,6 +248,8 @@ def command(args: argparse.Namespace) -> str:
         words += ["--time_limit", repr(args.time_limit)]
     if args.bound:
         words.append("--bound")
+    if args.compare:
+        words.append("--compare")
     words += ["--data", *args.data]
     if args.feature_shape is not None:
         words += ["--feature_shape", *map(str, args.feature_shape)]

@@ -68,7 +68,7 @@ class Subject:
                 " (feature, label) -> (prediction, loss), a paddle.nn.Layer or a class of one"
             )
         if not Path(file).is_file():
-            raise ValueError(f"{quoted(spec)}: there is no file {quoted(file)}")
+            raise ValueError(f"{quoted(spec)}: there is no file {quoted(file)}; give the path of one that is there")
         if name in NETWORKS:
             raise ValueError(f"{quoted(spec)}: {name!r} is a network of the project; give yours another name")
         return cls(name, os.path.abspath(file), weights)
@@ -252,7 +252,10 @@ def _module(file: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"{quoted(file)}: importing it ended in {type(error).__name__}: {one_line(error)}") from None
+        raise InputError(
+            f"{quoted(file)}: importing it ended in {type(error).__name__}: {one_line(error)}; give a file that Python"
+            " can import"
+        ) from None
     return module
 
 
@@ -262,9 +265,15 @@ def _state_in(weights: str) -> Mapping[str, np.ndarray]:
     try:
         state = paddle.load(weights, return_numpy=True)
     except Exception as error:
-        raise InputError(f"--weights {quoted(weights)}: cannot be loaded: {one_line(error)}") from None
+        raise InputError(
+            f"--weights {quoted(weights)}: cannot be loaded: {one_line(error)}; give a file that paddle.save made of a"
+            " state_dict"
+        ) from None
     if not isinstance(state, Mapping):
-        raise InputError(f"--weights {quoted(weights)}: holds a {type(state).__name__}, expected a state_dict")
+        raise InputError(
+            f"--weights {quoted(weights)}: holds a {type(state).__name__}, expected a state_dict; give a file that"
+            " paddle.save made of one"
+        )
     return {name: np.asarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
 
 

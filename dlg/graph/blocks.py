@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from paddle.autograd.backward_utils import ValueDict, ValueSet
 from paddle.base.libpaddle import pir
 
 from dlg.graph.copying import copy_ops
+from dlg.graph.programs import executor_of_one_program, fed_names
 from dlg.graph.values import Operation, Value, ops_behind
 
 # Before the first run of a block, PaddlePaddle compares all of the block's ops in pairs, twice. The first run of
@@ -30,15 +32,15 @@ class Evaluator:
     Parameters
     ----------
     executor : paddle.static.Executor
-        What runs the copies.
+        Where the copies are run is where it runs.
     scope : paddle.static.Scope
         Where the program's parameters are.
     """
 
     def __init__(self, executor: paddle.static.Executor, scope: paddle.static.Scope) -> None:
-        self._executor = executor
+        self._place = executor.place
         self._scope = scope
-        self._prepared: dict[tuple[object, ...], tuple[paddle.static.Program, list[Value], set[str]]] = {}
+        self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
     def evaluate(self, feed: Mapping[str, np.ndarray], fetched: Sequence[Value]) -> list[np.ndarray]:
         """Compute values of the program.
@@ -58,14 +60,20 @@ class Evaluator:
         key = tuple(value.id for value in fetched)
         if key not in self._prepared:
             program, copies = in_blocks(fetched)
-            self._prepared[key] = program, copies, _fed_names(program)
-        program, copies, names = self._prepared[key]
-        needed = {name: value for name, value in feed.items() if name in names}
-        return self._executor.run(program, feed=needed, fetch_list=copies, scope=self._scope)
+            self._prepared[key] = _Prepared(program, copies, fed_names(program), executor_of_one_program(self._place))
+        prepared = self._prepared[key]
+        needed = {name: value for name, value in feed.items() if name in prepared.fed}
+        return prepared.executor.run(prepared.program, needed, prepared.copies, scope=self._scope)
 
 
-def _fed_names(program: paddle.static.Program) -> set[str]:
-    return {op.attrs()["name"] for op in program.global_block().ops if op.name() == "pd_op.data"}
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A program for some values, their copies in it, what it is fed, and what runs it."""
+
+    program: paddle.static.Program
+    copies: list[Value]
+    fed: set[str]
+    executor: paddle.static.Executor
 
 
 def in_blocks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from dlg.graph.linear_layers import AffineOps, is_parameter, maker
 from dlg.graph.values import Operation, Value, short_name
@@ -51,6 +52,8 @@ class ConvolutionBlock:
     pooling : MaxPoolingOp or None
         A max pooling, before or after the activation: for an activation that
         never falls the two orders are the same.
+    input_size : int
+        How many numbers a sample has before the convolution.
     """
 
     weight: str
@@ -61,6 +64,13 @@ class ConvolutionBlock:
     norm: BatchNormOp | None
     activation: str | None
     pooling: MaxPoolingOp | None
+    input_size: int
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of its trained parameters."""
+        norm = set() if self.norm is None else {self.norm.scale, self.norm.shift}
+        return {self.weight, *([] if self.bias is None else [self.bias]), *norm}
 
 
 def convolution_blocks(layer: AffineOps, data: Value) -> list[ConvolutionBlock]:
@@ -134,6 +144,7 @@ def _block_that_ends_in(op: Operation | None) -> tuple[ConvolutionBlock, Value] 
         norm=norm,
         activation=activation,
         pooling=pooling,
+        input_size=math.prod(op.operand_source(0).shape[1:]),
     )
     return block, op.operand_source(0)
 

@@ -31,12 +31,12 @@ _TRANSPARENT = (
     "label_smooth",
     "reshape",
     "scale",
-    "share_data_",
+    "detach",
     "squeeze",
     "unsqueeze",
 )
 # Those among them that only change the shape, or the type of integers.
-_SHAPING = ("assign", "cast", "expand", "flatten", "reshape", "share_data_", "squeeze", "unsqueeze")
+_SHAPING = ("assign", "cast", "expand", "flatten", "reshape", "detach", "squeeze", "unsqueeze")
 # Ops that leave out samples with a label that is to be ignored.
 _IGNORING = ("cross_entropy_with_softmax", "nll_loss")
 # PaddlePaddle's default: no label is ignored.

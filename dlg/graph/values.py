@@ -65,9 +65,16 @@ def numpy_dtype(value: Value) -> str:
     return str(value.dtype).rpartition(".")[2]
 
 
+# What PaddlePaddle's users call the ops that have another name.
+_CALLED = {"share_data_": "detach"}
+# The ops by which a program takes what it is given. No line of the network made them.
+_GIVEN = ("pd_op.data", "builtin.parameter")
+
+
 def short_name(op: Operation) -> str:
     """The name by which PaddlePaddle's documentation knows an op; for a gradient op, that of the op it belongs to."""
-    return op.name().removeprefix("pd_op.").removesuffix("_grad")
+    name = op.name().removeprefix("pd_op.").removesuffix("_grad")
+    return _CALLED.get(name, name)
 
 
 def where(op: Operation) -> str:
@@ -78,15 +85,30 @@ def where(op: Operation) -> str:
     str
         For example ``" (net.py, line 7: y = f(x))"``, with the space in front.
         It is empty where no such line is known. For a gradient op it is the line
-        that made the op it belongs to.
+        that made the op it belongs to. Of an op that PaddlePaddle keeps no line
+        of, it is that of an op beside it: ``" (after net.py, line 7: y = f(x))"``.
     """
     op = _forward_op(op)
     frames = call_frames(op) or _frames_around_blocks(op)
+    if not frames:
+        return _line_beside(op)
     for frame in reversed(frames):
         if Path(frame.file) == _TRACING_FILE:
             break
         if not is_of_paddle(frame.file):
             return f" ({Path(frame.file).name}, line {frame.line}: {frame.code})"
+    return ""
+
+
+def _line_beside(op: Operation) -> str:
+    """The line of the op whose result an op reads, or else of one that reads its own, as `where` has it."""
+    makers = [value.get_defining_op() for value in op.operands_source()]
+    readers = [reader for value in op.results() for reader in value.all_used_ops()]
+    for word, others in (("after", makers), ("before", readers)):
+        for other in others:
+            line = where(other) if other is not None and other.name() not in _GIVEN and call_frames(other) else ""
+            if line:
+                return line.replace("(", f"({word} ", 1)
     return ""
 
 

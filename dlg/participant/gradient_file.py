@@ -158,7 +158,7 @@ def load(path: str | os.PathLike[str]) -> SavedGradients:
     except InputError as error:
         reason = str(error)
     except OSError as error:
-        reason = str(error.strerror or error)
+        reason = f"{error.strerror or error}; give a file that gradient_file.save wrote, as --save_gradients does"
     except Exception as error:  # on damaged bytes zipfile, zlib, json and NumPy raise a dozen types of error
         reason = f"it is damaged or not from gradient_file.save ({type(error).__name__}: {quoted(one_line(error))})"
     raise InputError(f"cannot load gradients from {quoted(str(path))}: {reason}")

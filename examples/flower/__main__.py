@@ -44,7 +44,9 @@ STARTS_WITHIN, ENDS_WITHIN = 60.0, 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.flower", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m examples.flower", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--result_dir", type=Path, default=Path("flower_audit_results"))
     args = parser.parse_args(arguments)

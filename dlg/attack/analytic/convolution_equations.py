@@ -116,6 +116,14 @@ class Bounds:
         """The nearest numbers within."""
         return np.clip(x, self.low, self.high)
 
+    def snapped(self, x: np.ndarray, margin: float) -> np.ndarray:
+        """The numbers within, those nearer to a bound than a share of the range moved there."""
+        if not np.isfinite([self.low, self.high]).all():
+            return self.clip(x)
+        distance = margin * (self.high - self.low)
+        x = np.where(x < self.low + distance, self.low, x)
+        return np.where(x > self.high - distance, self.high, x)
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerInput:
@@ -142,10 +150,14 @@ class LayerInput:
 
 
 class LayerEquations:
-    """The equations of one layer, for weights of the positions in each window, (out, Q, k)."""
+    """The equations of one layer, for weights of the positions in each window, (out, Q, k).
 
-    def __init__(self, layer: ConvolutionLayer, known: KnownOutputs) -> None:
-        self.layer, self.known = layer, known
+    A pattern of maxima explains the layer where the residual is below
+    `explained`, a share of the right side.
+    """
+
+    def __init__(self, layer: ConvolutionLayer, known: KnownOutputs, explained: float = EXPLAINED) -> None:
+        self.layer, self.known, self.explained = layer, known, explained
         self.gradient_size = max(float(np.abs(layer.weight_gradient).max()), np.finfo(float).tiny)
         self.output_size = max(float(np.abs(known.largest).max()), np.finfo(float).tiny)
         self._outputs, self._bias = layer.outputs, np.broadcast_to(layer.bias[:, None], known.active.shape)
@@ -190,7 +202,9 @@ class LayerEquations:
         return np.eye(self.layer.windows.shape[1])[choice] * self.known.active[..., None]
 
 
-def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) -> LayerInput:
+def recover_input(
+    layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds, explained: float = EXPLAINED
+) -> LayerInput:
     """Solve the equations for a layer's input.
 
     Parameters
@@ -200,11 +214,13 @@ def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) 
         What its output and the gradient there say.
     bounds : Bounds
         Of the input.
+    explained : float
+        A pattern of maxima with a residual below this explains the layer.
 
     Returns
     -------
     LayerInput
-        Whose residual says whether it explains the layer, see `EXPLAINED`.
+        Whose residual says whether it explains the layer, see `explained`.
 
     Raises
     ------
@@ -212,7 +228,7 @@ def recover_input(layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds) 
         Where the time of the deadline in force is over.
     """
     check_deadline()
-    problem = LayerEquations(layer, known)
+    problem = LayerEquations(layer, known, explained)
     start = bounds.clip(np.zeros(layer.size))
     if layer.windows.shape[1] == 1:
         return fit_pattern(problem, known.active[..., None].astype(float), start, bounds)
@@ -274,7 +290,7 @@ class _Trials:
     @property
     def have_ended(self) -> bool:
         """Whether a pattern explains the layer, or the nearest one does not change any more."""
-        explained = self.best is not None and self.best.residual < EXPLAINED
+        explained = self.best is not None and self.best.residual < self._problem.explained
         return explained or self._repetitions >= _MOST_REPETITIONS
 
     def add(self, weights: np.ndarray, x: np.ndarray) -> None:
@@ -286,7 +302,7 @@ class _Trials:
             self._last = _nearest_pattern(self._problem, choice, x, self._bounds)
             self._keep(self._last)
         last = self._last
-        if before is None or last is None or not EXPLAINED <= last.residual < _NEARLY_EXPLAINED:
+        if before is None or last is None or not self._problem.explained <= last.residual < _NEARLY_EXPLAINED:
             return
         if last is not self._flipped and last.residual > (1 - _STALLED) * before.residual:
             self._flipped = last
@@ -303,7 +319,7 @@ def _nearest_pattern(problem: LayerEquations, choice: np.ndarray, x: np.ndarray,
     best = fit_pattern(problem, pattern, x, bounds)
     for _ in range(_MOST_REPLACEMENTS - 1):
         before, pattern = pattern, problem.pattern(best.values)
-        if best.residual < EXPLAINED or np.array_equal(pattern, before):
+        if best.residual < problem.explained or np.array_equal(pattern, before):
             break
         tried = fit_pattern(problem, pattern, best.values, bounds)
         if tried.residual > _TRIAL_REDUCTION * best.residual:
@@ -348,7 +364,7 @@ def _position_weights(problem: LayerEquations, x: np.ndarray, before: np.ndarray
 
 def _flipped(problem: LayerEquations, best: LayerInput, bounds: Bounds) -> LayerInput:
     """Move single maxima, the likeliest first, while that lowers the residual by much."""
-    while best.residual >= EXPLAINED:
+    while best.residual >= problem.explained:
         tried = (fit_pattern(problem, flip, best.values, bounds) for flip in _likely_flips(problem, best))
         better = next((found for found in tried if found.residual <= _TRIAL_REDUCTION * best.residual), None)
         if better is None:

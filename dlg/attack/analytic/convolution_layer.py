@@ -26,6 +26,8 @@ KINKED = {"relu": 0.0, "relu6": 0.0, "leaky_relu": 0.01}
 # Outputs below this share of the largest are zero: they come with the rounding of the layers behind. At zeros, that was
 # 6e-8 at most behind LeNet's fully connected layers, where the least output of a unit was 2e-6.
 _ZERO = 1e-6
+# An output that is known up to an error is no more than this many standard deviations off.
+MOST_DEVIATIONS = 4
 # Derivatives below this are zero: rounding hides the pre-activations.
 _LEAST_DERIVATIVE = 1e-6
 
@@ -176,16 +178,25 @@ class KnownOutputs:
         No pre-activation of the window is above; infinite where nothing is known.
     upstream : ndarray, shape (out, Q)
         The gradient at the largest pre-activation; zero where not `active`.
+    errors : ndarray, shape (out, Q)
+        The standard deviations of the outputs; zero where they are exact but
+        for rounding.
     """
 
     active: np.ndarray
     largest: np.ndarray
     bound: np.ndarray
     upstream: np.ndarray
+    errors: np.ndarray
 
     @classmethod
     def of(
-        cls, layer: ConvolutionLayer, output: np.ndarray, gradient: np.ndarray, seen: np.ndarray | None = None
+        cls,
+        layer: ConvolutionLayer,
+        output: np.ndarray,
+        gradient: np.ndarray,
+        seen: np.ndarray | None = None,
+        errors: np.ndarray | None = None,
     ) -> KnownOutputs:
         """Invert the activation.
 
@@ -196,9 +207,12 @@ class KnownOutputs:
             The layer's output, and the loss's gradient there.
         seen : ndarray of bool, optional
             Which of the outputs are known, all by default.
+        errors : ndarray, shaped `output_shape`, optional
+            The outputs' standard deviations, zero by default.
         """
         seen = np.ones(output.size, bool) if seen is None else seen
-        seen = seen.reshape(len(layer.weight), -1)
+        errors = np.zeros(output.size) if errors is None else errors
+        seen, errors = seen.reshape(len(layer.weight), -1), errors.reshape(len(layer.weight), -1)
         output, gradient = (array.reshape(len(layer.weight), -1) for array in (output, gradient))
         known = layer.known_activation
         if known is None or known.inverse is None:
@@ -212,7 +226,7 @@ class KnownOutputs:
             is_zero = output <= _ZERO * np.abs(output).max()
             active, bound = active & ~is_zero, np.where(is_zero, 0.0, bound)
         active, bound = active & seen, np.where(seen, bound, np.inf)
-        return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0))
+        return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0), errors)
 
 
 def forward(layers: Sequence[ConvolutionLayer], image: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from dlg.attack.analytic import (
     perceptron,
     single_sample,
     softmax_regression,
+    token_spans,
     transformer,
 )
 from dlg.attack.analytic.reading import Leakage, Reading
@@ -26,6 +27,7 @@ ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
     perceptron.read_off,
     convolutions.read_off,
     transformer.read_off,
+    token_spans.read_off,
     single_sample.read_off,
     softmax_regression.read_off,
 )

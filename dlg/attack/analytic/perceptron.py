@@ -148,9 +148,19 @@ def read_off(reading: Reading) -> Leakage | None:
     samples = recover_inputs(layers, reading.batch_size, reading.random_stream())
     if not len(samples.labels):
         return None
-    samples = with_repetitions(samples, reading.batch_size)
+    repeated = with_repetitions(samples, reading.batch_size)
+    leakage = _leakage(reading, last, repeated)
+    if leakage is None or len(repeated.labels) == len(samples.labels):
+        return leakage
+    # One sample repeated throughout, with a factor, always makes up a batch. The other gradients tell.
+    loss = leakage.objective.gradient_matching_loss_at([leakage.inputs])
+    return leakage if leakage.objective.explains(loss) else _leakage(reading, last, samples)
+
+
+def _leakage(reading: Reading, last: Layer, samples: Samples) -> Leakage | None:
+    """What these samples are to the attack; None where the network's data cannot be told from them."""
     is_complete = len(samples.labels) == reading.batch_size
-    scale = samples.scale / reading.loss_multiple
+    scale = samples.scale / (reading.loss_multiple or 1.0)
     labels = likely_labels(last.divided_by(scale), reading.batch_size, samples.labels)
     inputs = reading.dummy_data(samples.inputs, samples.labels, samples.scale)
     if inputs is None:

@@ -127,6 +127,8 @@ class Reading:
     value_range: tuple[float, float] | None = None
     convolutions: list[ConvolutionLayer] = dataclasses.field(default_factory=list)
     rule: SharedUpdate | None = None
+    # What analytic attacks found that others ask for too, by their names.
+    found: dict[str, Leakage | None] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def of(

@@ -88,7 +88,14 @@ def read_off(reading: Reading) -> Leakage | None:
     Leakage or None
         With the likeliest labels alone where there are more samples than can be
         told apart. None where the network does not end in softmax regression.
+        It is found once for a reading: other attacks begin with it.
     """
+    if __name__ not in reading.found:
+        reading.found[__name__] = _read_off(reading)
+    return reading.found[__name__]
+
+
+def _read_off(reading: Reading) -> Leakage | None:
     last = reading.softmax_regression
     if last is None:
         return None
@@ -163,7 +170,7 @@ def _separated(
     span = GradientSpan.of(layer, batch_size)
     starts = min(starts, affordable_starts(batch_size, len(layer.bias)))
     guesses: Iterator[tuple[np.ndarray, np.ndarray]]
-    guesses = itertools.islice(_random_guesses(span, likely_counts(layer, batch_size), rng), starts)
+    guesses = itertools.islice(random_guesses(span, likely_counts(layer, batch_size), rng), starts)
     if nonnegative and batch_size > 1:
         guesses = itertools.chain(guesses_from_corners(span, rng), guesses)
     best, scale = _best_fit(span, guesses), 1.0
@@ -213,7 +220,7 @@ def _is_hopeless(span: GradientSpan, fit: _Fit) -> bool:
     return bool(span.outside / np.linalg.norm(span.right_side) > span.rounding_floor(fit.rows))
 
 
-def _random_guesses(
+def random_guesses(
     span: GradientSpan, counts: Iterator[np.ndarray], rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Random starts without end. Labels: the likeliest; the two likeliest; the three likeliest; and so on."""

@@ -26,7 +26,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from dlg.attack.analytic.convolution_equations import Bounds
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
+from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs
 from dlg.attack.deadline import check_deadline
 
 # Slacks below this share of the largest output are none.
@@ -43,6 +43,8 @@ _MOST_PROGRAMS = 20
 _MOST_LOCAL_PROGRAMS = 8
 # The descents around a window, at most. MNIST digits in LeNet took 0 to 100.
 _MOST_DESCENTS = 300
+# Where the maxima have errors, some slack may stay. The descents end after this many in a row that win nothing.
+_MOST_FAILURES = 30
 # How many steps from neighbour to neighbour the pixels around a window reach, at most.
 _MOST_REACH = 3
 # A window without slack near one with slack is drawn anew with one of these probabilities.
@@ -97,11 +99,14 @@ def search(
     if x is None:
         return None
     slack = problem.slack(x)
+    failures = 0
     for _ in range(_MOST_DESCENTS):
-        if slack.max() <= _NO_SLACK * problem.size:
+        if slack.max() <= _NO_SLACK * problem.size or (known.errors.any() and failures >= _MOST_FAILURES):
             break
         check_deadline()
+        before = slack
         x, slack = _local_descent(problem, x, slack, rng)
+        failures = failures + 1 if slack is before else 0
     return WindowSolution(x, float(slack.max() / problem.size))
 
 
@@ -139,11 +144,11 @@ class _Windows:
         self.layer, self._known, self._bounds = layer, known, bounds
         self.size = max(float(np.abs(known.largest).max()), np.finfo(float).tiny)
         self.black = bounds.clip(np.zeros(layer.size))
-        self._outputs = layer.outputs
+        self._outputs, self._errors = layer.outputs, MOST_DEVIATIONS * known.errors
         self._seen = _pixels_in_windows(layer)
         self._overlaps = (self._seen @ self._seen.T).toarray() > 0
         self.free = self.pixels_of(~self._is_black()) & ~self.pixels_of(self._is_black())
-        limits = known.bound - layer.bias[:, None] + _ROUNDING * self.size
+        limits = known.bound - layer.bias[:, None] + _ROUNDING * self.size + self._errors
         self._limits = np.full(layer.matrix.shape[0], np.inf)
         inside = self._outputs >= 0
         np.minimum.at(self._limits, self._outputs[inside], np.broadcast_to(limits[..., None], inside.shape)[inside])
@@ -153,7 +158,7 @@ class _Windows:
         largest = self.layer.pre_activations(self.black).max(axis=2)
         floor = np.where(np.isfinite(self._known.bound), self._known.bound, np.inf)
         known = np.where(self._known.active, np.abs(largest - floor), np.maximum(largest - floor, 0))
-        return np.all(known <= _BLACK * self.size, axis=0)
+        return np.all(known <= _BLACK * self.size + self._errors, axis=0)
 
     def pixels_of(self, windows: np.ndarray) -> np.ndarray:
         """Which pixels some of these windows, (Q,) of bool, see."""
@@ -173,7 +178,7 @@ class _Windows:
     def slack(self, x: np.ndarray) -> np.ndarray:
         """What each window's largest output is below its maximum, shape (out, Q); 0 where that is not known."""
         largest = self.layer.pre_activations(x).max(axis=2)
-        return np.where(self._known.active, np.maximum(self._known.largest - largest, 0), 0)
+        return np.where(self._known.active, np.maximum(self._known.largest - self._errors / 2 - largest, 0), 0)
 
     def descend(self, x: np.ndarray, free: np.ndarray, choice: np.ndarray, programs: int) -> np.ndarray | None:
         """The convex–concave procedure on the free pixels, from chosen positions; None where nothing is feasible."""

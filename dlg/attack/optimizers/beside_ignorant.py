@@ -12,6 +12,12 @@ from __future__ import annotations
 from dlg.attack.optimizers.interface import DummyBatch, Observer
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 
+# Where the search that knows ends within this factor of the loss that noise leaves the right batch, the other one has
+# next to nothing to win.
+_NEAR_NOISE = 2.0
+# The search that knows goes on from the other one's answer where its loss there is at most this many times its best.
+_WORTH_A_SEARCH = 2.0
+
 
 class BesideIgnorant:
     """Both searches, one after the other, as one optimiser.
@@ -58,7 +64,8 @@ class BesideIgnorant:
         """
         run = _Run(observe, start, self._expected_loss)
         self._knowing.run(start, iterations, report_every, run.follow)
-        if start is not self._first or run.is_over or self._knowing.explains(run.latest.loss):
+        is_arrived = self._knowing.explains(run.latest.loss) or run.latest.loss <= _NEAR_NOISE * self._expected_loss
+        if start is not self._first or run.is_over or is_arrived:
             return
         before = run.iteration
         self._ignorant.run(
@@ -69,7 +76,7 @@ class BesideIgnorant:
                 before + iteration, self._knowing.evaluate(batch.values[0]), decisive
             ),
         )
-        if run.is_over:
+        if run.is_over or run.latest.loss > _WORTH_A_SEARCH * run.best.loss:
             return
         before = run.iteration
         self._knowing.run(
@@ -89,25 +96,27 @@ class _Run:
         The iterations done.
     latest : DummyBatch
         What the search that runs, or ran last, has come to.
+    best : DummyBatch
+        What the observer was shown last.
     is_over : bool
         Whether the observer has ended the run.
     """
 
     def __init__(self, observe: Observer, start: DummyBatch, expected_loss: float) -> None:
         self._observe, self._expected_loss = observe, expected_loss
-        self.latest = self._best = start
+        self.latest = self.best = start
         self.iteration, self.is_over = 0, False
 
     def follow(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
         """Show the observer a batch."""
-        self.iteration, self.latest, self._best = iteration, batch, batch
+        self.iteration, self.latest, self.best = iteration, batch, batch
         self.is_over = self._observe(iteration, batch, decisive)
         return self.is_over
 
     def keep_best(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
         """Show the observer a batch, or the best before it where that has the lower loss."""
         self.iteration, self.latest = iteration, batch
-        if max(batch.loss, self._expected_loss) < self._best.loss:
-            self._best = batch
-        self.is_over = self._observe(iteration, self._best, decisive)
+        if max(batch.loss, self._expected_loss) < self.best.loss:
+            self.best = batch
+        self.is_over = self._observe(iteration, self.best, decisive)
         return self.is_over

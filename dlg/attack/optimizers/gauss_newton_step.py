@@ -38,7 +38,7 @@ from dlg.attack.losses import gradient_matching_divisor, outside_of_bounds
 from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, SHARED, Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.failures import named_failures
-from dlg.graph.programs import traced_execution
+from dlg.graph.programs import executor_of_one_program, fed_names, traced_execution
 from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
 from dlg.results.pictures import picture_shape
@@ -56,6 +56,8 @@ _PROBED_DIRECTIONS = 2
 _LEAST_EFFECT = 1e-6
 # The names under which the step's program is fed the bounds of the gradients' differences from the shared ones.
 _SIDES = ("step_below_", "step_above_")
+# The names under which it is fed the weights of the gradients' residuals.
+_WEIGHT = "step_weight_"
 # Differences of neighbouring pixels below this count by their squares in the total variation, where it is not smooth.
 _SMOOTHED_VARIATION = 0.02
 # What a number is divided by where it would be divided by zero.
@@ -120,6 +122,8 @@ class GaussNewtonStep:
         How many samples, the first ones, no step changes.
     value_range : tuple of float, optional
         Between which numbers pixels are.
+    with_prior : bool
+        Whether a prior is needed though no defence hides anything.
 
     Attributes
     ----------
@@ -136,7 +140,7 @@ class GaussNewtonStep:
         residual; 0 without noise.
     has_variation : bool
         Whether the total variation can be weighed: the samples are pictures, and
-        the defence hides so much of them that a prior is needed.
+        a prior is needed, as where a defence hides much of them.
     """
 
     def __init__(
@@ -146,10 +150,11 @@ class GaussNewtonStep:
         features: np.ndarray | None = None,
         held: int = 0,
         value_range: tuple[float, float] | None = None,
+        with_prior: bool = False,
     ) -> None:
         self._objective = objective
         is_picture = objective.layout.is_single and picture_shape(objective.dummies[0].shape[1:]) is not None
-        self.has_variation = objective.knowledge.needs_prior and is_picture
+        self.has_variation = (with_prior or objective.knowledge.needs_prior) and is_picture
         self.evaluations = 0
         self.batch_size: int = objective.label_probability.shape[0]
         names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
@@ -165,10 +170,10 @@ class GaussNewtonStep:
         self._targets = targets
         # The first run tells how many take a second.
         self._products_per_run = 1
-        self._program = paddle.static.Program()
-        failures = named_failures(CANNOT_BUILD, objective.program)
-        with failures, interrupts_deferred(), paddle.static.program_guard(self._program):
-            self._fetched = self._build(held, value_range)
+        # All that the program depends on. It is fed the targets, the bounds and the weights.
+        pull = objective.knowledge.pull if self._bounds else None
+        key = "step", held, value_range, self.has_variation, pull, objective.knowledge.is_scaled
+        self._program = objective.derived.once(key, lambda: self._build(held, value_range))
 
     def solve(
         self,
@@ -211,6 +216,7 @@ class GaussNewtonStep:
             feed["variation_weight"] = np.array(variation_weight)
         if objective.features is not None:
             feed["feature_weight"] = np.zeros((self.batch_size, 1)) if feature_weight is None else feature_weight
+        feed |= {f"{_WEIGHT}{n}": np.array(weight) for n, weight in enumerate(self._gradient_weights)}
         change, products, predicted_reduction, before, after, misfit, *outputs = self._run(
             objective.constants | objective.no_bounds | self._bounds | self._targets | feed, most_products
         )
@@ -233,21 +239,23 @@ class GaussNewtonStep:
         numbers that the last one ended with, so the length of a run changes no
         result.
         """
-        state = [np.zeros(value.shape, numpy_dtype(value)) for value in self._state]
+        program = self._program
+        state = [np.zeros(value.shape, numpy_dtype(value)) for value in program.state]
+        feed = {name: value for name, value in feed.items() if name in program.fed}
         done, is_unsolved = 0, True
         while is_unsolved and done < most_products:
             started = time.monotonic()
             bound = np.array(min(done + self._products_per_run, most_products))
-            fed = dict(zip((value.name for value in self._state), state, strict=True))
+            fed = dict(zip((value.name for value in program.state), state, strict=True))
             with named_failures(CANNOT_RUN, self._objective.program), traced_execution():
-                fetched = self._objective.executor.run(
-                    self._program,
+                fetched = program.executor.run(
+                    program.program,
                     feed=feed | fed | {"most_products": bound},
-                    fetch_list=[*self._fetched, *self._state_after, self._is_unsolved],
+                    fetch_list=[*program.fetched, *program.state_after, program.is_unsolved],
                     scope=self._objective.scope,
                 )
             *found, is_unsolved = fetched
-            found, state = found[: len(self._fetched)], found[len(self._fetched) :]
+            found, state = found[: len(program.fetched)], found[len(program.fetched) :]
             taken, done = int(state[0]) - done, int(state[0])
             self._products_per_run = max(1, int(SECONDS_PER_RUN * taken / (time.monotonic() - started)))
         return found
@@ -268,11 +276,27 @@ class GaussNewtonStep:
         self.shared_gradients = [self._targets[name] for name in names]
         self.noise *= factor
 
+    def bound_residuals(self, gradients: Sequence[np.ndarray], most: float) -> None:
+        """Move the targets so that no residual of these gradients exceeds a number: Huber's loss of the shared ones.
+
+        What a residual exceeds it by counts as an error of the shared gradient.
+        Least squares to the moved targets, in turn with this, minimises the sum of
+        r² / 2 where |r| ≤ c, and of c |r| − c² / 2 elsewhere (Huber 1981).
+        """
+        names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
+        for name, shared, found, weight in zip(names, self.shared_gradients, gradients, self._gradient_weights):
+            self._targets[name] = found - np.clip(found - shared, -most / weight, most / weight)
+
     def _product(self, ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
         """The inner product in the residual's norm."""
         return sum(
             weight**2 * float(np.sum(one * other)) for weight, one, other in zip(self._gradient_weights, ones, others)
         )
+
+    def misfit(self, gradients: Sequence[np.ndarray]) -> float:
+        """The sum of squares of the residual that these gradients leave."""
+        differences = [ours - theirs for ours, theirs in zip(gradients, self.shared_gradients)]
+        return self._product(differences, differences)
 
     def preconditioner(self, x: np.ndarray) -> np.ndarray:
         """Measure how the samples move the gradients, and even it out.
@@ -315,15 +339,25 @@ class GaussNewtonStep:
         found = self._objective.evaluate([x], list(self._objective.dummy_gradients.values()))
         return np.concatenate([(w * gradient).ravel() for w, gradient in zip(self._gradient_weights, found)])
 
-    def _build(self, held: int, value_range: tuple[float, float] | None) -> list[Value]:
-        """Build the program; gives what is fetched, in the order of `DampedStep`."""
+    def _build(self, held: int, value_range: tuple[float, float] | None) -> _StepProgram:
+        program = paddle.static.Program()
+        failures = named_failures(CANNOT_BUILD, self._objective.program)
+        with failures, interrupts_deferred(), paddle.static.program_guard(program):
+            found = self._add_step(held, value_range)
+        executor = executor_of_one_program(self._objective.executor.place)
+        return _StepProgram(program, executor, fed_names(program), *found)
+
+    def _add_step(
+        self, held: int, value_range: tuple[float, float] | None
+    ) -> tuple[list[Value], CGState, CGState, Value]:
+        """Add a step to the current program; gives the last attributes of `_StepProgram`."""
         data = self._objective.dummies[0]
         x = paddle.static.data(data.name, data.shape, data.dtype)
         damping = paddle.static.data("damping", [], data.dtype)
         most_products = paddle.static.data("most_products", [], "int64")
         range_weight = paddle.static.data("range_weight", [], data.dtype)
         preconditioner = paddle.static.data("preconditioner", [self.batch_size] * 2, data.dtype)
-        residual = _Residual(self._objective, x, self._targets, self._gradient_weights, self._bounds)
+        residual = _Residual(self._objective, x, self._targets, self._bounds)
         samples = _SampleScaling(preconditioner, x, held)
         penalties: list[_Penalty] = [_RangePenalty(x, range_weight, value_range)]
         if self.has_variation:
@@ -336,18 +370,47 @@ class GaussNewtonStep:
             paddle.static.data(name, x.shape, x.dtype) for name in ("solution", "remainder", "direction")
         )
         products, square = paddle.static.data("products", [], "int64"), paddle.static.data("square", [], x.dtype)
-        self._state = CGState(products, solution, remainder, direction, square)
-        state, self._is_unsolved = conjugate_gradients(equations.product, right_side, most_products, self._state)
-        self._state_after, products, solution, remainder = state, state.products, state.solution, state.remainder
+        state = CGState(products, solution, remainder, direction, square)
+        state_after, is_unsolved = conjugate_gradients(equations.product, right_side, most_products, state)
+        solution = state_after.solution
         change = samples.step(solution)
-        predicted_reduction = equations.predicted_reduction(solution, right_side, remainder)
+        predicted_reduction = equations.predicted_reduction(solution, right_side, state_after.remainder)
         outputs = residual.outputs_at(x + change)
         misfit = _sum_of_squares(residual.of(residual.outputs))
         before, after = (
             functools.reduce(paddle.add, [fit, *(penalty.of(values) for penalty in penalties)])
             for fit, values in ((misfit, x), (_sum_of_squares(residual.of(outputs)), x + change))
         )
-        return [change, products, predicted_reduction, before, after, misfit, *outputs]
+        fetched = [change, state_after.products, predicted_reduction, before, after, misfit, *outputs]
+        return fetched, state, state_after, is_unsolved
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepProgram:
+    """The program of a step.
+
+    Attributes
+    ----------
+    program : paddle.static.Program
+    executor : paddle.static.Executor
+        What runs it, and nothing else.
+    fed : set of str
+        The names of what it is fed.
+    fetched : list of Value
+        In the order of `DampedStep`.
+    state, state_after : CGState
+        What it is fed of conjugate gradients, and where they are after it.
+    is_unsolved : Value, (), bool
+        As `conjugate_gradients` gives it.
+    """
+
+    program: paddle.static.Program
+    executor: paddle.static.Executor
+    fed: set[str]
+    fetched: list[Value]
+    state: CGState
+    state_after: CGState
+    is_unsolved: Value
 
 
 class _Residual:
@@ -364,7 +427,6 @@ class _Residual:
         objective: Objective,
         x: Value,
         targets: Mapping[str, np.ndarray],
-        gradient_weights: Sequence[float],
         bounds: Mapping[str, np.ndarray],
     ) -> None:
         self._data = objective.dummies[0]
@@ -376,7 +438,8 @@ class _Residual:
         self._split_ops(targets)
         self._divisors = _divisors(objective, targets)
         self._targets = {name: paddle.static.data(name, target.shape, x.dtype) for name, target in targets.items()}
-        self._weights = [_constant(weight, x) for weight in gradient_weights]
+        count = len(objective.dummy_gradients)
+        self._weights = [paddle.static.data(f"{_WEIGHT}{number}", [], x.dtype) for number in range(count)]
         if objective.features is not None:
             self._weights.append(paddle.static.data("feature_weight", [x.shape[0], 1], x.dtype))
         self._pull = objective.knowledge.pull

@@ -81,8 +81,13 @@ class GradientDescent:
         self._value_range = value_range
         self.evaluations = 0
         self.findings: list[str] = []
-        key = self.description, learning_rate
+        key = self.description, learning_rate, *self.settings
         self._program, self._state, self._results = objective.derived.once(key, lambda: self._built(learning_rate))
+
+    @property
+    def settings(self) -> tuple:
+        """What the program depends on besides the objective and the learning rate."""
+        return ()
 
     def _built(self, learning_rate: float) -> tuple[paddle.static.Program, list[Value], list[Value]]:
         """The program, what it is fed for the state, and its results."""
@@ -122,7 +127,8 @@ class GradientDescent:
             iteration = iteration + one
             directions, next_moments = self.directions(gradients, moments, iteration)
             # Last, since each is written into the memory of the value that it is made of: see `traced_execution`.
-            stepped = [value + rate * direction for value, rate, direction in zip(values, rates, directions)]
+            moves = zip(values, rates, directions)
+            stepped = [self.moved(value, rate * direction, iteration) for value, rate, direction in moves]
             return [iteration, *stepped, *next_moments]
 
         _, *end = paddle.static.nn.while_loop(not_done, iterate, [first, *state])
@@ -133,6 +139,10 @@ class GradientDescent:
     ) -> tuple[Sequence[Value], Sequence[Value]]:
         """Give the directions of this iteration's step, one for each gradient, and the moments after it."""
         return gradients, moments
+
+    def moved(self, value: Value, step: Value, iteration: Value) -> Value:
+        """Give a value after this iteration's step."""
+        return value + step
 
     def start(self, seed: int, restart: int) -> DummyBatch:
         """Start at random data, which differ as the gradients say that the samples do.

@@ -1,0 +1,341 @@
+"""The image behind a convolutional network's gradients that a defence has changed, layer by layer, for a batch of one.
+
+The way back is that of `dlg.attack.analytic.convolutions`, with equations that
+hold up to a known error instead of float32's rounding:
+
+- The first fully connected layer's gradients dW = f δᵀ and db = δ have rank one.
+  f and δ are fitted to them, each entry weighed by what the defence leaves of it.
+- Which units of a ReLU are active is not certain for outputs near zero. But the
+  bias's gradient is the sum of δ over a filter's active units. Of the doubtful
+  units those are taken for active that make it, and their outputs, most likely.
+- A layer's equations are explained where the residual is that of the errors. The
+  covariance of their solution gives the errors of the next outputs.
+- The maxima of a first layer's windows give way by their errors.
+
+Last, the image is fitted to the outputs and to all filters' gradients together,
+each weighed by its error, while the pattern of active units and of maxima is
+that of the image so far: Gauss and Newton's method within the pixels' range.
+The answer is a start for a search that knows the defence. Weighing the equations
+of the layers by what a defence leaves is this project's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import eigh
+from scipy.special import log_ndtr
+
+from dlg.attack.analytic.convolution_equations import (
+    EXPLAINED,
+    Bounds,
+    Equations,
+    LayerEquations,
+    LayerInput,
+    bounded_least_squares,
+    recover_input,
+)
+from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs
+from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.reading import Reading
+from dlg.attack.analytic.window_search import search
+from dlg.attack.objective import Objective
+from dlg.defense_knowledge import DefenseKnowledge
+
+_UNBOUNDED = Bounds(-np.inf, np.inf)
+_POSITIVE = Bounds(0.0, np.inf)
+# No entry of a gradient is known to less than this share of the gradient's root mean square.
+_LEAST_ERROR = 1e-5
+# How often f and δ are fitted in turn.
+_RANK_ONE_ROUNDS = 30
+# How many units of a filter may be doubtful: the sums of all their subsets are tried.
+_MOST_DOUBTFUL = 10
+# The error of the gradients at a layer's outputs, as a share of their root mean square.
+_UPSTREAM_ERROR = 1e-2
+# A residual explains a layer up to this many times that of the errors.
+_RESIDUAL_MARGIN = 1.2
+# An output is known where its error is below this share of the largest.
+_MOST_OUTPUT_ERROR = 0.05
+# Eigenvalues below this share of the largest say nothing.
+_LEAST_EIGENVALUE = 1e-6
+# The most numbers of a layer's input: the covariance has the square of that, 128 MB in float64.
+_MOST_INPUTS = 4000
+# The most steps of the last fit, and the iterations of each.
+_MOST_STEPS = 25
+_STEP_ITERATIONS = 200
+# How many searches for the maxima of a first layer there are, from other positions that are drawn.
+_MOST_SEARCHES = 2
+# A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
+_EXPLAINED_COST = 0.12
+# The fit ends where the root mean square of a step is below this share of the range.
+_STILL = 3e-5
+# The shares of a step that are tried.
+_SHARES = (1.0, 0.5, 0.2)
+# A pixel may be at a bound where it is nearer than one of these shares of the range.
+_AT_BOUND = (0.0, 1e-3, 1e-2, 3e-2, 1e-1)
+# The median of a normal distribution's magnitudes, for a standard deviation of 1.
+_MEDIAN = 0.6745
+# Residuals beyond this many standard deviations come with a wrong pattern, and count less.
+_OUTLYING = 3.0
+_TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outputs:
+    """A layer's outputs as they are known, (d,) each.
+
+    Attributes
+    ----------
+    values, errors : ndarray
+        The outputs, and their standard deviations.
+    upstream : ndarray
+        The loss's gradients there.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    upstream: np.ndarray
+
+
+def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
+    """The image that explains the layers' gradients up to what the defence changed, (1, ...).
+
+    Parameters
+    ----------
+    reading : Reading
+    labels : ndarray, shape (1,), int64
+        The likeliest label.
+
+    Returns
+    -------
+    ndarray or None
+        None for a larger batch, for another network than convolutions with
+        kinks or max pooling before fully connected layers, and where the
+        pixels have no range.
+    """
+    layers = reading.convolutional_network if reading.batch_size == 1 and reading.value_range is not None else None
+    first = reading.layers[0] if reading.layers else None
+    if layers is None or first is None or not any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers):
+        return None
+    if any(layer.size > _MOST_INPUTS for layer in layers) or not np.any(first.bias_gradient):
+        return None
+    bounds, knowledge = Bounds(*reading.value_range), reading.step.knowledge
+    bias_gradients = _bias_gradients(reading)
+    outputs = last = _rank_one(first, knowledge)
+    for place in range(len(layers) - 1, 0, -1):
+        outputs = _layer_input(layers[place], outputs, bias_gradients[place], knowledge, layers[place - 1].clips_below)
+    errors = [entry_errors(layer.weight_gradient, knowledge) for layer in layers]
+    rng, best, least = reading.random_stream(), None, np.inf
+    for _ in range(_MOST_SEARCHES if layers[0].windows.shape[1] > 1 else 1):
+        image = _first_input(layers[0], outputs, bias_gradients[0], knowledge, bounds, rng)
+        if image is None:
+            break
+        image, cost = _fitted(layers, last, errors, image, bounds)
+        if cost < least:
+            best, least = image, cost
+        if least < _EXPLAINED_COST:
+            break
+    return None if best is None else _nearest(reading.probe.with_labels(labels), best, bounds)
+
+
+def _nearest(objective: Objective, image: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """The image, with pixels near a bound moved there, whose gradients are the nearest to the shared ones."""
+    shape = objective.dummies[0].shape
+    candidates = [bounds.snapped(image, margin).reshape(shape) for margin in _AT_BOUND]
+    if objective.knowledge.is_scaled:
+        objective = objective.with_gradient_scale(objective.gradient_scale_at([candidates[0]]))
+    losses = [objective.gradient_matching_loss_at([each]) for each in candidates]
+    return candidates[int(np.argmin(losses))]
+
+
+def entry_errors(gradient: np.ndarray, knowledge: DefenseKnowledge) -> np.ndarray:
+    """The standard deviation of what a defence added to each entry, shaped like the gradient."""
+    lowest, highest = knowledge.bounds_of(gradient)
+    least = _LEAST_ERROR * float(np.sqrt(np.mean(np.square(gradient, dtype=np.float64))))
+    # Of a uniform distribution between the bounds.
+    return np.sqrt(knowledge.noise**2 + np.square(highest - lowest, dtype=np.float64) / 12 + least**2)
+
+
+def _bias_gradients(reading: Reading) -> list[np.ndarray | None]:
+    """The gradients of each convolution's bias, None where there is none or a batch norm follows."""
+    found: list[np.ndarray | None] = []
+    for block in reading.probe.blocks:
+        is_plain = block.bias is not None and block.norm is None
+        found.append(reading.step.gradients.get(reading.probe.trained.get(block.bias, "")) if is_plain else None)
+    return found
+
+
+def _rank_one(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
+    """The f and δ of a layer's gradients [f, 1]ᵀ δ, by weighted least squares in turn."""
+    gradient = layer.stacked_gradient
+    errors = [entry_errors(each, knowledge) for each in (layer.weight_gradient, layer.bias_gradient)]
+    weights = 1 / np.vstack(errors) ** 2
+    left, values, right = np.linalg.svd(gradient, full_matrices=False)
+    features, delta = left[:, 0] / left[-1, 0], values[0] * right[0] * left[-1, 0]
+    for _ in range(_RANK_ONE_ROUNDS):
+        delta = features @ (weights * gradient) / (features**2 @ weights)
+        features = (weights * gradient) @ delta / (weights @ delta**2)
+        features[-1] = 1.0
+    misfit = np.sqrt(np.mean(weights * (gradient - np.outer(features, delta)) ** 2))
+    deviations = max(1.0, float(misfit)) / np.sqrt(weights @ delta**2)
+    return _Outputs(features[:-1], deviations[:-1], layer.weight.astype(np.float64) @ delta)
+
+
+def _known(
+    layer: ConvolutionLayer, outputs: _Outputs, bias_gradient: np.ndarray | None, knowledge: DefenseKnowledge
+) -> KnownOutputs:
+    """The pre-activations, of which those of inactive units are not known."""
+    seen = outputs.errors < _MOST_OUTPUT_ERROR * np.abs(outputs.values).max()
+    values = outputs.values
+    if layer.clips_below:
+        active = _active(outputs, bias_gradient, knowledge, len(layer.weight))
+        # What is active has an output, however small.
+        least = 2e-5 * np.abs(values).max()
+        values = np.where(active, np.maximum(values, least), 0.0)
+    return KnownOutputs.of(layer, values, outputs.upstream, seen, outputs.errors)
+
+
+def _active(
+    outputs: _Outputs, bias_gradient: np.ndarray | None, knowledge: DefenseKnowledge, filters: int
+) -> np.ndarray:
+    """Which units are active, most likely, (d,)."""
+    ratio = outputs.values / np.maximum(outputs.errors, _TINY)
+    usual = np.sqrt(np.mean(outputs.values**2))
+    # Minus the logarithm of how likely an output is of an active unit, whose true output is spread evenly, less that
+    # of an inactive one.
+    doubt = -log_ndtr(ratio) - np.log(np.sqrt(2 * np.pi) * outputs.errors / usual + _TINY) - ratio**2 / 2
+    active = doubt < 0
+    if bias_gradient is None:
+        return active
+    doubt, upstream, chosen = (array.reshape(filters, -1) for array in (doubt, outputs.upstream, active))
+    chosen = chosen.copy()
+    deviations = np.hypot(entry_errors(bias_gradient, knowledge), _UPSTREAM_ERROR * np.sqrt(np.mean(upstream**2)))
+    for each in range(filters):
+        doubtful = np.argsort(np.abs(doubt[each]))[:_MOST_DOUBTFUL]
+        flips = np.array(list(itertools.product([False, True], repeat=len(doubtful))))
+        sums = upstream[each] @ chosen[each] + flips @ (upstream[each] * np.where(chosen[each], -1, 1))[doubtful]
+        cost = flips @ np.abs(doubt[each, doubtful])
+        cost = cost + ((sums - bias_gradient[each]) / deviations[each]) ** 2 / 2
+        best = doubtful[flips[cost.argmin()]]
+        chosen[each, best] = ~chosen[each, best]
+    return chosen.ravel()
+
+
+def _explained(problem: LayerEquations, errors: np.ndarray) -> float:
+    """The residual that errors leave, relative to the right side."""
+    right_side = problem.of(problem.one_hot(np.zeros(problem.known.active.shape, int))).right_side
+    forward = right_side[errors.size :]
+    size = np.abs(forward).max(initial=0.0) / max(np.abs(problem.known.largest).max(), _TINY)
+    square = np.sum((errors / problem.gradient_size) ** 2)
+    square += np.sum((size * problem.known.errors[problem.known.active]) ** 2)
+    return max(EXPLAINED, _RESIDUAL_MARGIN * float(np.sqrt(square) / np.linalg.norm(right_side)))
+
+
+def _layer_input(
+    layer: ConvolutionLayer,
+    outputs: _Outputs,
+    bias_gradient: np.ndarray | None,
+    knowledge: DefenseKnowledge,
+    is_positive: bool,
+) -> _Outputs:
+    """What the layer before gave, and the gradients there."""
+    known = _known(layer, outputs, bias_gradient, knowledge)
+    errors = entry_errors(layer.weight_gradient, knowledge)
+    explained = _explained(LayerEquations(layer, known), errors)
+    found = recover_input(layer, known, _POSITIVE if is_positive else _UNBOUNDED, explained)
+    return _Outputs(found.values, _deviations(found), layer.input_gradient(found.upstream).ravel())
+
+
+def _deviations(found: LayerInput) -> np.ndarray:
+    """The standard deviations of a solution, from the residual and the covariance; large where nothing is known."""
+    matrix = found.equations.matrix
+    residual = matrix @ found.values - found.equations.right_side
+    values, vectors = eigh((matrix.T @ matrix).toarray())
+    values = np.maximum(values, _LEAST_EIGENVALUE * values[-1])
+    freedom = max(len(residual) - len(values), len(residual) // 10, 1)
+    return np.linalg.norm(residual) / np.sqrt(freedom) * np.sqrt(vectors**2 @ (1 / values))
+
+
+def _first_input(
+    layer: ConvolutionLayer,
+    outputs: _Outputs,
+    bias_gradient: np.ndarray | None,
+    knowledge: DefenseKnowledge,
+    bounds: Bounds,
+    rng: np.random.Generator,
+) -> np.ndarray | None:
+    """The image from what the first layer made of it."""
+    if layer.windows.shape[1] == 1:
+        return recover_input(layer, _known(layer, outputs, bias_gradient, knowledge), bounds).values
+    seen = outputs.errors < _MOST_OUTPUT_ERROR * np.abs(outputs.values).max()
+    values = outputs.values
+    if layer.clips_below:
+        values = np.where(values > MOST_DEVIATIONS * outputs.errors, values, 0.0)
+    found = search(layer, KnownOutputs.of(layer, values, outputs.upstream, seen, outputs.errors), bounds, rng)
+    return None if found is None else found.values
+
+
+def _fitted(
+    layers: Sequence[ConvolutionLayer], last: _Outputs, errors: Sequence[np.ndarray], image: np.ndarray, bounds: Bounds
+) -> tuple[np.ndarray, float]:
+    """The image after Gauss and Newton's method on the last outputs and all filters' gradients, and its cost."""
+    moved, spread = image, np.inf
+    equations = _weighted(layers, last, errors, image)
+    for step in range(_MOST_STEPS):
+        residual = equations.right_side - equations.matrix @ image
+        spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
+        candidates = [
+            bounds.snapped(image + share * (moved - image), margin) for share in _SHARES for margin in _AT_BOUND
+        ]
+        weighted = [_weighted(layers, last, errors, candidate) for candidate in candidates]
+        residuals = [each.right_side - each.matrix @ candidate for each, candidate in zip(weighted, candidates)]
+        costs = [_cost(each, spread) for each in residuals]
+        best = int(np.argmin(costs))
+        before, image, equations, residual = image, candidates[best], weighted[best], residuals[best]
+        if step and np.sqrt(np.mean((image - before) ** 2)) < _STILL * (bounds.high - bounds.low):
+            break
+        weights = 1 / np.sqrt(1 + (residual / (_OUTLYING * spread)) ** 2)
+        trusted = Equations(sparse.diags(weights) @ equations.matrix, weights * equations.right_side)
+        moved = bounded_least_squares(trusted, image, bounds, _STEP_ITERATIONS)
+    return image, _cost(residual, 1.0)
+
+
+def _cost(residual: np.ndarray, spread: float) -> float:
+    """The mean of Cauchy's ρ over residuals: what comes with a wrong pattern counts little more the larger it is."""
+    return float(np.mean(np.log1p((residual / (_OUTLYING * spread)) ** 2)))
+
+
+def _weighted(
+    layers: Sequence[ConvolutionLayer], last: _Outputs, errors: Sequence[np.ndarray], image: np.ndarray
+) -> Equations:
+    """The equations with the patterns at an image, in units of their errors."""
+    hidden, derivative = image, sparse.identity(image.size, format="csr")
+    inputs, derivatives, chosen, slopes = [], [], [], []
+    for layer in layers:
+        windows = layer.pre_activations(hidden)
+        positions = windows.argmax(axis=2)[..., None]
+        largest, known = np.take_along_axis(windows, positions, axis=2).ravel(), layer.known_activation
+        inputs.append(hidden)
+        derivatives.append(derivative)
+        chosen.append(np.take_along_axis(layer.outputs, positions, axis=2).ravel())
+        slopes.append(np.ones_like(largest) if known is None else known.derivative(largest))
+        hidden = largest if known is None else known.function(largest)
+        derivative = sparse.diags(slopes[-1]) @ (layer.matrix[chosen[-1]] @ derivative)
+    weights = 1 / last.errors
+    matrices, residuals = [sparse.diags(weights) @ derivative], [weights * (last.values - hidden)]
+    upstream = last.upstream
+    for layer, before, by_image, places, slope, error in reversed(
+        list(zip(layers, inputs, derivatives, chosen, slopes, errors))
+    ):
+        spread = np.zeros(layer.matrix.shape[0])
+        np.add.at(spread, places, upstream * slope)
+        by_input, weights = layer.gradient_matrix(spread.reshape(len(layer.weight), -1)), 1 / error.ravel()
+        matrices.append(sparse.diags(weights) @ by_input @ by_image)
+        residuals.append(weights * (layer.weight_gradient.ravel() - by_input @ before.ravel()))
+        upstream = layer.matrix.T @ spread
+    matrix, residual = sparse.vstack(matrices).tocsr(), np.concatenate(residuals)
+    return Equations(matrix, residual + matrix @ image)

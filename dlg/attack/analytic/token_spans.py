@@ -1,0 +1,171 @@
+"""The tokens of a batch, in order, from the spans of a transformer's weight gradients.
+
+The layers on tokens are those of `dlg.attack.analytic.token_layers`. A text is
+right only if its inputs lie in their spans.
+
+1. Before the first attention, an input depends on its token and its place
+   alone. So each pair of both is tested by itself.
+2. Under a causal mask, an input depends on the tokens up to its place. So texts
+   are built up token by token, and those that leave a span are dropped.
+3. Without a mask, the attention's own equations say which pairs stand in one
+   text, see `dlg.attack.analytic.attention_members`.
+
+The first two are the span check of Petrov et al. (2024), who test the queries of
+the first two blocks. Here every layer on tokens is tested: the one after a
+block's activation is the widest, and tells texts apart where B · N is beyond the
+width of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlg.attack.analytic.attention_members import texts_by_attention
+from dlg.attack.analytic.bags import labels_of
+from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.analytic.token_layers import IN_SPAN, TextNetwork, TokenLayer, find_token_layers, read_at_tokens
+from dlg.attack.deadline import check_deadline
+from dlg.errors import TimeLimitReachedError
+from dlg.graph.label_readers import LabelKind
+
+# How many prefixes are followed, for each sample of the batch.
+_PREFIXES_PER_SAMPLE = 16
+# How many texts are evaluated at most for one place.
+_MOST_TEXTS = 50_000
+# A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
+_SAME_SCALE = 1e-5
+
+
+def read_off(reading: Reading) -> Leakage | None:
+    """Read the texts off the spans of the weight gradients.
+
+    Returns
+    -------
+    Leakage or None
+        With the rows of the tokens. None for a network with other features, or
+        whose spans tell no texts apart; where fewer texts lie in the spans than
+        the batch has samples; and where their labels cannot be read off the last
+        layer.
+    """
+    layout = reading.probe.layout
+    if len(layout.rows) != 1 or layout.numbers or layout.rows[0].length == 1:
+        return None
+    network = TextNetwork(reading)
+    layers = find_token_layers(network)
+    if all(layer.is_pointwise for layer in layers):
+        return None
+    try:
+        texts = find_texts(network, layers)
+    except TimeLimitReachedError:
+        return None
+    return None if len(texts) < reading.batch_size else _leakage(reading, network, texts[: reading.batch_size])
+
+
+def find_texts(network: TextNetwork, layers: Sequence[TokenLayer]) -> np.ndarray:
+    """The texts whose inputs lie in the spans, (K, N), int64, as far as they are found."""
+    candidates = candidates_at_places(network, layers)
+    if all(layer.is_causal for layer in layers):
+        return texts_in_spans(network, layers, candidates)
+    return texts_by_attention(network, layers, candidates)
+
+
+def candidates_at_places(network: TextNetwork, layers: Sequence[TokenLayer]) -> list[np.ndarray]:
+    """The rows of the table whose inputs lie in the spans of the pointwise layers, for each place."""
+    pointwise = [layer for layer in layers if layer.is_pointwise]
+    present = network.rows_present()
+    if not pointwise:
+        return [present] * network.length
+    distances = network.distances(pointwise, np.repeat(present[:, None], network.length, axis=1))
+    return [present[at_place <= IN_SPAN] for at_place in distances.T]
+
+
+def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidates: Sequence[np.ndarray]) -> np.ndarray:
+    """The texts whose inputs lie in the spans of causal layers at all places.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    layers : sequence of TokenLayer
+        All with `is_causal`.
+    candidates : sequence of ndarray
+        The rows of the table that each place may look up.
+
+    Returns
+    -------
+    ndarray, shape (K, N), int64
+        The nearest to the spans first, then those that padding fills up, the
+        longest first. None are returned where too many would have to be tested.
+    """
+    prefixes, ended = np.zeros((1, 0), np.int64), []
+    for place, rows in enumerate(candidates):
+        rows = rows[rows != network.padding]
+        longer = np.column_stack([np.repeat(prefixes, len(rows), axis=0), np.tile(rows, len(prefixes))])
+        if len(longer) > _MOST_TEXTS:
+            return np.zeros((0, network.length), np.int64)
+        check_deadline()
+        # What stands behind a place does not matter.
+        texts = np.pad(longer, ((0, 0), (0, network.length - place - 1)), mode="edge")
+        distances = network.distances(layers, texts)[:, place]
+        order = np.argsort(distances)[: _PREFIXES_PER_SAMPLE * network.batch_size]
+        kept = order[distances[order] <= IN_SPAN]
+        if network.padding is not None and place:
+            last = np.delete(prefixes, kept // len(rows), axis=0)
+            filling = ((0, 0), (0, network.length - place))
+            ended.append(np.pad(last, filling, constant_values=network.padding))
+        prefixes = longer[kept]
+    return np.concatenate([prefixes, *ended[::-1]])
+
+
+def _leakage(reading: Reading, network: TextNetwork, texts: np.ndarray) -> Leakage | None:
+    """What is claimed of the batch's texts; None where no labels fit."""
+    data = network.data(texts)
+    probe = reading.probe.with_tokens_read_elsewhere(network.tokens(texts))
+    has_one_label = reading.softmax_regression is not None
+    labels = labels_of(reading, probe, data) if has_one_label else labels_at_places(network, texts)
+    if labels is None:
+        return None
+    objective = probe.with_labels(labels)
+    scale = objective.gradient_scale_at([data])
+    scale = 1.0 if abs(scale - 1) < _SAME_SCALE else scale
+    return Leakage(
+        objective.with_gradient_scale(scale),
+        labels,
+        certain=True,
+        inputs=data,
+        gradient_scale=scale,
+        source="the layers on tokens",
+    )
+
+
+def labels_at_places(network: TextNetwork, texts: np.ndarray) -> np.ndarray | None:
+    """The class of each place of texts that are known, as of the next token, (B, N), int64.
+
+    The last layer's gradient is dW = Hᵀ E, where H holds its inputs, which are
+    known, and E = c (p − y) is the cross entropy's derivative. So
+    E = pinv(Hᵀ) dW, and y is where E is least. It needs H of rank B · N, and the
+    sign of c.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    texts : ndarray, shape (B, N), int64
+
+    Returns
+    -------
+    ndarray or None
+        None where the label is not one class for each place, or no layer on
+        tokens gives the logits.
+    """
+    probe, gradients = network.probe, network.step.gradients
+    *places, classes = probe.label_probability.shape
+    if probe.label_kind is not LabelKind.CLASS or list(places) != list(texts.shape):
+        return None
+    for inputs, weights in reversed(read_at_tokens(network)):
+        gradient = gradients[probe.trained[weights[0]]].astype(np.float64)
+        if gradient.shape[1] == classes:
+            (hidden,) = network.evaluate(texts, [inputs])
+            errors = np.linalg.lstsq(hidden.reshape(texts.size, -1).T, gradient, rcond=None)[0]
+            return errors.argmin(axis=1).reshape(texts.shape).astype(np.int64)
+    return None

@@ -1,0 +1,41 @@
+"""How many numbers of a batch the gradients can determine at most, by counting alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from dlg.graph.convolution_blocks import ConvolutionBlock
+from dlg.graph.linear_layers import AffineOps
+
+
+def most_determined(
+    sizes: Mapping[str, int], blocks: Sequence[ConvolutionBlock], layers: Sequence[AffineOps], batch_size: int
+) -> int:
+    """The rank that the Jacobian of the gradients by the batch has at most.
+
+    The gradients of a layer and of those behind it depend on the batch only
+    through the layer's input, which has B · n numbers. So the rank is at most
+    B · n, and one for each entry of the other gradients. This holds at every
+    layer, and the least of these bounds counts. Labels are fixed.
+
+    Parameters
+    ----------
+    sizes : mapping of str to int
+        How many entries each gradient has, by its parameter.
+    blocks : sequence of ConvolutionBlock
+        The convolutions before the layers, where the two are the whole network.
+    layers : sequence of AffineOps
+        The fully connected layers that the network ends in.
+    batch_size : int
+        B.
+    """
+    parts = [(block.parameters, batch_size * block.input_size) for block in blocks]
+    parts += [({layer.weight, layer.bias}, math.prod(layer.inputs.shape)) for layer in layers]
+    least = sum(sizes.values())
+    behind: set[str] = set()
+    for parameters, input_size in reversed(parts):
+        behind |= parameters
+        before = sum(size for name, size in sizes.items() if name not in behind)
+        least = min(least, before + input_size)
+    return least

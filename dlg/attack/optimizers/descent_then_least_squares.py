@@ -1,0 +1,107 @@
+"""Descent with a prior, and least squares from where it ends.
+
+Least squares from noise stalls where a network has kinks, for its steps do not
+see how the pattern of active units changes, and where the gradients leave a part
+of the pictures open. Descent on the signs of the cosine distance's gradient
+passes kinks, and the total variation decides what is open, but it does not
+arrive. So each does what it can. Their losses are not the same, and the
+gradient-matching loss decides what is kept: it is the attacker's only yardstick.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dlg.attack.optimizers.interface import DummyBatch, Observer
+from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
+from dlg.attack.optimizers.signed_adam import SignedAdam
+
+
+class DescentThenLeastSquares:
+    """Both, one after the other, as one optimiser.
+
+    Parameters
+    ----------
+    descent : SignedAdam
+        Its objective has the same labels as that of the search, and any loss.
+    search : LevenbergMarquardt
+        Its loss is the one that the observer sees.
+    """
+
+    def __init__(self, descent: SignedAdam, search: LevenbergMarquardt) -> None:
+        self._descent, self._search = descent, search
+        self._given: DummyBatch | None = None
+        self.findings = search.findings
+
+    @property
+    def description(self) -> str:
+        """What it does, in a few words."""
+        return f"{self._descent.description} with a prior, then {self._search.description}"
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network's gradients, or a product with their Jacobian, were computed."""
+        return self._descent.evaluations + self._search.evaluations
+
+    def start(self, seed: int, restart: int) -> DummyBatch:
+        """What was recovered in part, or else where descent starts."""
+        if not restart and self._search.has_given_start:
+            self._given = self._search.start(seed, restart)
+            return self._given
+        return self._as_search_has_it(self._descent.start(seed, restart))
+
+    def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
+        """Descend, then go on by least squares. From what was recovered in part, least squares begins at once."""
+        run = _Run(observe, start)
+        count = 0 if start is self._given else min(self._descent.iterations, iterations)
+        if count:
+            self._descent.run(
+                self._as_descent_has_it(start),
+                count,
+                report_every,
+                # How far descent has come says little of where least squares will lead, so it is not to decide.
+                lambda iteration, batch, decisive: run.show(iteration, self._as_search_has_it(batch), False),
+            )
+        if not run.is_over and count < iterations:
+            self._search.run(
+                run.latest,
+                iterations - count,
+                report_every,
+                lambda iteration, batch, decisive: run.show(count + iteration, batch, decisive),
+            )
+
+    def _as_descent_has_it(self, batch: DummyBatch) -> DummyBatch:
+        data = batch.values[0].astype(self._descent.dtype)
+        return DummyBatch([data], batch.label_probability, batch.loss)
+
+    def _as_search_has_it(self, batch: DummyBatch) -> DummyBatch:
+        return self._search.evaluate(batch.values[0].astype(np.float64))
+
+
+class _Run:
+    """What the observer has seen of a run.
+
+    Attributes
+    ----------
+    latest : DummyBatch
+        What the part that runs, or ran last, has come to, as long as its loss
+        was a number.
+    is_over : bool
+        Whether the observer has ended the run.
+    """
+
+    def __init__(self, observe: Observer, start: DummyBatch) -> None:
+        self._observe = observe
+        self.latest = self._best = start
+        self.is_over = False
+
+    def show(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
+        """Show the observer the best batch so far: a later one may have the higher loss."""
+        if math.isfinite(batch.loss):
+            self.latest = batch
+        if batch.loss < self._best.loss:
+            self._best = batch
+        self.is_over = self._observe(iteration, self._best, decisive)
+        return self.is_over

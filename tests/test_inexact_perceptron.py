@@ -1,0 +1,45 @@
+"""A batch comes back through a defence from a perceptron's last layer to its first, and its labels from any."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from attacking import digits, shallow_perceptron
+from benchmarks.participant import participant
+
+from dlg import defenses
+from dlg.attack.analytic.inexact_perceptron import rough_batch
+from dlg.attack.analytic.reading import Reading
+from dlg.participant import networks
+from dlg.results import metrics
+
+
+def recovered(network, batch_size, spec):
+    """The participant's images and labels, and what `rough_batch` finds."""
+    images, labels = digits(batch_size)
+    trained = participant(network, images, labels)
+    defense = defenses.parse(spec)
+    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
+    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    return images, labels, rough_batch(Reading.of(step, 0, nonnegative=False, value_range=(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+@pytest.mark.parametrize("spec", ["gaussian:1e-3", "int8", "bf16", "clip:1:1e-3"])
+def test_a_batch_and_its_labels_come_back(network, spec):
+    images, labels, (inputs, found) = recovered(network, 3, spec)
+    scores = metrics.compare(images, inputs.astype(np.float32))
+    assert min(score.psnr for score in scores) > 20
+    assert [found[score.recovered] for score in scores] == [labels[score.image, 0] for score in scores]
+
+
+def test_of_other_networks_the_labels_come_back():
+    _, labels, (inputs, found) = recovered(networks.lenet, 3, "gaussian:1e-3")
+    assert inputs is None
+    assert sorted(found) == sorted(labels[:, 0])
+
+
+def test_nothing_comes_back_beyond_the_rank_of_the_last_layer():
+    assert recovered(networks.softmax, 10, "gaussian:1e-3")[-1] is None
