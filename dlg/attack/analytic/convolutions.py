@@ -128,10 +128,11 @@ def read_off(reading: Reading) -> Leakage | None:
     """
     layers = reading.convolutional_network
     label = softmax_regression.read_off(reading) if layers is not None else None
-    # One sample's label is the class with the negative gradient, however much the rounding of large logits is.
-    is_known = label is not None and (label.certain or reading.batch_size == 1)
-    known = _known_features(reading, label) if is_known else None
-    if layers is None or label is None or known is None:
+    # One sample's label is the class with the negative gradient, however large the rounding of its logits is.
+    if layers is None or label is None or not (label.certain or reading.batch_size == 1):
+        return None
+    known = _known_features(reading, label)
+    if known is None:
         return None
     bounds = _UNBOUNDED if reading.value_range is None else Bounds(*reading.value_range)
     best, least = None, np.inf
