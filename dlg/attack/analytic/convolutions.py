@@ -50,6 +50,9 @@ from dlg.errors import TimeLimitReachedError
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
 _RANK_ONE = 1e-5
+# Numbers of a solved input below this share of the largest are zeros of a ReLU. In the LeNet of Zhu et al., rounding
+# left 1.2e-6 there, and the least output of a unit was 8.6e-6.
+_SOLVED_ZERO = 3e-6
 # What each activation's outputs lie between.
 _OUTPUT_RANGES = {
     "relu": Bounds(0.0, np.inf),
@@ -240,6 +243,8 @@ def recover_images(
             open_inputs.append((remaining, list(ranks)))
         ranks.append(rank)
         output = found.values.reshape(batch_size, -1)
+        if layers[place - 1].clips_below:
+            output = np.where(output <= _SOLVED_ZERO * output.max(), 0.0, output)
         upstream = layer.for_batch(batch_size).input_gradient(found.upstream).reshape(output.shape)
         seen, determined = found.equations.seen.reshape(output.shape), rank.determined.reshape(output.shape)
     image = _first_input(_Remaining(layers[:1], output, upstream, seen), determined, bounds, rng)
