@@ -7,15 +7,17 @@ Each seed is one target: it draws the images, the weights and the attack's rando
 numbers. Grey images are digits; colour ones are random crops of scikit-image's
 pictures (pip install scikit-image), at least 96 pixels wide, scaled to 32×32.
 Trained networks have taken 300 steps of stochastic gradient descent on other
-digits. A line for each seed has its PSNR, its verdict, the seconds and the
-processor's seconds, which other work on the machine hardly changes; the row of
-each network has the share of images from 30 dB on, with Wilson's interval at
-95 %, and the medians.
+digits. Batch norms are in eval mode; those of networks called normed have the statistics
+of other crops and random scales and shifts. A line for each seed has its PSNR, its verdict, the rank (of the
+target itself where the attack failed), the attack's seconds and the processor's,
+which other work on the machine hardly changes; the row of each network has the
+share of images from 30 dB on, with Wilson's interval at 95 %, and the medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -30,6 +32,9 @@ from paddle import nn
 from benchmarks.machine import machine
 from benchmarks.participant import Participant, fresh_scope, participant
 from dlg import dlg_attack
+from dlg.attack.determination import OpenPart, open_part
+from dlg.attack.objective import build_precise_objective
+from dlg.attack.verdict import FAILED
 from dlg.graph.values import Network, Value
 from dlg.participant import data, networks
 from dlg.results import metrics
@@ -45,6 +50,14 @@ _CROP_STREAM = 3
 _PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
 _COLOUR_SIDE = 32
 _LEAST_CROP = 96
+# How many crops the statistics of batch norms are those of, and the first of their seeds, which no target has.
+_NORM_CROPS = 32
+_FIRST_NORM_CROP = 1000
+# Together with the seed, this makes the stream of their scales and shifts.
+_NORM_STREAM = 4
+# Between what the scales lie, and the standard deviation of the shifts.
+_NORM_SCALES = (0.5, 1.5)
+_NORM_SHIFTS = 0.2
 
 
 def two_convolutions(first_stride: int, second_stride: int) -> Network:
@@ -73,47 +86,104 @@ def zhu_with_relu(feature: Value, label: Value) -> tuple[Value, Value]:
     return prediction, F.cross_entropy(prediction, label)
 
 
-def four_convolutions(feature: Value, label: Value) -> tuple[Value, Value]:
-    """A ConvNet: four convolutions of 16 filters (3×3), each with ReLU and max pooling, and a fully connected layer."""
-    hidden = feature
-    for _ in range(4):
-        hidden = F.max_pool2d(F.relu(nn.Conv2D(hidden.shape[1], 16, 3, padding=1)(hidden)), 2)
-    flat = paddle.flatten(hidden, 1)
-    prediction = nn.Linear(flat.shape[1], networks.CLASSES)(flat)
-    return prediction, F.cross_entropy(prediction, label)
+def four_convolutions(pooling: Callable[[Value, int], Value]) -> Network:
+    """A ConvNet: four convolutions of 16 filters (3×3), each with ReLU and a pooling, and a fully connected layer."""
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
+        hidden = feature
+        for _ in range(4):
+            hidden = pooling(F.relu(nn.Conv2D(hidden.shape[1], 16, 3, padding=1)(hidden)), 2)
+        flat = paddle.flatten(hidden, 1)
+        prediction = nn.Linear(flat.shape[1], networks.CLASSES)(flat)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
 
 
-def small_resnet(feature: Value, label: Value) -> tuple[Value, Value]:
-    """A ResNet of 8 layers: three blocks of two convolutions (16, 32 and 64 filters), batch norm in eval mode."""
+def resnet8(*, training: bool) -> Network:
+    """The residual network of 8 layers of He et al. (2016, section 4.2): 16, 32 and 64 filters, a block of each."""
 
-    def normed(hidden: Value, filters: int, stride: int, size: int = 3) -> Value:
-        convolution = nn.Conv2D(hidden.shape[1], filters, size, stride=stride, padding=size // 2, bias_attr=False)
-        norm = nn.BatchNorm2D(filters)
+    def convolution(hidden: Value, filters: int, size: int, stride: int) -> Value:
+        options = {"stride": stride, "padding": size // 2, "bias_attr": False}
+        return _norm(filters, training)(nn.Conv2D(hidden.shape[1], filters, size, **options)(hidden))
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
+        hidden = F.relu(convolution(feature, 16, 3, 1))
+        for filters, stride in ((16, 1), (32, 2), (64, 2)):
+            shortcut = hidden if stride == 1 else convolution(hidden, filters, 1, stride)
+            hidden = convolution(F.relu(convolution(hidden, filters, 3, stride)), filters, 3, 1)
+            hidden = F.relu(hidden + shortcut)
+        prediction = nn.Linear(64, networks.CLASSES)(paddle.flatten(F.adaptive_avg_pool2d(hidden, 1), 1))
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
+
+
+def resnet18(*, training: bool) -> Network:
+    """`paddle.vision.models.resnet18`."""
+
+    def network(feature: Value, label: Value) -> tuple[Value, Value]:
+        model = paddle.vision.models.resnet18(num_classes=networks.CLASSES)
+        for layer in model.sublayers():
+            if isinstance(layer, nn.BatchNorm2D):
+                _set_mode(layer, training)
+        prediction = model(feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    return network
+
+
+def _norm(channels: int, training: bool) -> nn.Layer:
+    norm = nn.BatchNorm2D(channels)
+    _set_mode(norm, training)
+    return norm
+
+
+def _set_mode(norm: nn.BatchNorm2D, training: bool) -> None:
+    """Eval mode, or a training mode that takes the statistics of its batch as they are."""
+    if training:
+        norm._momentum = 0.0
+    else:
         norm.eval()
-        return norm(convolution(hidden))
-
-    hidden = F.relu(normed(feature, 16, 1))
-    for filters, stride in ((16, 1), (32, 2), (64, 2)):
-        branch = normed(F.relu(normed(hidden, filters, stride)), filters, 1)
-        shortcut = hidden if stride == 1 else normed(hidden, filters, stride, 1)
-        hidden = F.relu(branch + shortcut)
-    prediction = nn.Linear(hidden.shape[1], networks.CLASSES)(paddle.mean(hidden, axis=[2, 3]))
-    return prediction, F.cross_entropy(prediction, label)
 
 
-# The network, whether its images are in colour, and whether it is trained before the attack.
-NETWORKS: dict[str, tuple[Network, bool, bool]] = {
-    "lenet": (networks.cnn, False, False),
-    "lenet-trained": (networks.cnn, False, True),
-    "strides-11": (two_convolutions(1, 1), False, False),
-    "strides-12": (two_convolutions(1, 2), False, False),
-    "strides-22": (two_convolutions(2, 2), False, False),
-    "zhu": (zhu_with_relu, False, False),
-    "zhu-colour": (zhu_with_relu, True, False),
-    "zhu-sigmoid-colour": (networks.lenet, True, False),
-    "convnet": (four_convolutions, False, False),
-    "convnet-colour": (four_convolutions, True, False),
-    "resnet8-colour": (small_resnet, True, False),
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, and how its targets are prepared.
+
+    Attributes
+    ----------
+    network : Network
+    in_colour : bool
+        Whether its images are in colour.
+    is_trained : bool
+        Whether it is trained before the attack.
+    in_training_mode : Network or None
+        The same network whose batch norms take their statistics. They are then
+        set before the attack, to those of random crops, with random scales and shifts.
+    """
+
+    network: Network
+    in_colour: bool = False
+    is_trained: bool = False
+    in_training_mode: Network | None = None
+
+
+NETWORKS = {
+    "lenet": Case(networks.cnn),
+    "lenet-trained": Case(networks.cnn, is_trained=True),
+    "strides-11": Case(two_convolutions(1, 1)),
+    "strides-12": Case(two_convolutions(1, 2)),
+    "strides-22": Case(two_convolutions(2, 2)),
+    "zhu": Case(zhu_with_relu),
+    "zhu-colour": Case(zhu_with_relu, in_colour=True),
+    "zhu-sigmoid-colour": Case(networks.lenet, in_colour=True),
+    "convnet": Case(four_convolutions(F.max_pool2d)),
+    "convnet-colour": Case(four_convolutions(F.max_pool2d), in_colour=True),
+    "convnet-average": Case(four_convolutions(F.avg_pool2d)),
+    "resnet8-colour": Case(resnet8(training=False), in_colour=True),
+    "resnet8-normed": Case(resnet8(training=False), in_colour=True, in_training_mode=resnet8(training=True)),
+    "resnet18-normed": Case(resnet18(training=False), in_colour=True, in_training_mode=resnet18(training=True)),
 }
 
 
@@ -144,27 +214,59 @@ def train(trained: Participant, images: np.ndarray, labels: np.ndarray, seed: in
             tensor.set(np.array(tensor) - _TRAINING_RATE * gradient, paddle.CPUPlace())
 
 
+def set_norms(target: Participant, in_training_mode: Network, seed: int) -> None:
+    """Draw the scales and shifts of batch norms, and set their statistics to those of random crops."""
+    rng, scope = np.random.default_rng((seed, _NORM_STREAM)), paddle.static.global_scope()
+    for name, weights in sorted(target.weights().items()):
+        is_scale, is_shift = (name.startswith("batch_norm") and name.endswith(end) for end in (".w_0", ".b_0"))
+        if is_scale or is_shift:
+            drawn = (
+                rng.uniform(*_NORM_SCALES, weights.shape) if is_scale else rng.normal(0, _NORM_SHIFTS, weights.shape)
+            )
+            scope.find_var(name).get_tensor().set(drawn.astype(weights.dtype), paddle.CPUPlace())
+    first = _FIRST_NORM_CROP + _NORM_CROPS * seed
+    images, labels = (np.concatenate(parts) for parts in zip(*(colour_crops(first + n, 1) for n in range(_NORM_CROPS))))
+    program, startup = paddle.static.Program(), paddle.static.Program()
+    # Names are generated anew, so that the variables are those of the target's program.
+    with paddle.static.program_guard(program, startup), paddle.utils.unique_name.guard():
+        feature = paddle.static.data("img", [None, *images.shape[1:]], str(images.dtype))
+        label = paddle.static.data("label", [None, 1], "int64")
+        _, loss = in_training_mode(feature, label)
+    target.training.exe.run(program, feed={"img": images, "label": labels}, fetch_list=[loss])
+
+
+def rank_at(target: Participant, images: np.ndarray, labels: np.ndarray) -> OpenPart:
+    """What the gradients leave open of the target itself, as if it had been found."""
+    objective = build_precise_objective(target.shared_step(), fixed_label=labels.ravel())
+    return open_part(objective, [images.astype(np.float64)], float(np.finfo(np.float32).eps), (0.0, 1.0))
+
+
 def attack_seed(
     name: str, images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int
 ) -> tuple[list[float], float, float]:
     """Attack the target of a seed, print its line, and give each image's PSNR, the seconds and the processor's."""
-    network, in_colour, is_trained = NETWORKS[name]
+    case = NETWORKS[name]
     shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
     batch, label = (
-        colour_crops(seed, batch_size) if in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+        colour_crops(seed, batch_size) if case.in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
     )
     with fresh_scope(), tempfile.TemporaryDirectory() as folder:
-        target = participant(network, batch, label, seed)
-        if is_trained:
+        target = participant(case.network, batch, label, seed)
+        if case.is_trained:
             train(target, shuffled[batch_size:], shuffled_labels[batch_size:], seed)
+        if case.in_training_mode is not None:
+            set_norms(target, case.in_training_mode, seed)
         options = SimpleNamespace(batch_size=len(batch), result_dir=folder, optimizer="auto", seed=seed)
         before = time.process_time()
         found = dlg_attack(options, *target.attack_arguments)
         processor = time.process_time() - before
+        rank = f"rank {found.rank}"
+        if found.verdict == FAILED:
+            rank = f"rank at the target {rank_at(target, batch, label).rank} of {batch.size}"
     psnrs = [each.psnr for each in metrics.compare(batch, found.feature)]
     reached = ", ".join(f"{psnr:.1f} dB" for psnr in psnrs)
     took = f"{found.seconds:.1f} s, {processor:.1f} s of a processor"
-    print(f"{name} seed {seed}: {reached}, {found.verdict}, rank {found.rank}, {took}", flush=True)
+    print(f"{name} seed {seed}: {reached}, {found.verdict}, {rank}, {took}", flush=True)
     return psnrs, found.seconds, processor
 
 
@@ -195,7 +297,7 @@ def main() -> None:
         row(
             name,
             lambda seed, name=name: attack_seed(name, images, labels, args.batch_size, seed),
-            1 if NETWORKS[name][1] else args.batch_size,
+            args.batch_size,
             args.seeds,
         )
         for name in args.network

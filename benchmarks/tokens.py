@@ -241,7 +241,7 @@ ROWS = (
         in_order,
         (2, 4),
     ),
-    Row("decoder", "tokens in order", decoder, partial(texts, length=16), in_order, (1, 4, 8)),
+    Row("decoder", "tokens in order", decoder, partial(texts, length=16), in_order, (1, 4)),
     Row("language-model", "tokens in order", language_model, partial(continued_texts, length=16), in_order, (4,)),
     Row("bag", "tokens counted", bag_of_words, partial(texts, length=32), counted, (1, 8, 16)),
     Row(

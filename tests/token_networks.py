@@ -58,6 +58,48 @@ def encoder(feature, label):
     return classified(paddle.mean(nn.TransformerEncoder(layer, 1)(hidden), axis=1), label)
 
 
+def hidden_of_layers(feature, mask=None, width=32):
+    """Two encoder layers with trained positions, wide enough for the spans of two texts."""
+    hidden = embedding(width=width)(feature) + table(feature.shape[1], width)
+    layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, activation="gelu")
+    return nn.TransformerEncoder(layer, 2)(hidden, mask)
+
+
+def causal_mask(length=LENGTH):
+    return paddle.triu(paddle.full([length, length], -1e9, paddle.get_default_dtype()), 1)
+
+
+def wide_encoder(feature, label):
+    """Every token sees every other one."""
+    return classified(paddle.mean(hidden_of_layers(feature), axis=1), label)
+
+
+def decoder(feature, label):
+    """Each token sees those before it; the last one is classified."""
+    return classified(hidden_of_layers(feature, causal_mask())[:, -1], label)
+
+
+def language_model(feature, label):
+    """Each token sees those before it, and the next one is predicted."""
+    prediction = nn.Linear(32, VOCABULARY)(hidden_of_layers(feature, causal_mask()))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def padded_encoder(feature, label):
+    """No token sees padding, and the mean is over the others."""
+    keep = paddle.cast(feature != 0, paddle.get_default_dtype())
+    hidden = hidden_of_layers(feature, paddle.reshape((1 - keep) * -1e9, [-1, 1, 1, LENGTH]))
+    keep = paddle.unsqueeze(keep, -1)
+    return classified(paddle.sum(hidden * keep, axis=1) / paddle.sum(keep, axis=1), label)
+
+
+def padded_decoder(feature, label):
+    """Each token sees those before it, and the mean is over what is no padding."""
+    keep = paddle.unsqueeze(paddle.cast(feature != 0, paddle.get_default_dtype()), -1)
+    hidden = hidden_of_layers(feature, causal_mask())
+    return classified(paddle.sum(hidden * keep, axis=1) / paddle.sum(keep, axis=1), label)
+
+
 def row_of_a_table(features, label):
     """Two categorical columns and three numbers into a perceptron."""
     categories, numbers = features

@@ -17,7 +17,8 @@ def most_determined(
     The gradients of a layer and of those behind it depend on the batch only
     through the layer's input, which has B · n numbers. So the rank is at most
     B · n, and one for each entry of the other gradients. This holds at every
-    layer, and the least of these bounds counts. Labels are fixed.
+    layer around which no shortcut leads, and the least of these bounds counts.
+    Labels are fixed.
 
     Parameters
     ----------
@@ -30,12 +31,21 @@ def most_determined(
     batch_size : int
         B.
     """
-    parts = [(block.parameters, batch_size * block.input_size) for block in blocks]
+    parts: list[tuple[set[str], int | None]] = [
+        (block.parameters, batch_size * block.input_size if _is_only_way(blocks, place) else None)
+        for place, block in enumerate(blocks)
+    ]
     parts += [({layer.weight, layer.bias}, math.prod(layer.inputs.shape)) for layer in layers]
     least = sum(sizes.values())
     behind: set[str] = set()
     for parameters, input_size in reversed(parts):
         behind |= parameters
         before = sum(size for name, size in sizes.items() if name not in behind)
-        least = min(least, before + input_size)
+        least = least if input_size is None else min(least, before + input_size)
     return least
+
+
+def _is_only_way(blocks: Sequence[ConvolutionBlock], place: int) -> bool:
+    """Whether this block and those behind it read nothing before it but its own input."""
+    known = {blocks[place].source, *range(place, len(blocks))}
+    return all(block.source in known and block.shortcut in {None, *known} for block in blocks[place:])

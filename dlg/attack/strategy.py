@@ -80,6 +80,8 @@ class Strategy:
         Why ``auto`` did not take its strongest attack; empty where it did.
     is_determined : bool
         Whether the attack has shown that what was shared determines the batch.
+    findings : list of str
+        What was read off the gradients, whatever the attack reaches.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Strategy:
     open_part: OpenPart | None = None
     fallback: str = ""
     is_determined: bool = False
+    findings: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,8 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
         strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
     else:
         strategy = _for_deep_networks(step, options, leakage)
-    return dataclasses.replace(strategy, fallback=f"not least squares: {reason}")
+    findings = [] if leakage is None else leakage.findings
+    return dataclasses.replace(strategy, fallback=f"not least squares: {reason}", findings=findings)
 
 
 def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakage | None) -> Strategy:
@@ -342,7 +346,8 @@ def _from_leakage(
     # Nothing is random where every sample is known.
     restarts = 1 if found == step.batch_size else entry.default_restarts
     open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
-    return Strategy(name, objective, optimizer, notes, restarts, scale, open_part)
+    findings = [] if leakage is None else leakage.findings
+    return Strategy(name, objective, optimizer, notes, restarts, scale, open_part, findings=findings)
 
 
 def _first_layers_signs(

@@ -151,7 +151,8 @@ def judge_tokens(
     mismatch = check.mismatch(tokens)
     known = _known(tokens_present(step, strategy.objective), strategy.objective)
     if not mismatch <= MATCHED:
-        reason = f"{known}; what else leaks was not found: {failure_reason(mismatch, options, ended)}"
+        found = "; ".join([known, *strategy.findings])
+        reason = f"{found}; what else leaks was not found: {failure_reason(mismatch, options, ended)}"
         return Verdict(FAILED, reason, mismatch)
     match = (
         "the unchanged network's gradients at the recovered tokens, the tables' included, match the shared ones to"

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from dlg.attack.analytic.layers import ACTIVATIONS, Activation
-from dlg.graph.convolution_blocks import BatchNormOp, ConvolutionBlock, MaxPoolingOp
+from dlg.graph.convolution_blocks import NETWORK_INPUT, BatchNormOp, ConvolutionBlock, PoolingOp
 
 if TYPE_CHECKING:
     from dlg.attack.objective import Objective
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KINKED = {"relu": 0.0, "relu6": 0.0, "leaky_relu": 0.01}
 # Outputs below this share of the largest are zero: they come with the rounding of the layers behind. At zeros, that was
 # 6e-8 at most behind LeNet's fully connected layers, where the least output of a unit was 2e-6.
-_ZERO = 1e-6
+ZERO = 1e-6
 # An output that is known up to an error is no more than this many standard deviations off.
 MOST_DEVIATIONS = 4
 # Derivatives below this are zero: rounding hides the pre-activations.
@@ -34,7 +34,7 @@ _LEAST_DERIVATIVE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionLayer:
-    """A convolution, a batch norm folded into it, an activation and a max pooling.
+    """A convolution, a batch norm folded into it, a shortcut's sum, an activation and a pooling.
 
     Attributes
     ----------
@@ -53,6 +53,13 @@ class ConvolutionLayer:
         (out, height, width) behind the pooling.
     activation : str or None
         By the name of PaddlePaddle's op.
+    averages : bool
+        Whether the pooling takes means behind the activation, and no maxima.
+    source : int
+        The place of the layer whose output this one reads; `NETWORK_INPUT` for
+        the image.
+    shortcut : int or None
+        The place of the layer whose output is added before the activation.
     """
 
     weight: np.ndarray
@@ -63,6 +70,9 @@ class ConvolutionLayer:
     windows: np.ndarray
     output_shape: tuple[int, int, int]
     activation: str | None
+    averages: bool
+    source: int
+    shortcut: int | None
 
     @property
     def filters(self) -> np.ndarray:
@@ -125,17 +135,34 @@ class ConvolutionLayer:
 
     def patches(self, image: np.ndarray) -> np.ndarray:
         """The patch of the input at each position, shape (M, P)."""
-        return np.where(self.taps >= 0, image.ravel()[self.taps], 0.0)
+        # −1 takes the last number, which is that of the padding.
+        return np.append(image.ravel(), 0.0)[self.taps]
+
+    def convolved(self, image: np.ndarray) -> np.ndarray:
+        """The convolution's outputs, shape (out, P)."""
+        return self.filters @ self.patches(image) + self.bias[:, None]
 
     def pre_activations(self, image: np.ndarray) -> np.ndarray:
         """The convolution's outputs in each window, shape (out, Q, k); −inf in the padding."""
-        outputs = self.filters @ self.patches(image) + self.bias[:, None]
-        return np.where(self.windows >= 0, outputs[:, self.windows], -np.inf)
+        return np.where(self.windows >= 0, self.convolved(image)[:, self.windows], -np.inf)
 
-    def forward(self, image: np.ndarray) -> np.ndarray:
-        """What comes out behind the pooling, shaped `output_shape`."""
-        largest = self.pre_activations(image).max(axis=2).reshape(self.output_shape)
-        return largest if self.known_activation is None else self.known_activation.function(largest)
+    def forward(self, image: np.ndarray, added: np.ndarray | None = None) -> np.ndarray:
+        """What comes out behind the pooling, shaped `output_shape`.
+
+        Parameters
+        ----------
+        image : ndarray, shaped `input_shape`
+        added : ndarray, optional
+            The shortcut's output.
+        """
+        outputs = self.convolved(image)
+        if added is not None:
+            outputs = outputs + added.reshape(outputs.shape)
+        function = (lambda numbers: numbers) if self.known_activation is None else self.known_activation.function
+        if self.averages:
+            return function(outputs)[:, self.windows].mean(axis=2).reshape(self.output_shape)
+        largest = np.where(self.windows >= 0, outputs[:, self.windows], -np.inf).max(axis=2)
+        return function(largest).reshape(self.output_shape)
 
     def for_batch(self, size: int) -> ConvolutionLayer:
         """The layer on a batch as one input, sample after sample: the gradient is then that of all samples together.
@@ -161,7 +188,11 @@ class ConvolutionLayer:
 
     def input_gradient(self, upstream: np.ndarray) -> np.ndarray:
         """The gradient at the input, shaped `input_shape`, from that at the convolution's outputs, (out, P)."""
-        return (self.matrix.T @ upstream.ravel()).reshape(self.input_shape)
+        return self.from_patches(self.filters.T @ upstream).reshape(self.input_shape)
+
+    def from_patches(self, values: np.ndarray) -> np.ndarray:
+        """The sums over patches, (M, P), at each number of the input, (n,)."""
+        return np.bincount(self.taps.ravel() + 1, values.ravel(), minlength=self.size + 1)[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +228,7 @@ class KnownOutputs:
         gradient: np.ndarray,
         seen: np.ndarray | None = None,
         errors: np.ndarray | None = None,
+        zero: float = ZERO,
     ) -> KnownOutputs:
         """Invert the activation.
 
@@ -209,6 +241,8 @@ class KnownOutputs:
             Which of the outputs are known, all by default.
         errors : ndarray, shaped `output_shape`, optional
             The outputs' standard deviations, zero by default.
+        zero : float, optional
+            Outputs of at most this share of the largest are zero.
         """
         seen = np.ones(output.size, bool) if seen is None else seen
         errors = np.zeros(output.size) if errors is None else errors
@@ -223,17 +257,51 @@ class KnownOutputs:
         active = slope > _LEAST_DERIVATIVE
         bound = np.where(active, largest, np.inf)
         if layer.clips_below:
-            is_zero = output <= _ZERO * np.abs(output).max()
+            is_zero = output <= zero * np.abs(output).max()
             active, bound = active & ~is_zero, np.where(is_zero, 0.0, bound)
         active, bound = active & seen, np.where(seen, bound, np.inf)
         return cls(active, np.where(active, largest, 0.0), bound, np.where(active, gradient * slope, 0.0), errors)
 
 
 def forward(layers: Sequence[ConvolutionLayer], image: np.ndarray) -> np.ndarray:
-    """What a chain of convolutions makes of an image."""
+    """What the last of some convolutions makes of an image."""
+    outputs: list[np.ndarray] = []
     for layer in layers:
-        image = layer.forward(image)
-    return image
+        hidden = image if layer.source == NETWORK_INPUT else outputs[layer.source]
+        outputs.append(layer.forward(hidden, None if layer.shortcut is None else outputs[layer.shortcut]))
+    return outputs[-1]
+
+
+def is_plain_chain(layers: Sequence[ConvolutionLayer]) -> bool:
+    """Whether each layer reads the one before it and nothing else, and none takes means."""
+    return all(
+        layer.source == place - 1 and layer.shortcut is None and not layer.averages
+        for place, layer in enumerate(layers)
+    )
+
+
+def upstream_equations(layer: ConvolutionLayer, upstream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the filters' gradient says of each channel of a layer's input: matrix · channel = right side.
+
+    Parameters
+    ----------
+    layer : ConvolutionLayer
+    upstream : ndarray, shape (out, P)
+        The gradients at the convolution's outputs.
+
+    Returns
+    -------
+    matrix : ndarray, shape (out · taps, H · W)
+        The same for all channels.
+    right_side : ndarray, shape (out · taps, in)
+        The filters' gradient with a column for each channel.
+    """
+    taps = layer.taps[: np.prod(layer.weight.shape[2:])]
+    matrix = np.zeros((len(upstream), len(taps), np.prod(layer.input_shape[1:])))
+    for number, reads in enumerate(taps):
+        matrix[:, number, reads[reads >= 0]] = upstream[:, reads >= 0]
+    right_side = layer.weight_gradient.transpose(0, 2, 3, 1)
+    return matrix.reshape(-1, matrix.shape[2]), right_side.reshape(-1, right_side.shape[3])
 
 
 def neighbour_differences(shape: tuple[int, int, int]) -> sparse.csr_matrix:
@@ -248,13 +316,19 @@ def neighbour_differences(shape: tuple[int, int, int]) -> sparse.csr_matrix:
 def read_convolutions(probe: Objective, gradients: Mapping[str, np.ndarray]) -> list[ConvolutionLayer]:
     """The convolutions of a network as numbers, first to last; empty where there are none, or not all can be used."""
     layers: list[ConvolutionLayer] = []
-    shape = tuple(probe.dummies[0].shape[1:])
+    image_shape = tuple(probe.dummies[0].shape[1:])
     for block in probe.blocks:
-        if len(shape) != 3 or block.weight not in probe.trained or not _is_monotone(block.activation):
+        shape = image_shape if block.source == NETWORK_INPUT else layers[block.source].output_shape
+        if len(shape) != 3 or block.weight not in probe.trained or not _is_known(block):
             return []
         layers.append(_as_numbers(block, shape, probe, gradients))
-        shape = layers[-1].output_shape
     return layers
+
+
+def _is_known(block: ConvolutionBlock) -> bool:
+    """Whether a block's activation can be inverted, and its mean, if any, is one of numbers that ReLU let through."""
+    is_mean = block.pooling is not None and block.pooling.averages
+    return _is_monotone(block.activation) and (not is_mean or block.activation == "relu")
 
 
 def _is_monotone(activation: str | None) -> bool:
@@ -282,6 +356,9 @@ def _as_numbers(
         windows=windows,
         output_shape=(len(weight), *output_map),
         activation=block.activation,
+        averages=block.pooling is not None and block.pooling.averages and windows.shape[1] > 1,
+        source=block.source,
+        shortcut=block.shortcut,
     )
 
 
@@ -311,7 +388,7 @@ def _taps(
     return taps.reshape(-1, rows * columns), (rows, columns)
 
 
-def _windows(shape: tuple[int, int], pooling: MaxPoolingOp | None) -> tuple[np.ndarray, tuple[int, int]]:
+def _windows(shape: tuple[int, int], pooling: PoolingOp | None) -> tuple[np.ndarray, tuple[int, int]]:
     """See `ConvolutionLayer.windows`; and the height and the width behind the pooling."""
     height, width = shape
     if pooling is None:

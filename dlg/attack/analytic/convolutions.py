@@ -39,13 +39,17 @@ from dlg.attack.analytic.convolution_equations import (
     fit_pattern,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
+from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.network_search import search_image
 from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
 from dlg.errors import TimeLimitReachedError
+from dlg.graph.convolution_blocks import NETWORK_INPUT
 
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
@@ -69,6 +73,9 @@ _AT_BOUND = (1e-5, 1e-4, 1e-3)
 _DETERMINED = 1e-2
 # From this ratio on, a layer's input is much larger than the image, and the image is searched for first.
 _MUCH_LARGER = 2
+# The numbers of the largest image that is looked for in front of residual sums: each of a thousand steps of the search
+# would take a second and more for a larger one.
+_MOST_NUMBERS = 3 * 64 * 64
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -145,7 +152,8 @@ def read_off(reading: Reading) -> Leakage | None:
             if best is None or loss < least:
                 best, least = leakage, loss
             if best.inputs is not None:
-                return dataclasses.replace(best, open_part=_open_part(layers, best.inputs, known[1]))
+                part = _open_part(layers, best.inputs, known[1]) if is_plain_chain(layers) else None
+                return dataclasses.replace(best, open_part=part)
     return best
 
 
@@ -218,6 +226,10 @@ def recover_images(
     TimeLimitReachedError
         Where the time of the deadline in force is over.
     """
+    if not is_plain_chain(layers):
+        if len(features) == 1:
+            yield from _network_images(layers, features[0], gradients[0], bounds, rng)
+        return
     output, upstream, batch_size = features, gradients, len(features)
     ranks: list[LayerRank] = []
     open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
@@ -253,6 +265,34 @@ def recover_images(
         yield ImageSearch(images, [*ranks, estimated_rank(image.equations)], is_whole=True)
     for remaining, known_ranks in reversed(open_inputs):
         yield from _searched(remaining, bounds, rng, known_ranks)
+
+
+def _network_images(
+    layers: Sequence[ConvolutionLayer],
+    features: np.ndarray,
+    gradient: np.ndarray,
+    bounds: Bounds,
+    rng: np.random.Generator,
+) -> Iterator[ImageSearch]:
+    """The image behind layers with residual sums or means."""
+    if next(layer.size for layer in layers if layer.source == NETWORK_INPUT) > _MOST_NUMBERS:
+        return
+    network = KnownNetwork(layers, features, gradient)
+    if NETWORK_INPUT in network.outputs:
+        yield ImageSearch(bounds.clip(network.outputs[NETWORK_INPUT])[None], [], is_whole=True)
+        return
+    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
+        return
+    front = network.front
+    if front is not None and is_plain_chain(layers[: front + 1]):
+        known = network.outputs[front][None], network.gradients[front][None], network.seen[front][None]
+        (found,) = _searched(_Remaining(layers[: front + 1], *known), bounds, rng, [])
+        if front == 0:
+            problem = LayerEquations(layers[0], network.known[0])
+            found = dataclasses.replace(found, images=with_matched_positions(problem, found.images[0], bounds)[None])
+        yield found
+        return
+    yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
 
 
 def _first_input(
@@ -294,8 +334,8 @@ class _Remaining:
     def known_outputs(self) -> KnownOutputs:
         """What is known of the last layer's outputs, of the whole batch as `ConvolutionLayer.for_batch` has them."""
         last = self.layers[-1]
-        values = (last.by_filter(array) for array in (self.features, self.gradients, self.seen))
-        return KnownOutputs.of(last.for_batch(len(self.features)), *values)
+        output, gradient, seen = (last.by_filter(array) for array in (self.features, self.gradients, self.seen))
+        return KnownOutputs.of(last.for_batch(len(self.features)), output, gradient, seen)
 
     @property
     def has_patterns(self) -> bool:

@@ -39,7 +39,7 @@ from dlg.attack.analytic.convolution_equations import (
     bounded_least_squares,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs
+from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.window_search import search
@@ -113,13 +113,15 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
     Returns
     -------
     ndarray or None
-        None for a larger batch, for another network than convolutions with
-        kinks or max pooling before fully connected layers, and where the
+        None for a larger batch, for another network than a chain of convolutions
+        with kinks or max pooling before fully connected layers, and where the
         pixels have no range.
     """
     layers = reading.convolutional_network if reading.batch_size == 1 and reading.value_range is not None else None
     first = reading.layers[0] if reading.layers else None
-    if layers is None or first is None or not any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers):
+    if layers is None or first is None or not is_plain_chain(layers):
+        return None
+    if not any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers):
         return None
     if any(layer.size > _MOST_INPUTS for layer in layers) or not np.any(first.bias_gradient):
         return None

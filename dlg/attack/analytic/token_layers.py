@@ -22,6 +22,7 @@ import numpy as np
 
 from dlg import random_streams
 from dlg.attack.analytic.reading import Reading
+from dlg.attack.deadline import check_deadline
 from dlg.attack.features import PADDING
 from dlg.graph.linear_layers import is_parameter
 from dlg.graph.values import Value
@@ -37,6 +38,8 @@ _RANK_TOLERANCE = 1.5e-7
 _LEAST_ROUNDING = 10.0
 # How closely values must agree that depend on the same tokens, in float64, relative to their size.
 _TOLERANCE = 1e-9
+# At how many places of a text it is tested which tokens a value depends on.
+_MOST_PLACES = 16
 # How many dimensions must lie outside of a span for it to be a test.
 _FEWEST_OUTSIDE = 4
 # What a number is divided by where it would be divided by zero.
@@ -190,11 +193,11 @@ class TextNetwork:
 def find_token_layers(network: TextNetwork) -> list[TokenLayer]:
     """The layers on tokens whose spans are a test of texts, in the order of the program."""
     read = read_at_tokens(network)
-    if not read:
+    most = network.batch_size * network.length
+    if all(value.shape[-1] <= most for value, _ in read):
         return []
     holds = _where_spans_hold(network, read)
     pointwise, causal = _dependence(network, [value for value, _ in read])
-    most = network.batch_size * network.length
     layers = []
     for index, (value, weights) in enumerate(read):
         span = Span.of([network.step.gradients[network.probe.trained[name]] for name in weights], most)
@@ -253,7 +256,8 @@ def _dependence(network: TextNetwork, values: list[Value]) -> tuple[list[bool], 
     texts = network.random_texts(rng)
     before = network.evaluate(texts, values)
     changes = np.zeros((2, len(values)))
-    for place in range(network.length):
+    for place in np.unique(np.linspace(0, network.length - 1, _MOST_PLACES, dtype=np.int64)).tolist():
+        check_deadline()
         for kind, kept in enumerate((slice(place, place + 1), slice(0, place + 1))):
             others = network.random_texts(rng)
             others[0, kept] = texts[0, kept]

@@ -18,10 +18,12 @@ width of the others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from dlg.attack.analytic import softmax_regression
 from dlg.attack.analytic.attention_members import texts_by_attention
 from dlg.attack.analytic.bags import labels_of
 from dlg.attack.analytic.reading import Leakage, Reading
@@ -32,7 +34,7 @@ from dlg.graph.label_readers import LabelKind
 
 # How many prefixes are followed, for each sample of the batch.
 _PREFIXES_PER_SAMPLE = 16
-# How many texts are evaluated at most for one place.
+# How many texts are evaluated at most.
 _MOST_TEXTS = 50_000
 # A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
 _SAME_SCALE = 1e-5
@@ -44,28 +46,30 @@ def read_off(reading: Reading) -> Leakage | None:
     Returns
     -------
     Leakage or None
-        With the rows of the tokens. None for a network with other features, or
-        whose spans tell no texts apart; where fewer texts lie in the spans than
-        the batch has samples; and where their labels cannot be read off the last
-        layer.
+        With the rows of the tokens. Where fewer texts are found than the batch
+        has samples, with what is known of them in its findings. None for a
+        network with other features, or whose spans tell no texts apart, and
+        where the labels cannot be read off the last layer.
     """
     layout = reading.probe.layout
     if len(layout.rows) != 1 or layout.numbers or layout.rows[0].length == 1:
         return None
     network = TextNetwork(reading)
-    layers = find_token_layers(network)
-    if all(layer.is_pointwise for layer in layers):
-        return None
     try:
-        texts = find_texts(network, layers)
+        layers = find_token_layers(network)
+        if all(layer.is_pointwise for layer in layers):
+            return None
+        candidates = candidates_at_places(network, layers)
+        texts = find_texts(network, layers, candidates)
     except TimeLimitReachedError:
         return None
-    return None if len(texts) < reading.batch_size else _leakage(reading, network, texts[: reading.batch_size])
+    if len(texts) < reading.batch_size:
+        return _partial_leakage(reading, network, texts, candidates)
+    return _leakage(reading, network, texts[: reading.batch_size])
 
 
-def find_texts(network: TextNetwork, layers: Sequence[TokenLayer]) -> np.ndarray:
+def find_texts(network: TextNetwork, layers: Sequence[TokenLayer], candidates: Sequence[np.ndarray]) -> np.ndarray:
     """The texts whose inputs lie in the spans, (K, N), int64, as far as they are found."""
-    candidates = candidates_at_places(network, layers)
     if all(layer.is_causal for layer in layers):
         return texts_in_spans(network, layers, candidates)
     return texts_by_attention(network, layers, candidates)
@@ -98,11 +102,12 @@ def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidate
         The nearest to the spans first, then those that padding fills up, the
         longest first. None are returned where too many would have to be tested.
     """
-    prefixes, ended = np.zeros((1, 0), np.int64), []
+    prefixes, ended, left = np.zeros((1, 0), np.int64), [], _MOST_TEXTS
     for place, rows in enumerate(candidates):
         rows = rows[rows != network.padding]
         longer = np.column_stack([np.repeat(prefixes, len(rows), axis=0), np.tile(rows, len(prefixes))])
-        if len(longer) > _MOST_TEXTS:
+        left -= len(longer)
+        if left < 0:
             return np.zeros((0, network.length), np.int64)
         check_deadline()
         # What stands behind a place does not matter.
@@ -137,6 +142,30 @@ def _leakage(reading: Reading, network: TextNetwork, texts: np.ndarray) -> Leaka
         gradient_scale=scale,
         source="the layers on tokens",
     )
+
+
+def _partial_leakage(
+    reading: Reading, network: TextNetwork, texts: np.ndarray, candidates: Sequence[np.ndarray]
+) -> Leakage | None:
+    """What the last layer gives away, and what is known of the texts; None where the last layer gives nothing."""
+    leakage = softmax_regression.read_off(reading) if reading.batch_size > 1 else None
+    if leakage is None:
+        return None
+    found = _findings(texts - network.rows.offsets, [*map(np.subtract, candidates, network.rows.offsets)], reading)
+    return dataclasses.replace(leakage, findings=[*leakage.findings, *found])
+
+
+def _findings(texts: np.ndarray, candidates: Sequence[np.ndarray], reading: Reading) -> list[str]:
+    """What is known of the texts, in words."""
+    findings = []
+    if len(texts):
+        lines = ", ".join(" ".join(map(str, text)) for text in texts.tolist())
+        findings.append(f"{len(texts)} of {reading.batch_size} texts lie in the spans of the layers on tokens: {lines}")
+    tight = {place: tokens for place, tokens in enumerate(candidates) if 0 < len(tokens) <= reading.batch_size}
+    if tight:
+        lines = ", ".join(f"{' '.join(map(str, tokens.tolist()))} at place {place}" for place, tokens in tight.items())
+        findings.append(f"the first layers' spans leave no more tokens than texts at {len(tight)} places: {lines}")
+    return findings
 
 
 def labels_at_places(network: TextNetwork, texts: np.ndarray) -> np.ndarray | None:
