@@ -59,7 +59,7 @@ def test_the_right_image_costs_nothing_at_a_low_temperature():
 
 def test_what_is_not_seen_of_the_outputs_makes_no_difference():
     layers, features, gradient, image = chain(F.relu)
-    seen = np.arange(features.size) != int(features.argmax())
+    seen = np.arange(features.size)[None] != int(features.argmax())
     matching = ChainMatching(layers, np.where(seen, features, 7.0), gradient, PIXELS, seen)
     matching.set_temperature(image, 1e-6)
     other = ChainMatching(layers, np.where(seen, features, 9.0), gradient, PIXELS, seen)

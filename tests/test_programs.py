@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import resource
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
 from dlg.errors import InputError
-from dlg.graph.programs import in_program, refuse_flags, removed_on_error, results_size, traced_execution
+from dlg.graph.programs import in_program, new_scope, refuse_flags, removed_on_error, results_size, traced_execution
 
 TRACE = "FLAGS_enable_pir_in_executor_trace_run"
 FREEING = "FLAGS_eager_delete_tensor_gb"
@@ -132,3 +135,18 @@ def test_paddles_own_flags_are_taken_and_unknown_ones_passed_over(monkeypatch):
 
     monkeypatch.setattr(paddle, "get_flags", unknown)
     refuse_flags()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the process's memory from /proc")
+def test_a_scope_gives_its_memory_back():
+    values = np.ones(2**26, np.float32)
+    before = _resident_bytes()
+    for _ in range(3):
+        scope = new_scope()
+        scope.var("x").get_tensor().set(values, paddle.CPUPlace())
+        del scope
+    assert _resident_bytes() - before < values.nbytes
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -195,7 +195,7 @@ class ChainMatching:
         The last layer's outputs, and the loss's gradients there.
     bounds : Bounds
         Of the images, finite.
-    seen : ndarray, shape (d,), bool, optional
+    seen : ndarray, shape (B, d), bool, optional
         Which outputs are known, all by default.
     """
 
@@ -208,10 +208,10 @@ class ChainMatching:
         seen: np.ndarray | None = None,
     ) -> None:
         last = layers[-1]
-        self._seen = np.ones(last.output_shape, bool) if seen is None else seen
-        self._seen = self._seen.reshape(len(last.weight), -1)
-        self._features = features.reshape(len(features), *self._seen.shape)
-        known = [KnownOutputs.of(last, *pair, seen) for pair in zip(features, upstream)]
+        seen = np.ones(features.shape, bool) if seen is None else seen
+        self._seen = seen.reshape(len(features), len(last.weight), -1)
+        self._features = features.reshape(self._seen.shape)
+        known = [KnownOutputs.of(last, *each) for each in zip(features, upstream, seen)]
         # The gradients at the last pre-activations, where those let them through.
         self._upstream = np.stack([each.upstream for each in known])
         self._layers = [_SmoothLayer(layer) for layer in layers]
@@ -255,7 +255,7 @@ class ChainMatching:
             passes.append(layer.forward(hidden))
             hidden = passes[-1].output.reshape(len(images), -1)
         difference = np.where(self._seen, passes[-1].output - self._features, 0)
-        size = max(float(np.sum(self._features[:, self._seen] ** 2)), _TINY)
+        size = max(float(np.sum(self._features[self._seen] ** 2)), _TINY)
         cost, at_output = np.sum(difference**2) / size, 2 * difference / size
         residuals, spreads, slopes, upstreams = self._backward(passes)
         weights = [lower_weight] * (len(passes) - 1) + [1.0]

@@ -1,14 +1,15 @@
-"""The image behind a convolutional network's gradients, layer by layer, for a batch of one.
+"""The images behind a convolutional network's gradients, layer by layer.
 
-The first fully connected layer's gradients are dW = f δᵀ and db = δ for its
-input f. So f = dW δ / |δ|², and the loss's gradient there is W δ. Both are those
-of the last convolution's output, and from there the way leads back to the
-image: in each layer the activation is inverted where it lets a gradient
-through, the layer's input is solved for
+For one image, the first fully connected layer's gradients are dW = f δᵀ and
+db = δ for its input f. So f = dW δ / |δ|², and the loss's gradient there is W δ.
+For several, `dlg.attack.analytic.classifier_head` finds the inputs f and the
+gradients there. Both are those of the last convolution's output, and from there
+the way leads back to the images: in each layer the activation is inverted where
+it lets a gradient through, the inputs of all samples are solved for together
 (`dlg.attack.analytic.convolution_equations`; for a first layer with max pooling
-`dlg.attack.analytic.window_search`), and the gradient is propagated back. The
-idea is that of R-GAP (Zhu and Blaschko 2021, section 3). A factor on all
-gradients changes nothing but the size of δ.
+`dlg.attack.analytic.window_search`, each by itself), and the gradient is
+propagated back. The idea is that of R-GAP (Zhu and Blaschko 2021, section 3). A
+factor on all gradients changes nothing but the size of δ.
 
 An image counts as recovered only where the whole network's gradients at it
 match the shared ones. Otherwise it is a start for a search.
@@ -26,6 +27,7 @@ from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic import softmax_regression
+from dlg.attack.analytic.classifier_head import first_inputs
 from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, search_images
 from dlg.attack.analytic.convolution_completion import MOST_PIXELS, smoothest_image
 from dlg.attack.analytic.convolution_equations import (
@@ -52,6 +54,9 @@ from dlg.graph.convolution_blocks import NETWORK_INPUT
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
 _RANK_ONE = 1e-5
+# Numbers of a solved input below this share of the largest are zeros of a ReLU. In the LeNet of Zhu et al., rounding
+# left 1.2e-6 there, and the least output of a unit was 8.6e-6.
+_SOLVED_ZERO = 3e-6
 # What each activation's outputs lie between.
 _OUTPUT_RANGES = {
     "relu": Bounds(0.0, np.inf),
@@ -133,8 +138,11 @@ def read_off(reading: Reading) -> Leakage | None:
     """
     layers = reading.convolutional_network
     label = softmax_regression.read_off(reading) if layers is not None else None
-    known = None if label is None or not label.certain else _known_features(reading, label)
-    if layers is None or label is None or known is None:
+    # One sample's label is the class with the negative gradient, however large the rounding of its logits is.
+    if layers is None or label is None or not (label.certain or reading.batch_size == 1):
+        return None
+    known = _known_features(reading, label)
+    if known is None:
         return None
     bounds = _UNBOUNDED if reading.value_range is None else Bounds(*reading.value_range)
     best, least = None, np.inf
@@ -163,11 +171,12 @@ def _known_features(reading: Reading, label: Leakage) -> tuple[np.ndarray, np.nd
     if reading.batch_size == 1:
         known = features_of_one(first)
         return None if known is None else (known[0][None], known[1][None])
-    if len(reading.layers) > 1 or label.features is None or reading.loss_multiple is None:
+    layers = [layer for layer in reading.layers if layer is not None]
+    if len(layers) < len(reading.layers) or label.features is None or reading.loss_multiple is None:
         return None
-    logits = label.features @ first.weight + first.bias
-    delta = (softmax(logits, axis=1) - np.eye(len(first.bias))[label.labels]) / len(logits)
-    return label.features, label.gradient_scale * reading.loss_multiple * delta @ first.weight.T.astype(np.float64)
+    logits = label.features @ layers[-1].weight + layers[-1].bias
+    errors = (softmax(logits, axis=1) - np.eye(len(layers[-1].bias))[label.labels]) / len(logits)
+    return first_inputs(layers, label.features, label.gradient_scale * reading.loss_multiple * errors)
 
 
 def features_of_one(layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
@@ -192,9 +201,9 @@ def recover_images(
 ) -> Iterator[ImageSearch]:
     """Go back through a chain of convolutions from its outputs to the images.
 
-    One image goes layer by layer as far as the layers' equations determine
-    their inputs. Where they do not, it is searched for through all the layers
-    that are left, and so are several images.
+    The way goes layer by layer as far as the layers' equations determine their
+    inputs. Where they do not, the images are searched for through all the
+    layers that are left.
 
     Parameters
     ----------
@@ -221,24 +230,22 @@ def recover_images(
         if len(features) == 1:
             yield from _network_images(layers, features[0], gradients[0], bounds, rng)
         return
-    if len(features) > 1:
-        yield from _searched(_Remaining(layers, features, gradients, np.ones(features.shape[1], bool)), bounds, rng, [])
-        return
-    output, upstream = features[0], gradients[0]
+    output, upstream, batch_size = features, gradients, len(features)
     ranks: list[LayerRank] = []
     open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
-    seen = determined = np.ones(output.size, bool)
+    seen = determined = np.ones(output.shape, bool)
     for place in range(len(layers) - 1, 0, -1):
         layer = layers[place]
-        remaining = _Remaining(layers[: place + 1], output[None], upstream[None], seen)
-        known = KnownOutputs.of(layer, output, upstream, seen)
-        is_short = layer.weight.size + int(known.active.sum()) < layer.size
+        remaining = _Remaining(layers[: place + 1], output, upstream, seen)
+        known = remaining.known_outputs
+        is_short = layer.weight.size + int(known.active.sum()) < batch_size * layer.size
         is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or layer.windows.shape[1] > 1)
         if is_large:
             yield from _searched(remaining, bounds, rng, ranks)
             if is_short and remaining.has_patterns:
                 return
-        found = recover_input(layer, known, _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED))
+        range_ = _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED)
+        found = recover_input(layer.for_batch(batch_size), known, range_)
         if found.residual >= EXPLAINED and layer.windows.shape[1] > 1:
             if not is_large:
                 yield from _searched(remaining, bounds, rng, ranks)
@@ -247,11 +254,15 @@ def recover_images(
         if rank.open > rank.unseen and not is_large:
             open_inputs.append((remaining, list(ranks)))
         ranks.append(rank)
-        output, upstream = found.values.ravel(), layer.input_gradient(found.upstream).ravel()
-        seen, determined = found.equations.seen, rank.determined
-    image = _first_input(layers[0], output, upstream, seen, determined, bounds, rng)
+        output = found.values.reshape(batch_size, -1)
+        if layers[place - 1].clips_below:
+            output = np.where(output <= _SOLVED_ZERO * output.max(), 0.0, output)
+        upstream = layer.for_batch(batch_size).input_gradient(found.upstream).reshape(output.shape)
+        seen, determined = found.equations.seen.reshape(output.shape), rank.determined.reshape(output.shape)
+    image = _first_input(_Remaining(layers[:1], output, upstream, seen), determined, bounds, rng)
     if image is not None:
-        yield ImageSearch(image.values[None], [*ranks, estimated_rank(image.equations)], is_whole=True)
+        images = image.values.reshape(batch_size, -1)
+        yield ImageSearch(images, [*ranks, estimated_rank(image.equations)], is_whole=True)
     for remaining, known_ranks in reversed(open_inputs):
         yield from _searched(remaining, bounds, rng, known_ranks)
 
@@ -274,7 +285,7 @@ def _network_images(
         return
     front = network.front
     if front is not None and is_plain_chain(layers[: front + 1]):
-        known = network.outputs[front][None], network.gradients[front][None], network.seen[front]
+        known = network.outputs[front][None], network.gradients[front][None], network.seen[front][None]
         (found,) = _searched(_Remaining(layers[: front + 1], *known), bounds, rng, [])
         if front == 0:
             problem = LayerEquations(layers[0], network.known[0])
@@ -285,19 +296,14 @@ def _network_images(
 
 
 def _first_input(
-    layer: ConvolutionLayer,
-    output: np.ndarray,
-    upstream: np.ndarray,
-    seen: np.ndarray,
-    determined: np.ndarray,
-    bounds: Bounds,
-    rng: np.random.Generator,
+    remaining: _Remaining, determined: np.ndarray, bounds: Bounds, rng: np.random.Generator
 ) -> LayerInput | None:
-    """The image from what the first layer made of it."""
+    """The images from what the first layer made of them, one after the other."""
+    layer = remaining.layers[0].for_batch(len(remaining.features))
     is_bounded = bool(np.isfinite([bounds.low, bounds.high]).all())
     if layer.windows.shape[1] > 1 and is_bounded:
-        return _recover_from_windows(layer, output, upstream, determined, bounds, rng)
-    known = KnownOutputs.of(layer, output, upstream, seen)
+        return _recover_from_windows(remaining, determined, bounds, rng)
+    known = remaining.known_outputs
     found = recover_input(layer, known, bounds)
     rank = estimated_rank(found.equations)
     if layer.windows.shape[1] > 1 or not is_bounded or rank.open <= rank.unseen or layer.size > MOST_PIXELS:
@@ -309,12 +315,27 @@ def _first_input(
 
 @dataclasses.dataclass(frozen=True)
 class _Remaining:
-    """The layers that are left on the way back, first to last, and what is known of the last one's outputs."""
+    """The layers that are left on the way back, first to last, and what is known of the last one's outputs.
+
+    Attributes
+    ----------
+    layers : sequence of ConvolutionLayer
+    features, gradients : ndarray, shape (B, d), float64
+    seen : ndarray, shape (B, d), bool
+        Which of the features are known.
+    """
 
     layers: Sequence[ConvolutionLayer]
     features: np.ndarray
     gradients: np.ndarray
     seen: np.ndarray
+
+    @property
+    def known_outputs(self) -> KnownOutputs:
+        """What is known of the last layer's outputs, of the whole batch as `ConvolutionLayer.for_batch` has them."""
+        last = self.layers[-1]
+        output, gradient, seen = (last.by_filter(array) for array in (self.features, self.gradients, self.seen))
+        return KnownOutputs.of(last.for_batch(len(self.features)), output, gradient, seen)
 
     @property
     def has_patterns(self) -> bool:
@@ -333,23 +354,25 @@ def _searched(
 
 
 def _recover_from_windows(
-    layer: ConvolutionLayer,
-    output: np.ndarray,
-    upstream: np.ndarray,
-    determined: np.ndarray,
-    bounds: Bounds,
-    rng: np.random.Generator,
+    remaining: _Remaining, determined: np.ndarray, bounds: Bounds, rng: np.random.Generator
 ) -> LayerInput | None:
-    """The image behind a first layer with max pooling, by those of its outputs that are determined."""
-    found = search(layer, KnownOutputs.of(layer, output, upstream, determined), bounds, rng)
-    if found is None:
-        return None
-    # The image says what the other outputs are.
-    completed = np.where(determined, output.ravel(), layer.forward(found.values).ravel())
-    problem = LayerEquations(layer, KnownOutputs.of(layer, completed, upstream))
-    fitted = fit_pattern(problem, problem.pattern(found.values), found.values, bounds)
+    """The images behind a first layer with max pooling, each by those of its outputs that are determined."""
+    (layer,), outputs = remaining.layers, remaining.features
+    images = np.zeros((len(outputs), layer.size))
+    for image, *values in zip(images, outputs, remaining.gradients, determined):
+        found = search(layer, KnownOutputs.of(layer, *values), bounds, rng)
+        if found is None:
+            return None
+        image[:] = found.values
+    # The images say what the other outputs are.
+    made = np.stack([layer.forward(image).ravel() for image in images])
+    completed = dataclasses.replace(
+        remaining, features=np.where(determined, outputs, made), seen=np.ones(outputs.shape, bool)
+    )
+    problem = LayerEquations(layer.for_batch(len(images)), completed.known_outputs)
+    fitted = fit_pattern(problem, problem.pattern(images), images.ravel(), bounds)
     # Where windows are level, the gradient's equations may be those of another position.
-    return fitted if fitted.residual < EXPLAINED else dataclasses.replace(fitted, values=found.values)
+    return fitted if fitted.residual < EXPLAINED else dataclasses.replace(fitted, values=images.ravel())
 
 
 def estimated_rank(equations: Equations) -> LayerRank:
