@@ -301,7 +301,9 @@ def _matched(
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0:
-        return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
+        unsettled = f"; about {part.unsettled} of the batch's {part.size} numbers were not shown to be determined"
+        reason = match + (unsettled if part.unsettled else ", and those of no batch near it do")
+        return Verdict(EXPLAINED, reason, mismatch, part.rank)
     causes = []
     if part.unseen:
         causes.append(f"{part.unseen} of them no gradient depends on")
