@@ -82,3 +82,13 @@ def test_a_layer_that_a_shortcut_leads_around_bounds_nothing():
     last = objective.blocks[-1]
     assert last.shortcut == 0
     assert last.input_size == 196
+
+
+def test_a_loss_whose_ops_have_optional_operands_is_followed_back():
+    def network(feature, label):
+        prediction = nn.Linear(8, 2)(feature)
+        return prediction, F.binary_cross_entropy_with_logits(prediction, label)
+
+    batch, label = np.zeros((1, 8), np.float32), np.zeros((1, 2), np.float32)
+    trained = participant(network, batch, label)
+    assert build_objective(trained.shared_step(), fixed_label=label).most_determined == 8

@@ -49,7 +49,8 @@ def depends_through(result: Value, source: Value, cut: Value) -> bool:
     waiting, seen = [result], set()
     while waiting:
         value = waiting.pop()
-        if value.is_same(cut) or value.id in seen:
+        # An optional operand that was not given is no value.
+        if not value.initialized() or value.is_same(cut) or value.id in seen:
             continue
         if value.is_same(source):
             return False
