@@ -64,6 +64,11 @@ class DefenseKnowledge:
         """Whether the defence hides so much that what is known of all pictures decides."""
         return self.noise > 0 or self.has_signs_only
 
+    @property
+    def variance_of_squares(self) -> float:
+        """The variance of the noise's square, in units of its variance squared: the kurtosis less 1."""
+        return 5.0 if self.is_heavy_tailed else 2.0
+
     def bounds_of(self, shared: np.ndarray) -> Bounds:
         """The bounds of the true gradient behind a shared one."""
         return Bounds(shared, shared) if self.bounds is None else self.bounds(shared)

@@ -36,8 +36,8 @@ def test_every_row_has_every_column_in_the_same_order(result):
 def test_the_columns_are_the_cell_then_its_scores_then_how_it_ended():
     assert (
         *("network", "batch_size", "defense", "seed"),
-        *("sample_kind", "attack", "strategy", "ended", "verdict", "reason", "mismatch", "rank", "gradient_scale"),
-        *("images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "best_ssim", "labels_right"),
+        *("sample_kind", "attack", "strategy", "ended", "verdict", "reason", "mismatch", "rank", "size"),
+        *("gradient_scale", "images_recovered", "mean_psnr", "best_psnr", "mean_ssim", "best_ssim", "labels_right"),
         *("psnr", "ssim", "true_labels", "recovered_labels", "loss"),
         *("attacks", "attacks_images_recovered", "attacks_mean_psnr", "attacks_labels_right", "attacks_loss"),
         *("oracle_attack", "oracle_images_recovered", "oracle_mean_psnr", "oracle_best_psnr", "oracle_best_ssim"),

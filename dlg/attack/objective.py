@@ -674,7 +674,8 @@ def loss_left_by(knowledge: DefenseKnowledge, shared_gradients: Sequence[np.ndar
     what the pull towards the shared gradients may win against them.
     """
     counts = np.array([gradient.size for gradient in shared_gradients])
-    noise = knowledge.noise**2 * (len(counts) + NOISE_DEVIATIONS * np.sqrt(np.sum(2 / counts)))
+    deviation = np.sqrt(knowledge.variance_of_squares * np.sum(1 / counts))
+    noise = knowledge.noise**2 * (len(counts) + NOISE_DEVIATIONS * deviation)
     bounds = 0.0
     if knowledge.bounds is not None:
         halves = [(b.highest - b.lowest) / 2 for b in map(knowledge.bounds_of, shared_gradients)]

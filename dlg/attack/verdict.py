@@ -215,7 +215,7 @@ def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mism
         gradients = objective.evaluate(values, list(objective.dummy_gradients.values()))
         squares = [float(np.sum((g - s) ** 2)) for g, s in zip(gradients, objective.shared_gradients)]
         count = sum(gradient.size for gradient in objective.shared_gradients)
-        return sum(squares) <= noise**2 * (count + NOISE_DEVIATIONS * np.sqrt(2 * count))
+        return sum(squares) <= noise**2 * (count + NOISE_DEVIATIONS * np.sqrt(objective.knowledge.variance_of_squares * count))
     batch_size = len(values[0])
     left = loss_left_by(objective.knowledge, objective.shared_gradients, batch_size)
     return mismatch**2 * _loss_of_nothing(objective, batch_size) <= left

@@ -185,10 +185,10 @@ def answers(
     is_defended = defense != NO_DEFENSE
     started = time.monotonic()
     attacks = ATTACKS | COMPARED if compare else ATTACKS
-    names = [name for name in attacks if is_defended or name not in ("cosine", "ignorant")]
+    names = [name for name in attacks if is_defended or name != "ignorant"]
     for index, name in enumerate(names):
         attack = attacks[name]
-        if name == "cosine" and found and found[0].verdict.kind == EXPLAINED:
+        if name == "cosine" and found and (not is_defended or found[0].verdict.kind == EXPLAINED):
             continue
         options = AttackOptions.from_keywords(
             batch_size=step.batch_size,
@@ -197,7 +197,8 @@ def answers(
             feature_range=feature_range,
             # One start saves time: no start explains what a defence changed much, so that all three would be run.
             restarts=1 if is_defended else None,
-            time_limit=_share_of_time(time_limit, started, len(names) - index),
+            # Without a defence, cosine is run only where auto cannot be.
+            time_limit=_share_of_time(time_limit, started, max(len(names) - index - (not is_defended), 1)),
             knows=defense if attack.knows else NO_DEFENSE,
             **attack.options,
         )

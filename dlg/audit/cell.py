@@ -188,6 +188,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "reason": verdict.reason,
         "mismatch": finite_or_none(verdict.mismatch),
         "rank": None if verdict.rank is None else int(verdict.rank),
+        "size": batch.features.size,
         "gradient_scale": verdict.gradient_scale,
         "images_recovered": _recovered(psnr),
         "mean_psnr": _mean(psnr),

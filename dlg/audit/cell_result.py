@@ -45,6 +45,8 @@ class Scores:
     rank : int or None
         How many numbers of the batch the gradients determine. None where it was
         not estimated.
+    size : int
+        How many numbers the batch has.
     gradient_scale : float
         The factor on the shared gradients that the attack found.
     images_recovered : int
@@ -100,6 +102,7 @@ class Scores:
     reason: str
     mismatch: float | None
     rank: int | None
+    size: int
     gradient_scale: float
     images_recovered: int
     mean_psnr: float

@@ -25,6 +25,10 @@ VISIBLE_SSIM = 0.2
 # 43 %, by Wilson's interval at 95 %.
 LEAST_SEEDS = 5
 
+# Up to this share of the batch's numbers may be determined by gradients that are said to hide its pictures. Where they
+# determine more, that the attack found other pictures is the attack's shortcoming.
+_HIDDEN_RANK = 0.5
+
 # What may have leaked, and how the report says it, the worst for the participant first. Only the last two say that the
 # attack worked and that the pictures stayed hidden. After an attack that failed, nothing is known.
 LEAKS = {
@@ -54,8 +58,8 @@ class Leak:
     kind : str
         A key of `LEAKS`.
     decided_by : str
-        What decided so: "PSNR", "SSIM", "the attack's verdict", "an error", or
-        "PSNR and SSIM". "oracle's" before it says that the attacker took another
+        What decided so: "PSNR", "SSIM", "the attack's verdict", "other pictures"
+        with a reason, "an error", or "PSNR and SSIM". "oracle's" before it says that the attacker took another
         answer, and that only the oracle's shows it.
     """
 
@@ -95,6 +99,8 @@ def leak_of(rows: Iterable[CellResult]) -> Leak:
         # Other pictures match, and none near them does, so the network takes batches that are far apart for the same.
         # That says of no defence that it hides pictures.
         return Leak("unknown", "other pictures, which the attack took for the batch")
+    if any(each.rank is not None and each.rank > _HIDDEN_RANK * each.size for each in scores):
+        return Leak("unknown", "other pictures, though the gradients determine most of the batch")
     if len(scores) < len(rows) or not rows:
         return Leak("not_run", "an error")
     return Leak("not_recovered", "PSNR and SSIM")
