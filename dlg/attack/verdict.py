@@ -14,6 +14,7 @@ from dlg.attack.objective import (
     NOISE_DEVIATIONS,
     STORAGE_MARGIN,
     Objective,
+    build_objective,
     build_precise_objective,
     loss_left_by,
 )
@@ -31,6 +32,10 @@ EXPLAINED, UNDETERMINED, FAILED = "explained", "undetermined", "failed"
 # Gradients match where the root of the relative loss is at most this: 17 times what float32's rounding left of LeNet's
 # right answers, and a thirtieth of what the nearest wrong ones came to.
 MATCHED = 7e-5
+# How many times the network's own rounding, measured at the answer, a match may be off: the truth has another error of
+# this size. And how large a mismatch may be called rounding at most.
+_ROUNDING_MARGIN = 4.0
+_MOST_ROUNDING = 1e-2
 # From a mismatch of at most this, a polish by least squares may still reach a match.
 _NEARLY_MATCHED = 0.1
 # The polish: so many steps at most. Batches that plain descent had recovered to 40 dB took about 10.
@@ -148,7 +153,9 @@ def _verdict(
     """The verdict on an answer, for an objective with the factor that suits it."""
     thorough = ended not in ("interrupted", "time limit")
     mismatch = mismatch_at(judged, answer.values)
-    if not _is_match(step, judged, answer.values, mismatch):
+    if not _is_match(step, judged, answer.values, mismatch) and not (
+        thorough and mismatch <= _rounding_of_network(step, judged, answer)
+    ):
         nearly = thorough and may_polish and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
         return polished or _failed(mismatch, options, ended)
@@ -206,6 +213,25 @@ def _matches(step: SharedStep, objective: Objective, values: Sequence[np.ndarray
 def _is_match(step: SharedStep, objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
     """Whether a mismatch at these values is a match, see `_matches`."""
     return mismatch <= max(MATCHED, storage_mismatch(step)) or _is_left_by_defense(objective, values, mismatch)
+
+
+def _rounding_of_network(step: SharedStep, objective: Objective, answer: DummyBatch) -> float:
+    """The largest mismatch that the network's own rounding may leave of the truth, by that at the answer; 0 if unknown.
+
+    The error p - 1 of a sample that the network is sure of is a difference of two
+    numbers near 1. At p = 0.9999 float32 rounds it to 3 digits.
+    """
+    small = sum(gradient.size for gradient in step.gradients.values()) <= _SMALL_NETWORK
+    if not objective.is_precise or objective.fixed_label is None or step.local_steps is not None or not small:
+        return 0.0
+    labels = recovered_label(objective.label_kind, answer.label_probability)
+    own = build_objective(step, fixed_label=labels)
+    rounded = own.evaluate([answer.values[0].astype(np.float32)], list(own.dummy_gradients.values()))
+    exact = objective.evaluate(answer.values, list(objective.dummy_gradients.values()))
+    pair = [[np.asarray(gradient, np.float64) for gradient in each] for each in (rounded, exact)]
+    batch_size = len(answer.values[0])
+    rounding = np.sqrt(float(gradient_matching_loss(*pair, batch_size)) / _loss_of_nothing(objective, batch_size))
+    return float(min(_ROUNDING_MARGIN * rounding, _MOST_ROUNDING))
 
 
 def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
