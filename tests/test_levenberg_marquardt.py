@@ -63,8 +63,8 @@ def test_laplacian_noise_leaves_more_to_who_knows_that_it_is_no_gaussian_noise(t
 
 def test_later_starts_are_spread_over_the_range(batch):
     trained = participant(networks.lenet, *batch)
-    options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
-    optimizer = choose(trained.shared_step(), options).optimizer
+    objective = build_precise_objective(trained.shared_step(), fixed_label=batch[1][:, 0])
+    optimizer = LevenbergMarquardt(objective, BatchKnowledge(value_range=(0.0, 1.0)))
     first, second, third = (optimizer.start(0, restart).values[0] for restart in range(3))
     assert first.std() == pytest.approx(0.1, rel=0.1)
     assert first.min() < 0

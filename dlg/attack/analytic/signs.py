@@ -36,8 +36,8 @@ from dlg.results.pictures import picture_shape
 _BRIGHTNESS = np.array([0.2, 0.2, 0.2, 0.55, 0.93])
 
 
-# A unit is taken for zero where it is at most this share of the largest of the batch. On the perceptron with four digits
-# a share of 0.1 to 0.3 gave 20 to 25 dB, and 0.5 gave 17 to 19 dB.
+# A unit is taken for zero where it is at most this share of the largest of the batch. On the perceptron, four digits
+# came back at 20 to 25 dB with a share of 0.1 to 0.3, and at 17 to 19 dB with 0.5.
 _LEAST_INPUT = 0.2
 # How many ways to repeat the classes of a batch are tried.
 _MOST_CANDIDATES = 40
