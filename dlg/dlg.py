@@ -567,12 +567,12 @@ def _checked_target(
 
 
 def _check_classes(labels: np.ndarray, objective: Objective) -> None:
-    """Raise InputError where a class is none that the network tells apart."""
+    """Raise InputError where a label is not one of the network's classes."""
     classes = objective.label_probability.shape[-1]
     if objective.label_kind is LabelKind.CLASS and not np.isin(labels, np.arange(classes)).all():
         raise InputError(
-            f"target_label has {quoted(np.unique(labels).tolist())}, expected classes from 0 to {classes - 1}, of which"
-            " the network has as many; give the label of each sample of target"
+            f"target_label has {quoted(np.unique(labels).tolist())}, expected classes from 0 to {classes - 1}, for the"
+            f" network has {classes}; give the label of each sample of target"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,10 @@ import scipy.special
 from attacking import attack, digits, shallow_perceptron
 from benchmarks.participant import participant
 
+from paddle import nn
+
 from dlg import dlg_attack
+from dlg.attack import determination
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
 from dlg.attack.verdict import judge
@@ -170,3 +174,31 @@ def test_a_batch_that_matches_with_a_label_between_no_and_yes_is_not_called_dete
     assert mixture.loss < 1e-10
     assert 0.1 < yes < 0.95
     assert verdict.kind == "undetermined" or "a few steps of least squares lead from here" in verdict.reason
+
+
+def test_a_batch_of_more_numbers_than_gradients_is_not_called_determined_at_a_time_limit():
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((3, 8), np.float32), np.array([[0], [0], [1]])
+    trained = participant(two_classes, images, labels)
+    step, options = trained.shared_step(), AttackOptions.from_keywords(batch_size=3, optimizer="lm")
+    strategy = choose(step, options)
+    answer = evaluate(strategy.objective, [images.astype(np.float64)])
+    verdict = judge(step, strategy, answer, options, ended="time limit")
+    assert verdict.kind == "undetermined"
+    assert verdict.rank == 8 * 2 + 2
+
+
+def two_classes(feature, label):
+    prediction = nn.Linear(8, 2)(feature)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def test_numbers_that_were_not_shown_to_be_determined_are_counted(monkeypatch):
+    monkeypatch.setattr(determination, "_PRODUCTS", 1)
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    step, options = trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")
+    strategy = choose(step, options)
+    verdict = judge(step, strategy, evaluate(strategy.objective, [images.astype(np.float64)]), options, "converged")
+    assert verdict.kind == "explained"
+    assert re.search(r"about \d+ of the batch's 784 numbers were not shown to be determined", verdict.reason)

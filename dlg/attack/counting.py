@@ -16,9 +16,10 @@ def most_determined(
 
     The gradients of a layer and of those behind it depend on the batch only
     through the layer's input, which has B · n numbers. So the rank is at most
-    B · n, and one for each entry of the other gradients. This holds at every
+    B · n, plus the number of entries of all other gradients. This holds at every
     layer around which no shortcut leads, and the least of these bounds counts.
-    Labels are fixed.
+    Labels are fixed. The gradient of a parameter that several layers share belongs
+    to the first of them.
 
     Parameters
     ----------
@@ -27,9 +28,14 @@ def most_determined(
     blocks : sequence of ConvolutionBlock
         The convolutions before the layers, where the two are the whole network.
     layers : sequence of AffineOps
-        The fully connected layers that the network ends in.
+        The fully connected layers that the network ends in. The loss depends on
+        the data through the last of them alone.
     batch_size : int
         B.
+
+    Returns
+    -------
+    int
     """
     parts: list[tuple[set[str], int | None]] = [
         (block.parameters, batch_size * block.input_size if _is_only_way(blocks, place) else None)
@@ -37,11 +43,13 @@ def most_determined(
     ]
     parts += [({layer.weight, layer.bias}, math.prod(layer.inputs.shape)) for layer in layers]
     least = sum(sizes.values())
-    behind: set[str] = set()
-    for parameters, input_size in reversed(parts):
-        behind |= parameters
-        before = sum(size for name, size in sizes.items() if name not in behind)
-        least = least if input_size is None else min(least, before + input_size)
+    for number, (_, input_size) in enumerate(parts):
+        if input_size is None:
+            continue
+        needed_before: set[str] = set().union(*(names for names, _ in parts[:number]))
+        behind: set[str] = set().union(*(names for names, _ in parts[number:])) - needed_before
+        others = sum(size for name, size in sizes.items() if name not in behind)
+        least = min(least, others + input_size)
     return least
 
 

@@ -36,7 +36,7 @@ from dlg.graph.label_readers import LabelKind
 from dlg.graph.linear_layers import AffineOps, linear_layers
 from dlg.graph.programs import in_program, results_size, traced_execution
 from dlg.graph.unrolling import unrolled_gradients
-from dlg.graph.values import Value, is_real, numpy_dtype
+from dlg.graph.values import Value, depends_through, is_real, numpy_dtype
 from dlg.shared_update import SharedUpdate
 
 # The names under which the program is fed the shared gradients (followed by a number), and features known otherwise.
@@ -384,6 +384,10 @@ def _build(
         call = step.call(dtype)
         layers = linear_layers(call.prediction)
         blocks = convolution_blocks(layers[0], call.data) if layers else []
+        # Counting needs a chain of layers. The loss of an autoencoder reads the data beside it, and the weights of
+        # later local steps depend on all of the batch, whichever layer's they are.
+        is_chain = bool(layers) and depends_through(call.loss, call.data, layers[-1].product.result(0))
+        cuts = (blocks, layers) if is_chain and step.local_steps is None else ([], [])
         # Their names are read here, for a parameter that nothing uses is removed with all that is not needed.
         parameters = [parameter.name for parameter in call.parameters]
         dummies = make_dummies(call, fixed_label)
@@ -414,8 +418,6 @@ def _build(
             mismatch, known_features = _feature_mismatch(features[0], feature_weight)
             loss, constants = loss + mismatch, constants | known_features
         sizes = {name: math.prod(gradient.shape) for name, gradient in zip(ties.gradients, first.gradients)}
-        # The weights of later local steps depend on all of the batch, whichever layer's they are.
-        cuts = (blocks, layers) if step.local_steps is None else ([], [])
         counted = most_determined(sizes, *cuts, step.batch_size)
         counted += sum(math.prod(dummy.shape) for dummy in list(dummies.optimised.values())[1:])
         # The layers' ops are read later. Local steps are copies of them, so nothing else would keep them.

@@ -52,7 +52,7 @@ _PRIOR_WEIGHT = 1e-2
 _FEATURE_WEIGHT = 1.0
 # How many iterations descent has before least squares.
 _DESCENT_ITERATIONS = 1500
-# Ops whose gradient jumps, so that the steps of least squares do not see where they lead.
+# Ops whose derivative jumps. A step of least squares takes it for constant, and so does not see where it leads.
 _KINKS = {f"pd_op.{name}" for name in ("relu", "relu6", "leaky_relu", "prelu", "abs", "max_pool2d_with_index")}
 
 
@@ -144,9 +144,10 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     """Choose by auto's rule.
 
     Least squares, where every sample was read off the gradients, and for a
-    small network whose labels are known or are classes. L-BFGS for other small
-    networks, and where each label's minibatch would have to be known. The recipe
-    for deep networks for the rest.
+    small network whose labels are known or are classes; descent with a prior
+    leads it where `_descends_first` says so. L-BFGS for other small networks, and
+    where each label's minibatch would have to be known. Descent with a prior
+    alone for the rest.
     """
     leakage = _leakage(step, options)
     size = sum(gradient.size for gradient in step.gradients.values())
@@ -187,11 +188,12 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
             tv=_PRIOR_WEIGHT if _has_pictures(step) else 0.0,
         )
         strategy = _from_random_start(ADAM_ENTRY, step, chosen)
-        return dataclasses.replace(strategy, name="adam on the cosine distance with total variation")
+        return dataclasses.replace(strategy, name=f"adam on {_loss_in_words(step, matches_features=False)}")
     objective = _descent_objective(step, inferred.labels, _certain_features(leakage))
     _verify_once(step, None, inferred.labels, options)
     descent = SignedAdam(objective, SIGNED_ADAM_STEP, options.range, options.iterations)
-    return Strategy(_description(descent, objective), objective, descent, [*objective.notes, inferred.note], 1)
+    name = f"{descent.description} on {_loss_in_words(step, matches_features=objective.features is not None)}"
+    return Strategy(name, objective, descent, [*objective.notes, inferred.note], 1)
 
 
 def _descent_objective(step: SharedStep, labels: np.ndarray, features: np.ndarray | None) -> Objective:
@@ -216,10 +218,12 @@ def _certain_features(leakage: Leakage | None) -> np.ndarray | None:
     return leakage.features
 
 
-def _description(descent: SignedAdam, objective: Objective) -> str:
-    """What a descent with a prior does, in a few words."""
-    features = "" if objective.features is None else " and the last layer's features"
-    return f"{descent.description} on the cosine distance with total variation{features}"
+def _loss_in_words(step: SharedStep, *, matches_features: bool) -> str:
+    """The loss of a descent with a prior, in a few words."""
+    added = ["total variation"] if _has_pictures(step) else []
+    if matches_features:
+        added.append("the last layer's features")
+    return "the cosine distance" + (f" with {' and '.join(added)}" if added else "")
 
 
 def _descends_first(step: SharedStep, objective: Objective) -> bool:
@@ -320,34 +324,43 @@ def _from_leakage(
         optimizer = DescentThenLeastSquares(descent, LevenbergMarquardt(objective, knowledge, with_prior=True))
     else:
         optimizer = entry.build(objective, options.learning_rate, knowledge)
-    # Without the factor or the sizes there is nothing for a search that does not know of them.
-    has_sizes = not step.knowledge.has_signs_only and not step.knowledge.is_scaled
-    is_hidden = step.knowledge != NOTHING and knowledge.inputs is None
-    if is_hidden and has_sizes and isinstance(optimizer, LevenbergMarquardt):
+    if isinstance(optimizer, LevenbergMarquardt) and _may_ignore_defense(step, knowledge):
         optimizer = _beside_ignorant(optimizer, objective, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
-    name, notes = optimizer.description, [*objective.notes, inferred.note]
-    if leakage is not None:
-        notes += leakage.findings
+    name = optimizer.description
     if leakage is not None and found:
         name = _recovery_name(leakage, found, step.batch_size, optimizer)
-    if options.range is not None and found < step.batch_size:
-        notes.append(f"features: taken to lie in {options.feature_range} (--feature_range)")
-    if knowledge.inputs is not None and options.range is not None:
-        low, high = options.range
-        margin = _RANGE_MARGIN * (high - low)
-        if knowledge.inputs.min() < low - margin or knowledge.inputs.max() > high + margin:
-            notes.append(
-                f"features: from {knowledge.inputs.min():.3g} to {knowledge.inputs.max():.3g}, which is outside of"
-                f" {options.feature_range} (--feature_range); pictures show them clipped to 0:1"
-            )
+    findings = [] if leakage is None else leakage.findings
+    notes = [*objective.notes, inferred.note, *findings, *_range_notes(knowledge, options, step.batch_size)]
     if scale != 1:
         notes.append(f"gradients: {scale:.6g} times those of the network's loss, as the last layers' samples show")
     # Nothing is random where every sample is known.
     restarts = 1 if found == step.batch_size else entry.default_restarts
     open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
-    findings = [] if leakage is None else leakage.findings
     return Strategy(name, objective, optimizer, notes, restarts, scale, open_part, findings=findings)
+
+
+def _may_ignore_defense(step: SharedStep, knowledge: BatchKnowledge) -> bool:
+    """Whether a search that does not know the defence may help: it needs sizes and no unknown factor."""
+    is_open = step.knowledge != NOTHING and knowledge.inputs is None
+    return is_open and not step.knowledge.has_signs_only and not step.knowledge.is_scaled
+
+
+def _range_notes(knowledge: BatchKnowledge, options: AttackOptions, batch_size: int) -> list[str]:
+    """What is taken for granted of the features' range, and whether recovered features contradict it."""
+    if options.range is None:
+        return []
+    inputs, notes = knowledge.inputs, []
+    if inputs is None or len(inputs) < batch_size:
+        notes.append(f"features: taken to lie in {options.feature_range} (--feature_range)")
+    low, high = options.range
+    margin = _RANGE_MARGIN * (high - low)
+    if inputs is not None and (inputs.min() < low - margin or inputs.max() > high + margin):
+        notes.append(
+            f"features: from {inputs.min():.3g} to {inputs.max():.3g}, which is outside of"
+            f" {options.feature_range} (--feature_range); pictures show them clipped to 0:1"
+        )
+    return notes
 
 
 def _known_by_signs(

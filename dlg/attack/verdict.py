@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlg.attack.determination import OpenPart, open_part
+from dlg.attack.determination import OpenPart, open_by_counting, open_part
 from dlg.attack.dummies import recovered_label
 from dlg.attack.losses import gradient_matching_loss, loss_of_storage
 from dlg.attack.objective import (
@@ -160,7 +160,7 @@ def _verdict(
         return _matched(step, mismatch, strategy.open_part, answer, kind, strategy.gradient_scale, options)
     objective = _precise_objective(step, judged, answer) if thorough else None
     if objective is None:
-        return _matched(step, mismatch, None, answer, kind, strategy.gradient_scale, options)
+        return _matched(step, mismatch, open_by_counting(judged), answer, kind, strategy.gradient_scale, options)
     values = _values(objective, answer)
     if kind is not LabelKind.VALUE and len(answer.values) > 1 and not _matches(step, objective, values):
         # Only mixtures of labels match, and no label is one.
@@ -301,7 +301,9 @@ def _matched(
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0:
-        return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
+        unsettled = f"; about {part.unsettled} of the batch's {part.size} numbers were not shown to be determined"
+        reason = match + (unsettled if part.unsettled else ", and those of no batch near it do")
+        return Verdict(EXPLAINED, reason, mismatch, part.rank)
     causes = []
     if part.unseen:
         causes.append(f"{part.unseen} of them no gradient depends on")

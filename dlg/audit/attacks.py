@@ -100,7 +100,7 @@ class Answer:
         """What may be claimed of it without the true batch."""
         if self._tokens:
             return judge_tokens(self.step, self.strategy, self.batch, self._tokens, self.options, self.ended)
-        # Gradients without a defence are attacked by those alone that are told of any.
+        # To an attack that is not told of a defence, a mismatch may be the defence, which no polish removes.
         may_polish = (ATTACKS | COMPARED)[self.attack].knows
         return judge(self.step, self.strategy, self.batch, self.options, self.ended, may_polish=may_polish)
 

@@ -44,6 +44,22 @@ def ops_behind(results: Sequence[Value]) -> list[Operation]:
     return [op for op in block.ops if op.id() in needed]
 
 
+def depends_through(result: Value, source: Value, cut: Value) -> bool:
+    """Whether a result depends on a source through one value alone, the cut, or not at all."""
+    waiting, seen = [result], set()
+    while waiting:
+        value = waiting.pop()
+        # An optional operand that was not given is no value.
+        if not value.initialized() or value.is_same(cut) or value.id in seen:
+            continue
+        if value.is_same(source):
+            return False
+        seen.add(value.id)
+        op = value.get_defining_op()
+        waiting.extend([] if op is None else op.operands_source())
+    return True
+
+
 def is_real(value: Value) -> bool:
     """Whether a value is floating-point, and so can have a derivative. A list of tensors counts as floating-point."""
     # A list of tensors has no dtype of its own.

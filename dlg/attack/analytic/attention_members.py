@@ -37,10 +37,10 @@ _WEIGHT_OF_SUMS = 10.0
 _MOST_ROUNDS = 100
 # Denominators that change by less than this share are found.
 _SETTLED = 1e-9
-# How many unknowns are taken on for each equation: that z is nonnegative decides some. At 3.5, all four texts came
-# back; at 5, none.
+# The most unknowns for each equation. There may be more than one, because z ≥ 0 decides some. At 3.5 unknowns for
+# each equation all four texts came back; at 5, none.
 _MOST_UNKNOWNS = 4.0
-# How many pairs and texts are taken on at most.
+# The most pairs, and the most texts in which they meet.
 _MOST_PAIRS = 1000
 _MOST_TEXTS = 50_000
 # What a number is divided by where it would be divided by zero.

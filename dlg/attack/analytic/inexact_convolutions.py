@@ -6,11 +6,13 @@ hold up to a known error instead of float32's rounding:
 - The first fully connected layer's gradients dW = f δᵀ and db = δ have rank one.
   f and δ are fitted to them, each entry weighed by what the defence leaves of it.
 - Which units of a ReLU are active is not certain for outputs near zero. But the
-  bias's gradient is the sum of δ over a filter's active units. Of the doubtful
-  units those are taken for active that make it, and their outputs, most likely.
+  bias's gradient is the sum of δ over a filter's active units. Those of the
+  doubtful units are taken for active for which this sum and the outputs are the
+  most likely.
 - A layer's equations are explained where the residual is that of the errors. The
   covariance of their solution gives the errors of the next outputs.
-- The maxima of a first layer's windows give way by their errors.
+- The inequalities of a first layer's windows are loosened by the errors of their
+  maxima.
 
 Last, the image is fitted to the outputs and to all filters' gradients together,
 each weighed by its error, while the pattern of active units and of maxima is
@@ -63,6 +65,8 @@ _UPSTREAM_ERROR = 1e-2
 _RESIDUAL_MARGIN = 1.2
 # An output is known where its error is below this share of the largest.
 _MOST_OUTPUT_ERROR = 0.05
+# The output of an active unit is at least this share of the largest, so that `KnownOutputs` does not take it for zero.
+_LEAST_ACTIVE = 2e-5
 # Eigenvalues below this share of the largest say nothing.
 _LEAST_EIGENVALUE = 1e-6
 # The most numbers of a layer's input: the covariance has the square of that, 128 MB in float64.
@@ -203,8 +207,7 @@ def _known(
     values = outputs.values
     if layer.clips_below:
         active = _active(outputs, bias_gradient, knowledge, len(layer.weight))
-        # What is active has an output, however small.
-        least = 2e-5 * np.abs(values).max()
+        least = _LEAST_ACTIVE * np.abs(values).max()
         values = np.where(active, np.maximum(values, least), 0.0)
     return KnownOutputs.of(layer, values, outputs.upstream, seen, outputs.errors)
 

@@ -76,7 +76,25 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
 
 
 def rough_features(layer: Layer, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
-    """The features, (B, d), and the labels, (B,), that a last layer's gradient shows through noise; None for none."""
+    """Solve the last layer's equations, see `dlg.attack.analytic.gradient_span`, up to what a defence changed.
+
+    Parameters
+    ----------
+    layer : Layer
+        Softmax regression, with the gradients of the mean cross entropy.
+    batch_size : int
+        B.
+    rng : numpy.random.Generator
+        Of the starts.
+
+    Returns
+    -------
+    features : ndarray, shape (B, d), float64
+    labels : ndarray, shape (B,), int64
+        None in place of both for more samples than the layer tells apart, and
+        where no solution's residual is near that of the noise, see
+        `_MOST_RESIDUAL`.
+    """
     classes, width = len(layer.bias), len(layer.weight) + 1
     if batch_size > min(classes - 1, width - 1) or not np.any(layer.bias_gradient):
         return None

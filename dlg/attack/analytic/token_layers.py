@@ -191,7 +191,26 @@ class TextNetwork:
 
 
 def find_token_layers(network: TextNetwork) -> list[TokenLayer]:
-    """The layers on tokens whose spans are a test of texts, in the order of the program."""
+    """Find the layers on tokens whose spans tell right texts from wrong ones.
+
+    A span does so if it holds the true inputs, and leaves out at least
+    `_FEWEST_OUTSIDE` dimensions of the layer's inputs.
+
+    Parameters
+    ----------
+    network : TextNetwork
+
+    Returns
+    -------
+    list of TokenLayer
+        In the order of the program. Empty where B · N reaches the width of every
+        layer.
+
+    Raises
+    ------
+    TimeLimitReachedError
+        Where the time of the deadline in force is over.
+    """
     read = read_at_tokens(network)
     most = network.batch_size * network.length
     if all(value.shape[-1] <= most for value, _ in read):
@@ -206,10 +225,11 @@ def find_token_layers(network: TextNetwork) -> list[TokenLayer]:
 
 
 def _is_test(layer: TokenLayer, layers: Sequence[TokenLayer], batch_size: int) -> bool:
-    """Whether a layer's span leaves dimensions out, and is not known to lack some of the true inputs'."""
+    """Whether a layer's span leaves dimensions out, and has the rank that the true inputs have."""
     if layer.span.outside < _FEWEST_OUTSIDE or not layer.holds.any():
         return False
-    # Behind attention, as many inputs differ in one layer as in the next. A smaller rank is float32's rounding.
+    # Behind attention, as many inputs differ in one layer as in the next. A layer of smaller rank has lost some of
+    # them in float32's rounding.
     differing = max(each.span.rank for each in layers if not each.is_pointwise or each is layer)
     return layer.is_pointwise or layer.span.rank >= min(differing, batch_size * int(layer.holds.sum()))
 

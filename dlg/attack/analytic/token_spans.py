@@ -69,7 +69,27 @@ def read_off(reading: Reading) -> Leakage | None:
 
 
 def find_texts(network: TextNetwork, layers: Sequence[TokenLayer], candidates: Sequence[np.ndarray]) -> np.ndarray:
-    """The texts whose inputs lie in the spans, (K, N), int64, as far as they are found."""
+    """Find the texts whose inputs lie in the spans of all layers.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    layers : sequence of TokenLayer
+        From `find_token_layers`.
+    candidates : sequence of ndarray, int64
+        The rows of the table that each place may look up, from
+        `candidates_at_places`.
+
+    Returns
+    -------
+    ndarray, shape (K, N), int64
+        The texts that were found, by their rows of the table.
+
+    Raises
+    ------
+    TimeLimitReachedError
+        Where the time of the deadline in force is over.
+    """
     if all(layer.is_causal for layer in layers):
         return texts_in_spans(network, layers, candidates)
     return texts_by_attention(network, layers, candidates)
@@ -164,7 +184,7 @@ def _findings(texts: np.ndarray, candidates: Sequence[np.ndarray], reading: Read
     tight = {place: tokens for place, tokens in enumerate(candidates) if 0 < len(tokens) <= reading.batch_size}
     if tight:
         lines = ", ".join(f"{' '.join(map(str, tokens.tolist()))} at place {place}" for place, tokens in tight.items())
-        findings.append(f"the first layers' spans leave no more tokens than texts at {len(tight)} places: {lines}")
+        findings.append(f"at {len(tight)} places the first layers' spans hold no more tokens than texts: {lines}")
     return findings
 
 

@@ -1,11 +1,12 @@
 """Descent with a prior, and least squares from where it ends.
 
-Least squares from noise stalls where a network has kinks, for its steps do not
-see how the pattern of active units changes, and where the gradients leave a part
-of the pictures open. Descent on the signs of the cosine distance's gradient
-passes kinks, and the total variation decides what is open, but it does not
-arrive. So each does what it can. Their losses are not the same, and the
-gradient-matching loss decides what is kept: it is the attacker's only yardstick.
+Least squares from noise stalls where a network has kinks, because its steps do
+not see how the pattern of active units changes. It also stalls where the
+gradients leave a part of the pictures open. Descent on the signs of the cosine
+distance's gradient passes kinks, and the total variation decides what is open,
+but descent does not arrive at the exact batch. So descent leads and least
+squares arrives. Their losses differ. The gradient-matching loss decides what is
+kept, because it is all that an attacker can compare.
 """
 
 from __future__ import annotations

@@ -127,7 +127,6 @@ _LEAST_SHARE_OF_NOISE = 0.05
 # The sum of squares is the noise's up to this factor: a prior keeps it a bit above.
 _NOISE_MARGIN = 1.1
 
-
 # λ of the steps of Huber's loss, which begin near its minimum.
 _ROBUST_DAMPING = 1e-6
 # How many there are at most. Each leaves about a third of the way, the share of the residuals beyond the bound.
