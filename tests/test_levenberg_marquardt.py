@@ -63,8 +63,8 @@ def test_laplacian_noise_leaves_more_to_who_knows_that_it_is_no_gaussian_noise(t
 
 def test_later_starts_are_spread_over_the_range(batch):
     trained = participant(networks.lenet, *batch)
-    options = AttackOptions.from_args(SimpleNamespace(batch_size=2, optimizer="lm"))
-    optimizer = choose(trained.shared_step(), options).optimizer
+    objective = build_precise_objective(trained.shared_step(), fixed_label=batch[1][:, 0])
+    optimizer = LevenbergMarquardt(objective, BatchKnowledge(value_range=(0.0, 1.0)))
     first, second, third = (optimizer.start(0, restart).values[0] for restart in range(3))
     assert first.std() == pytest.approx(0.1, rel=0.1)
     assert first.min() < 0
@@ -277,3 +277,23 @@ def test_a_prior_chooses_the_smooth_picture_of_those_with_the_same_gradients():
         assert objective.explains(found[-1].loss)
         errors[with_prior] = np.abs(found[-1].values[0] - images).max()
     assert errors[True] < 0.02 < errors[False]
+
+
+@pytest.mark.parametrize(("explained", "shown"), [(0.0, [2.0, 1.0, 1.0, 1.0]), (4.0, [2.5, 1.0, 3.0, 3.0])])
+def test_the_observer_sees_the_lowest_loss_or_the_last_that_explains_the_gradients(batch, explained, shown):
+    trained = participant(networks.softmax, *batch)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=batch[1][:, 0])
+    objective = dataclasses.replace(objective, explained=explained)
+    search = LevenbergMarquardt(objective, BatchKnowledge(value_range=(0.0, 1.0)))
+    start = dataclasses.replace(search.start(0, 0), loss=2.0)
+    losses = iter([2.5, 1.0, 3.0, 5.0])
+
+    def scripted(found, iteration, iterations, observe, *, in_range):
+        for iteration, loss in enumerate(losses, 1):
+            observe(iteration, dataclasses.replace(found, loss=loss), True)
+        return found, iteration, True
+
+    search._search = scripted
+    seen = []
+    search.run(start, 4, 1, lambda iteration, found, decisive: seen.append(found.loss))
+    assert seen == shown

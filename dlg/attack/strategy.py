@@ -311,7 +311,7 @@ def _from_leakage(
     if step.knowledge.has_signs_only:
         objective = with_typical_sizes(objective, step, options.range)
         if leakage is not None and leakage.inputs is not None:
-            return _first_layers_signs(step, leakage, objective, leakage.inputs, inferred)
+            return _known_by_signs(step, leakage, objective, leakage.inputs, inferred)
     knowledge = _knowledge(leakage, options)
     scale = 1.0 if leakage is None else leakage.gradient_scale
     if scale == 1 and step.knowledge.is_scaled:
@@ -363,16 +363,13 @@ def _range_notes(knowledge: BatchKnowledge, options: AttackOptions, batch_size: 
     return notes
 
 
-def _first_layers_signs(
+def _known_by_signs(
     step: SharedStep, leakage: Leakage, objective: Objective, inputs: np.ndarray, inferred: _InferredLabels
 ) -> Strategy:
-    """What a fully connected first layer's signs show of one sample: no search, for they show no more."""
+    """What the signs of fully connected layers show of the samples: no search, for they hardly show more."""
     optimizer = KnownBatch(objective, inputs)
-    notes = [
-        *objective.notes,
-        inferred.note,
-        "features: which of them are zero is certain; how large the others are is a guess",
-    ]
+    zeros = "which of them are zero is certain" if step.batch_size == 1 else "which of them are zero follows the signs"
+    notes = [*objective.notes, inferred.note, f"features: {zeros}; how large the others are is a guess"]
     return Strategy(_recovery_name(leakage, len(inputs), step.batch_size, optimizer), objective, optimizer, notes, 1)
 
 

@@ -245,13 +245,22 @@ class LevenbergMarquardt:
         return self.evaluate(noise if value_range is None else np.clip(noise, *value_range))
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
-        """Minimise until the search ends. The observer is called at every iteration."""
+        """Minimise until the search ends. The observer is called at every iteration.
+
+        It is shown the batch of the lowest loss so far, or the last one that
+        explains the gradients. The search itself goes on from its last batch,
+        for the range and the features count there too. Under noise, signs and
+        factors a lower loss need not be a better batch, and the observer is
+        shown the last one.
+        """
         batch, iteration = start, 0
         if self._knowledge.inputs is not None:
             others = start.values[0][len(self._knowledge.inputs) :]
             batch, iteration = self.evaluate(np.concatenate([self._knowledge.inputs, others])), 1
             if observe(iteration, batch, True):
                 return
+        if not self._objective.knowledge.needs_prior and not self._objective.knowledge.is_scaled:
+            observe = self._lowest_shown(observe, batch)
         batch, iteration, done = self._search(batch, iteration, iterations, observe, in_range=True)
         if self._is_robust and self._objective.explains(batch.loss):
             self._end_robustly(batch, iteration, iterations, observe)
@@ -294,6 +303,18 @@ class LevenbergMarquardt:
             if search.is_stuck or search.is_within_noise or (search.is_still and self._objective.explains(batch.loss)):
                 break
         return batch, iteration, self._objective.explains(batch.loss)
+
+    def _lowest_shown(self, observe: Observer, start: DummyBatch) -> Observer:
+        """An observer of the batch of the lowest loss so far, the start included, or of the last that explains."""
+        best = start
+
+        def observe_best(iteration: int, batch: DummyBatch, decisive: bool) -> bool:
+            nonlocal best
+            if batch.loss < best.loss or self.explains(batch.loss):
+                best = batch
+            return observe(iteration, best, decisive)
+
+        return observe_best
 
     def _new_search(self) -> Search:
         low, high = self._knowledge.value_range or (0.0, 1.0)
