@@ -20,6 +20,7 @@ import hashlib
 import math
 import os
 import runpy
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -442,7 +443,14 @@ def _own_kind(spec: str) -> Kind:
         )
 
     def change(gradients: Gradients, rng: np.random.Generator) -> Gradients:
-        changed = function({each: gradient.copy() for each, gradient in gradients.items()})
+        try:
+            changed = function({each: gradient.copy() for each, gradient in gradients.items()})
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            raise InputError(
+                f"the defense {spec!r} ends in {type(error).__name__} at line {line}: {one_line(error)}; it is given a"
+                " dict from names to gradients"
+            ) from error
         expected = {each: gradient.shape for each, gradient in gradients.items()}
         is_mapping = isinstance(changed, Mapping)
         found = {each: np.shape(value) for each, value in changed.items()} if is_mapping else type(changed).__name__

@@ -111,3 +111,13 @@ def test_tokens_are_right_or_wrong():
     assert [score.mse for score in scores] == [0.5, 0]
     assert [score.ssim for score in scores] == [0.5, 1]
     assert scores[1].psnr == math.inf
+
+
+def test_tokens_whose_order_is_open_count_as_often_as_both_samples_have_them():
+    tokens = np.array([[1, 2, 3, 3], [5, 6, 7, 8]])
+    batch = Samples.of(tokens, np.zeros((2, 1), np.int64)).batch(2, 0)
+    found = batch.features[::-1, ::-1].copy()
+    assert [score.ssim for score in batch.compare(found, in_order=False)] == [1, 1]
+    found[found == 3] = 4
+    assert sorted(score.ssim for score in batch.compare(found, in_order=False)) == [0.5, 1]
+    assert max(score.ssim for score in batch.compare(found)) < 1

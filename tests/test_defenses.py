@@ -430,6 +430,9 @@ OWN = """
 import numpy as np
 from dlg.defense_knowledge import Bounds, DefenseKnowledge
 
+def broken(gradients):
+    return gradients["nowhere"]
+
 def halved(gradients):
     return {name: gradient / 2 for name, gradient in gradients.items()}
 
@@ -492,6 +495,7 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
         ("missing", "has no function"),
         ("number", "has no function"),
         ("renamed", "expected arrays of these names and shapes"),
+        ("broken", "own.py:broken' ends in KeyError at line 6: 'nowhere'; it is given a dict"),
     ],
 )
 def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):

@@ -45,6 +45,17 @@ def test_a_batch_whose_gradients_match_is_explained(network, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"explained: {result.reason}"
 
 
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+def test_a_sample_that_a_trained_network_is_sure_of_is_explained(network, tmp_path):
+    trained = participant(network, *digits(1))
+    trained.train(2000)
+    # The error p - 1 has 3 digits or fewer in float32.
+    assert 1e-6 < max(float(np.abs(gradient).max()) for gradient in trained.step().values()) < 1e-3
+    result = attack(trained, tmp_path, optimizer="auto")
+    assert result.verdict == "explained"
+    assert metrics.compare(digits(1)[0], result.feature)[0].psnr > 40
+
+
 def test_plain_descent_that_came_near_is_explained_and_says_how_near(batch, tmp_path):
     result = attack(participant(networks.softmax, *batch), tmp_path)
     assert result.verdict == "explained"

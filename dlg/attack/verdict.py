@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dlg import random_streams
 from dlg.attack.determination import OpenPart, open_by_counting, open_part
 from dlg.attack.dummies import recovered_label
 from dlg.attack.losses import gradient_matching_loss, loss_of_storage
@@ -32,10 +33,13 @@ EXPLAINED, UNDETERMINED, FAILED = "explained", "undetermined", "failed"
 # Gradients match where the root of the relative loss is at most this: 17 times what float32's rounding left of LeNet's
 # right answers, and a thirtieth of what the nearest wrong ones came to.
 MATCHED = 7e-5
-# How many times the network's own rounding, measured at the answer, a match may be off: the truth has another error of
-# this size. And how large a mismatch may be called rounding at most.
-_ROUNDING_MARGIN = 4.0
+# How many times the network's own rounding, measured around the answer, a match may be off: the truth has another error
+# of this size. How large a mismatch may be called rounding at most; at how many points it is measured, and how far from
+# the answer they are.
+_ROUNDING_MARGIN = 2.0
 _MOST_ROUNDING = 1e-2
+_ROUNDED_POINTS = 4
+_NEAR = 1e-4
 # From a mismatch of at most this, a polish by least squares may still reach a match.
 _NEARLY_MATCHED = 0.1
 # The polish: so many steps at most. Batches that plain descent had recovered to 40 dB took about 10.
@@ -226,12 +230,18 @@ def _rounding_of_network(step: SharedStep, objective: Objective, answer: DummyBa
         return 0.0
     labels = recovered_label(objective.label_kind, answer.label_probability)
     own = build_objective(step, fixed_label=labels)
-    rounded = own.evaluate([answer.values[0].astype(np.float32)], list(own.dummy_gradients.values()))
-    exact = objective.evaluate(answer.values, list(objective.dummy_gradients.values()))
-    pair = [[np.asarray(gradient, np.float64) for gradient in each] for each in (rounded, exact)]
-    batch_size = len(answer.values[0])
-    rounding = np.sqrt(float(gradient_matching_loss(*pair, batch_size)) / _loss_of_nothing(objective, batch_size))
-    return float(min(_ROUNDING_MARGIN * rounding, _MOST_ROUNDING))
+    rng, batch_size, losses = random_streams.probe(), len(answer.values[0]), []
+    for _ in range(_ROUNDED_POINTS):
+        # Rounding is by chance small at one point.
+        near = answer.values[0] + _NEAR * rng.standard_normal(answer.values[0].shape)
+        rounded = own.evaluate([near.astype(np.float32)], list(own.dummy_gradients.values()))
+        exact = objective.evaluate(
+            [near.astype(np.float32).astype(near.dtype)], list(objective.dummy_gradients.values())
+        )
+        ours, theirs = ([np.asarray(gradient, np.float64) for gradient in each] for each in (rounded, exact))
+        losses.append(float(gradient_matching_loss(ours, theirs, batch_size)))
+    largest = _loss_of_nothing(objective, batch_size)
+    return min(_ROUNDING_MARGIN * float(np.sqrt(max(losses) / largest)), _MOST_ROUNDING) if largest else 0.0
 
 
 def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
@@ -241,7 +251,8 @@ def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mism
         gradients = objective.evaluate(values, list(objective.dummy_gradients.values()))
         squares = [float(np.sum((g - s) ** 2)) for g, s in zip(gradients, objective.shared_gradients)]
         count = sum(gradient.size for gradient in objective.shared_gradients)
-        return sum(squares) <= noise**2 * (count + NOISE_DEVIATIONS * np.sqrt(objective.knowledge.variance_of_squares * count))
+        deviation = np.sqrt(objective.knowledge.variance_of_squares * count)
+        return sum(squares) <= noise**2 * (count + NOISE_DEVIATIONS * deviation)
     batch_size = len(values[0])
     left = loss_left_by(objective.knowledge, objective.shared_gradients, batch_size)
     return mismatch**2 * _loss_of_nothing(objective, batch_size) <= left

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import Preparations, SharedStep
+from dlg.attack.verdict import UNDETERMINED
 from dlg.audit.attacks import Answer, answers, believed
 from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
 from dlg.audit.grid import Cell
-from dlg.audit.samples import Batch
+from dlg.audit.samples import Batch, SampleKind
 from dlg.audit.subject import Subject
 from dlg.errors import InputError, one_line
 from dlg.graph.label_readers import LabelKind
@@ -170,7 +171,7 @@ def _prepared(subject: Subject, batch: Batch) -> Preparations:
 
 def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[str, Any], np.ndarray]:
     """What a row says of the answer that an attacker takes, and that answer in the order of the batch."""
-    compared = {answer.attack: batch.compare(answer.feature) for answer in found}
+    compared = {answer.attack: batch.compare(answer.feature, in_order=_is_in_order(batch, answer)) for answer in found}
     best, chosen = believed(step, found), max(compared, key=lambda name: _mean(each.psnr for each in compared[name]))
     order = [score.recovered for score in compared[best.attack]]
     psnr = tuple(score.psnr for score in compared[best.attack])
@@ -219,6 +220,11 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
 def _labels_of(answer: Answer) -> np.ndarray:
     """One label for each sample."""
     return answer.label.reshape(len(answer.batch.values[0]), -1)[:, 0]
+
+
+def _is_in_order(batch: Batch, answer: Answer) -> bool:
+    """Whether samples are compared number by number. Tokens whose order no gradient shows leak all the same."""
+    return batch.kind is not SampleKind.TOKENS or answer.verdict.kind != UNDETERMINED
 
 
 def _recovered(psnr: Iterable[float]) -> int:

@@ -115,19 +115,25 @@ class Batch:
             return features
         return ((features - self.low.ravel()[0]) / self.width.ravel()[0]).astype(np.float32)
 
-    def compare(self, recovered: np.ndarray) -> list[metrics.ImageScore]:
+    def compare(self, recovered: np.ndarray, *, in_order: bool = True) -> list[metrics.ImageScore]:
         """Match recovered samples to the true ones, and score each pair; see `dlg.results.metrics.compare`.
 
         The errors of a table are relative to the widths of its columns, and it
         has no SSIM. Of tokens, the mean squared error is the share of wrong
-        ones, and in the place of the SSIM is the share of right ones.
+        ones, and in the place of the SSIM is the share of right ones. Where they
+        are not compared in order, a token is right as often as both samples have
+        it.
         """
         if self.kind is SampleKind.PICTURE:
             return metrics.compare(self.shown(self.features), self.shown(recovered))
         if self.kind is SampleKind.TABLE:
             difference = (self.features[:, None] - recovered[None]) / self.width[None]
             return _matched((difference**2).reshape(*difference.shape[:2], -1).mean(axis=2, dtype=np.float64))
-        wrong = (self.features[:, None] != recovered[None]).reshape(len(recovered), len(recovered), -1).mean(axis=2)
+        if in_order:
+            wrong = (self.features[:, None] != recovered[None]).reshape(len(recovered), len(recovered), -1).mean(axis=2)
+        else:
+            true, found = _counts(self.features, recovered)
+            wrong = 1 - np.minimum(true[:, None], found[None]).sum(axis=2) / true.sum(axis=1)[:, None]
         return [dataclasses.replace(score, ssim=1 - score.mse) for score in _matched(wrong)]
 
 
@@ -138,6 +144,12 @@ def kind_of(features: np.ndarray) -> SampleKind:
     # A vector may have a square number of elements by chance.
     shape = picture_shape(features.shape[1:]) if features.ndim > 2 else None
     return SampleKind.TABLE if shape is None or min(shape[-2:]) < _LEAST_SIDE else SampleKind.PICTURE
+
+
+def _counts(*batches: np.ndarray) -> list[np.ndarray]:
+    """How often each token of the batches, (B, ...), occurs in each sample, (B, number of tokens)."""
+    tokens = np.unique(np.concatenate([batch.ravel() for batch in batches]))
+    return [(batch.reshape(len(batch), -1, 1) == tokens).sum(axis=1) for batch in batches]
 
 
 def _matched(errors: np.ndarray) -> list[metrics.ImageScore]:
