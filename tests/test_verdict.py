@@ -213,3 +213,14 @@ def test_numbers_that_were_not_shown_to_be_determined_are_counted(monkeypatch):
     verdict = judge(step, strategy, evaluate(strategy.objective, [images.astype(np.float64)]), options, "converged")
     assert verdict.kind == "explained"
     assert re.search(r"about \d+ of the batch's 784 numbers were not shown to be determined", verdict.reason)
+
+
+def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monkeypatch):
+    monkeypatch.setattr(determination, "_projection", lambda jacobian, change, damping: 1e3 * change)
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
+    monkeypatch.setattr(determination.Jacobian, "relative_size", lambda jacobian, direction: 0.0)
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    assert part.dimensions == 0
+    assert part.unsettled == images.size

@@ -35,6 +35,8 @@ _ACCURACY = 1e-9
 # or at most this share of the damping times the change. No eigenvalue of JᵀJ plus the damping is below the damping, so
 # the projection's error is then at most this share of the change.
 _DAMPED_ACCURACY = 2e-3
+# What the projection leaves of a change is no longer than the change. From this many times its square on it is none.
+_DIVERGED = 2.0
 # The largest element of a finite difference's step. Within a step of 1e-6 some of the 74,000 units with ReLU in a
 # residual network of 8 layers change sign, and the difference is then that of a jump. With 1e-8, rounding of a gradient
 # that is nothing but rounding, such as that of a bias before batch norm, hid that the picture's brightness is open.
@@ -120,7 +122,9 @@ def open_part(
     counted = open_by_counting(objective)
     least = unseen if counted is None else max(unseen, counted.dimensions)
     estimate = min(round(float(np.sum(left**2))), jacobian.size)
-    if moved > seen_from:
+    # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away instead.
+    has_diverged = float(np.sum(left**2)) > _DIVERGED * float(np.sum(change**2))
+    if moved > seen_from or has_diverged:
         # What damping for a defence leaves of the change says nothing of the projection.
         unsettled = max(estimate - least, 0) if objective.knowledge == NOTHING else 0
         return OpenPart(jacobian.size, least, unseen, unsettled)

@@ -233,11 +233,9 @@ def _rounding_of_network(step: SharedStep, objective: Objective, answer: DummyBa
     rng, batch_size, losses = random_streams.probe(), len(answer.values[0]), []
     for _ in range(_ROUNDED_POINTS):
         # Rounding is by chance small at one point.
-        near = answer.values[0] + _NEAR * rng.standard_normal(answer.values[0].shape)
-        rounded = own.evaluate([near.astype(np.float32)], list(own.dummy_gradients.values()))
-        exact = objective.evaluate(
-            [near.astype(np.float32).astype(near.dtype)], list(objective.dummy_gradients.values())
-        )
+        near = (answer.values[0] + _NEAR * rng.standard_normal(answer.values[0].shape)).astype(np.float32)
+        rounded = own.evaluate([near], list(own.dummy_gradients.values()))
+        exact = objective.evaluate([near.astype(np.float64)], list(objective.dummy_gradients.values()))
         ours, theirs = ([np.asarray(gradient, np.float64) for gradient in each] for each in (rounded, exact))
         losses.append(float(gradient_matching_loss(ours, theirs, batch_size)))
     largest = _loss_of_nothing(objective, batch_size)
