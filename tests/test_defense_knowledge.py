@@ -95,6 +95,7 @@ def test_signs_of_a_convolutional_network_show_more_to_an_attack_that_knows(tmp_
     assert attacked("sign", "sign", tmp_path, **options)[0] > attacked("sign", "none", tmp_path, **options)[0] + 5
 
 
+@pytest.mark.slow
 def test_clipping_with_noise_hides_no_more_than_noise_of_the_same_size(tmp_path):
     images, labels = digits(1)
     norm = np.sqrt(sum(float(np.sum(g**2)) for g in participant(networks.mlp, images, labels).step().values()))
@@ -103,6 +104,7 @@ def test_clipping_with_noise_hides_no_more_than_noise_of_the_same_size(tmp_path)
     assert psnr[clipped] > psnr[noise] - 2
 
 
+@pytest.mark.slow
 def test_a_prior_for_pictures_helps_under_strong_noise(tmp_path):
     options = dict(network=networks.lenet, iterations=25, restarts=1)
     known, _ = attacked("gaussian:1e-2", "gaussian:1e-2", tmp_path, **options)

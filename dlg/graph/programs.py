@@ -148,15 +148,8 @@ def new_scope() -> paddle.static.Scope:
     """
     parent = paddle.static.Scope()
     scope = parent.new_scope()
-    weakref.finalize(scope, _free, parent)
+    weakref.finalize(scope, parent.drop_kids)
     return scope
-
-
-def _free(parent: paddle.static.Scope) -> None:
-    """Drop a scope's only child, and give the memory back to the system."""
-    parent.drop_kids()
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def fed_names(program: paddle.static.Program) -> set[str]:
