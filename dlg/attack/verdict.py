@@ -33,12 +33,12 @@ EXPLAINED, UNDETERMINED, FAILED = "explained", "undetermined", "failed"
 # Gradients match where the root of the relative loss is at most this: 17 times what float32's rounding left of LeNet's
 # right answers, and a thirtieth of what the nearest wrong ones came to.
 MATCHED = 7e-5
-# How many times the network's own rounding, measured around the answer, a match may be off: the truth has another error
-# of this size. How large a mismatch may be called rounding at most; at how many points it is measured, and how far from
-# the answer they are.
-_ROUNDING_MARGIN = 2.0
+# How many times the network's own rounding, in the median around the answer, a match may be off: the truth has another
+# error of this size. How large a mismatch may be called rounding at most; at how many points it is measured, and how
+# far from the answer they are.
+_ROUNDING_MARGIN = 4.0
 _MOST_ROUNDING = 1e-2
-_ROUNDED_POINTS = 4
+_ROUNDED_POINTS = 5
 _NEAR = 1e-4
 # From a mismatch of at most this, a polish by least squares may still reach a match.
 _NEARLY_MATCHED = 0.1
@@ -157,8 +157,9 @@ def _verdict(
     """The verdict on an answer, for an objective with the factor that suits it."""
     thorough = ended not in ("interrupted", "time limit")
     mismatch = mismatch_at(judged, answer.values)
+    may_be_rounding = thorough and mismatch <= _MOST_ROUNDING
     if not _is_match(step, judged, answer.values, mismatch) and not (
-        thorough and mismatch <= _rounding_of_network(step, judged, answer)
+        may_be_rounding and mismatch <= _rounding_of_network(step, judged, answer)
     ):
         nearly = thorough and may_polish and mismatch <= _NEARLY_MATCHED
         polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
@@ -220,7 +221,7 @@ def _is_match(step: SharedStep, objective: Objective, values: Sequence[np.ndarra
 
 
 def _rounding_of_network(step: SharedStep, objective: Objective, answer: DummyBatch) -> float:
-    """The largest mismatch that the network's own rounding may leave of the truth, by that at the answer; 0 if unknown.
+    """The largest mismatch that the network's own rounding may leave of the truth; 0 where it is not known.
 
     The error p - 1 of a sample that the network is sure of is a difference of two
     numbers near 1. At p = 0.9999 float32 rounds it to 3 digits.
@@ -232,14 +233,14 @@ def _rounding_of_network(step: SharedStep, objective: Objective, answer: DummyBa
     own = build_objective(step, fixed_label=labels)
     rng, batch_size, losses = random_streams.probe(), len(answer.values[0]), []
     for _ in range(_ROUNDED_POINTS):
-        # Rounding is by chance small at one point.
+        # Rounding is by chance small at one point, and large where it makes a ReLU unit active.
         near = (answer.values[0] + _NEAR * rng.standard_normal(answer.values[0].shape)).astype(np.float32)
         rounded = own.evaluate([near], list(own.dummy_gradients.values()))
         exact = objective.evaluate([near.astype(np.float64)], list(objective.dummy_gradients.values()))
         ours, theirs = ([np.asarray(gradient, np.float64) for gradient in each] for each in (rounded, exact))
         losses.append(float(gradient_matching_loss(ours, theirs, batch_size)))
     largest = _loss_of_nothing(objective, batch_size)
-    return min(_ROUNDING_MARGIN * float(np.sqrt(max(losses) / largest)), _MOST_ROUNDING) if largest else 0.0
+    return _ROUNDING_MARGIN * float(np.sqrt(np.median(losses) / largest)) if largest else 0.0
 
 
 def _is_left_by_defense(objective: Objective, values: Sequence[np.ndarray], mismatch: float) -> bool:
