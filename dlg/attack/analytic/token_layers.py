@@ -158,10 +158,7 @@ class TextNetwork:
 
     def tokens(self, texts: np.ndarray) -> dict[int, np.ndarray]:
         """The feature of texts, by its number."""
-        shape = self.probe.layout.shapes[self.rows.feature]
-        tokens = np.zeros((len(texts), int(np.prod(shape))), np.int64)
-        tokens[:, self.rows.places] = texts - self.rows.offsets
-        return {self.rows.feature: tokens.reshape(len(texts), *shape)}
+        return self.probe.layout.tokens_of(self.rows, texts)
 
     def data(self, texts: np.ndarray) -> np.ndarray:
         """The dummy data of texts."""
