@@ -19,6 +19,7 @@ from dlg.attack.losses import gradient_matching_loss
 from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.shared_step import SharedStep
+from dlg.attack.stages import begin_stage
 from dlg.attack.strategy import Strategy
 from dlg.attack.verdict import EXPLAINED, FAILED, MATCHED, UNDETERMINED, Verdict, failure_reason
 from dlg.attack.verification import UnchangedNetwork
@@ -147,6 +148,7 @@ def judge_tokens(
     tokens : dict of int to ndarray
         From `nearest_tokens`.
     """
+    begin_stage("checking the tokens by the whole gradient")
     check = _Check(step, strategy, answer)
     mismatch = check.mismatch(tokens)
     known = _known(tokens_present(step, strategy.objective), strategy.objective)
@@ -163,8 +165,7 @@ def judge_tokens(
         open_parts.append("the order of a sample's tokens, which these gradients do not depend on")
     exchanged = labels_exchanged(tokens, check.labels)
     if exchanged is not None and check.mismatch(tokens, exchanged) <= MATCHED:
-        count = int(np.sum(exchanged != check.labels))
-        open_parts.append(f"which of the texts that begin alike has which of {count} labels")
+        open_parts.append("which of the texts that begin alike has which label where they still are alike")
     if unread := check.places_without_gradient(tokens):
         open_parts.append(f"{unread} tokens whose places the loss does not depend on, as under a mask")
     if open_parts:
@@ -201,10 +202,11 @@ def rolled_within_samples(tokens: dict[int, np.ndarray], layout: Layout) -> dict
 
 
 def labels_exchanged(tokens: dict[int, np.ndarray], labels: np.ndarray) -> np.ndarray | None:
-    """The same labels, each at the next text that is the same up to its place.
+    """The same labels, of which some are exchanged between texts that are alike up to the labels' place.
 
-    Where a network sees the tokens up to a place alone, as under a causal mask,
-    the gradients do not depend on this exchange.
+    Of each group of such texts, those at the last place where they differ. Where
+    a network sees the tokens up to a place alone, as under a causal mask, the
+    gradients do not depend on this.
 
     Parameters
     ----------
@@ -221,12 +223,14 @@ def labels_exchanged(tokens: dict[int, np.ndarray], labels: np.ndarray) -> np.nd
     if others or labels.size != texts.size:
         return None
     texts, flat = texts.reshape(len(texts), -1), labels.reshape(len(texts), -1)
-    exchanged = flat.copy()
-    for place in range(texts.shape[1]):
+    exchanged, is_exchanged = flat.copy(), np.zeros(len(texts), bool)
+    for place in reversed(range(texts.shape[1])):
         _, alike = np.unique(texts[:, : place + 1], axis=0, return_inverse=True)
         for number in range(alike.max() + 1):
-            of_group = np.flatnonzero(alike.ravel() == number)
-            exchanged[of_group, place] = np.roll(flat[of_group, place], 1)
+            group = np.flatnonzero(alike.ravel() == number)
+            if len(set(flat[group, place].tolist())) > 1 and not is_exchanged[group].any():
+                exchanged[group, place] = np.roll(flat[group, place], 1)
+                is_exchanged[group] = True
     samples, other_samples = (sorted(map(tuple, np.column_stack([texts, each]).tolist())) for each in (flat, exchanged))
     return None if samples == other_samples else exchanged.reshape(labels.shape)
 

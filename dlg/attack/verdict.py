@@ -393,7 +393,7 @@ def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
 
 
 def failure_reason(mismatch: float, options: AttackOptions, ended: str, known: str = "nothing is known") -> str:
-    """Why an attack has failed whose gradients mismatch by so much, what is `known` of what leaks, and what to check."""
+    """Why an attack has failed whose gradients mismatch by so much, what is `known` then, and what to check."""
     early = _EARLY_ENDS.get(ended, "")
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
     return (

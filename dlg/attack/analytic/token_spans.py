@@ -30,6 +30,7 @@ from dlg.attack.analytic.labels_of_tokens import LabelsOfTokens
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.token_layers import IN_SPAN, TextNetwork, TokenLayer, find_token_layers
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 from dlg.errors import TimeLimitReachedError
 
 # How many prefixes are followed, for each sample of the batch.
@@ -132,6 +133,7 @@ def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidate
         if left < 0:
             return np.zeros((0, network.length), np.int64)
         check_deadline()
+        begin_stage(f"building up texts: {place} of {network.length} tokens, {len(prefixes)} beginnings")
         # What stands behind a place does not matter.
         texts = np.pad(longer, ((0, 0), (0, network.length - place - 1)), mode="edge")
         distances = network.distances(layers, texts)[:, place]
@@ -162,6 +164,7 @@ def _leakage(reading: Reading, network: TextNetwork, texts: np.ndarray) -> Leaka
     # The texts that are nearest to the spans come first.
     batches = sorted(itertools.combinations(numbers, reading.batch_size), key=sum)
     for chosen in batches[:_MOST_BATCHES]:
+        begin_stage("reading the labels of texts off the last layer")
         batch = texts[list(chosen)]
         try:
             labels, data = reader.of(network.tokens(batch)), network.data(batch)
