@@ -23,6 +23,7 @@ from token_networks import (
 )
 
 from dlg import dlg_attack
+from dlg.attack import stages
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.token_layers import TextNetwork, find_token_layers
 from dlg.attack.analytic import token_spans
@@ -60,11 +61,13 @@ def test_texts_come_back_with_their_labels(model, batch_size):
     assert leakage.labels.tolist() == labels[order, 0].tolist()
 
 
-def test_texts_are_explained_where_all_gradients_match(tmp_path):
+def test_texts_are_explained_where_all_gradients_match(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "_QUIET", 0)
     tokens, labels = texts(2)
     result = attack(feature_step(wide_encoder, tokens, labels), tmp_path)
     assert result.verdict == "explained"
     assert same_samples(result.feature, tokens)
+    assert "solving the first attention: 0 of 2 texts" in capsys.readouterr().out
 
 
 def test_texts_come_back_with_their_next_tokens(tmp_path):

@@ -300,7 +300,7 @@ def _fed(
 def _weights(hidden: np.ndarray, errors: np.ndarray, gradient: np.ndarray) -> np.ndarray | None:
     """c_i of dW = Σ c_i h_i e_iᵀ, (n,); None where no weights solve it."""
     normal = (hidden @ hidden.T) * (errors @ errors.T)
-    right = np.einsum("nk,kc,nc->n", hidden, gradient, errors, optimize=True)
+    right = np.sum((hidden @ gradient) * errors, axis=1)
     weights = np.linalg.lstsq(normal, right, rcond=None)[0]
     rest = np.linalg.norm(gradient - hidden.T @ (weights[:, None] * errors))
     return weights if weights.max() > 0 and rest <= _TOLERANCE * np.linalg.norm(gradient) else None
