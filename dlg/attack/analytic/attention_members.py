@@ -335,7 +335,7 @@ class SoughtText:
 
 
 def _nonnegative_solution(left: np.ndarray, right: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The nonnegative z of the least ‖left z − right‖, (n,); found at once where the unknowns that are positive are these."""
+    """The nonnegative z of the least ‖left z − right‖, (n,); found at once from those that are positive in it."""
     if positive.sum() <= len(left):
         part = left[:, positive]
         found = np.zeros(left.shape[1])
