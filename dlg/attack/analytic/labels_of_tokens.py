@@ -106,6 +106,7 @@ class LabelsOfTokens:
             expected = self._among_tokens(layer, layer.solved(expected)[0], expected)
         labels, is_whole = layer.solved(expected)
         if layer.is_table and (labels != expected).any():
+            # The lookups' gradients were those of other labels.
             return None
         return labels.reshape(self._reading.probe.label_probability.shape[:-1]) if is_whole else None
 
@@ -274,14 +275,16 @@ class _KnownLayer:
             return None
         errors = np.linalg.lstsq(self.hidden[first].T, self.gradient, rcond=None)[0]
         places = len(self.hidden) // batch_size
-        # The last place tells texts apart that begin alike.
-        groups_of_texts = [
-            max(number for number, group in enumerate(groups) if (group // places == text).any())
+        # The last place that the loss depends on tells texts apart that begin alike.
+        last = [
+            max((number for number, group in enumerate(groups) if (group // places == text).any()), default=-1)
             for text in range(count)
         ]
-        weights = np.array([self.weights[groups[number]].mean() for number in groups_of_texts])
-        expected = weights[:, None] * self.probabilities[[first[number] for number in groups_of_texts]]
-        copies = np.median(errors[groups_of_texts] / np.maximum(expected, _TINY), axis=1)
+        if min(last) < 0:
+            return None
+        weights = np.array([self.weights[groups[number]].mean() for number in last])
+        expected = weights[:, None] * self.probabilities[[first[number] for number in last]]
+        copies = np.median(errors[last] / np.maximum(expected, _TINY), axis=1)
         whole = np.rint(copies).astype(np.int64)
         is_whole = np.abs(copies - whole).max() < _WHOLE and whole.min() > 0 and whole.sum() == batch_size
         return whole if is_whole else None
