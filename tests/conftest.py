@@ -29,9 +29,10 @@ def _stack_without_pytest(frame=None, limit=None):
     calls are pytest's, and reading their lines took a third of the time of the
     tests of the rules. Lines are read here when they are asked for.
     """
+    caller = sys._getframe(1)
     if frame is not None or limit is not None:
-        return _extract_stack(frame, limit)
-    calls, frame = [], sys._getframe(1)
+        return _extract_stack(frame or caller, limit)
+    calls, frame = [], caller
     while frame is not None and frame.f_code.co_name != "_multicall":
         code = frame.f_code
         calls.append(traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False))
