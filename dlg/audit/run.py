@@ -221,7 +221,8 @@ class Rows:
 def in_one_line(result: CellResult) -> str:
     """What came of a cell, for the terminal."""
     cell, scores = result.cell, result.scores
-    name = f"{cell.network}, batch {cell.batch_size}, {cell.defense}, seed {cell.seed}"
+    # Of a defence of one's own, the file and the name: its folder would fill the line.
+    name = f"{cell.network}, batch {cell.batch_size}, {Path(cell.defense).name}, seed {cell.seed}"
     if scores is None:
         return f"{name}: could not be run: {result.error}"
     best = f"best {scores.best_psnr:.1f} dB" if math.isfinite(scores.best_psnr) else "equal"
