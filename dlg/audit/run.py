@@ -68,8 +68,8 @@ def audit(args: argparse.Namespace) -> int:
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Grid)}
     cells = Grid(**options | {"networks": list(subjects)}).cells()
     samples = load(args.data, args.feature_shape)
-    # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before anything
-    # is written.
+    # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before
+    # anything is written.
     samples.batch(max(args.batch_sizes), seed=0)
     for subject in subjects.values():
         subject.check()
@@ -110,7 +110,9 @@ def _exit_code(gate: str | None, rows: Sequence[CellResult]) -> int:
         sys.stderr.write(error_line(PROGRAM, f"--fail_on {gate}: {in_one_line(worst)}"))
         return NOT_PASSED
     if all(row.error is not None for row in rows):
-        sys.stderr.write(error_line(PROGRAM, f"no cell could be run, so nothing is known; the first: {in_one_line(rows[0])}"))
+        sys.stderr.write(
+            error_line(PROGRAM, f"no cell could be run, so nothing is known; the first: {in_one_line(rows[0])}")
+        )
         return NOTHING_RUN
     return 0
 
