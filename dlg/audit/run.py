@@ -20,7 +20,7 @@ from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, a
 from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
-from dlg.audit.samples import Samples, load
+from dlg.audit.samples import SampleKind, Samples, load
 from dlg.audit.subject import Subject, subjects_of
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
 from dlg.errors import error_line, quoted
@@ -236,10 +236,11 @@ def in_one_line(result: CellResult) -> str:
 
 def _ground(decided_by: str, scores: Scores) -> str:
     """What decided, where the best PSNR that the line ends with did not."""
+    similarity = "a share of right tokens of" if scores.sample_kind == SampleKind.TOKENS.value else "SSIM"
     if decided_by == "SSIM":
-        return f" by SSIM {scores.best_ssim:.2f}"
+        return f" by {similarity} {scores.best_ssim:.2f}"
     if decided_by == "oracle's SSIM":
-        return f" by SSIM {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
+        return f" by {similarity} {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
     if decided_by == "oracle's PSNR":
         return f" by {scores.oracle_best_psnr:.1f} dB ({scores.oracle_attack})"
     return ""
