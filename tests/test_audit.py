@@ -204,7 +204,9 @@ def test_an_audit_of_which_no_cell_could_be_run_is_exit_code_1_and_names_the_fir
     options = ("--networks", "softmax", "--batch_sizes", "1", "--defenses", "gaussian:1e300", "gaussian:1e301")
     assert main([*options, "--seeds", "1", "--jobs", "1", "--result_dir", str(tmp_path)]) == 1
     stderr = capsys.readouterr().err
-    assert stderr.startswith("python -m dlg.audit: error: no cell could be run, so nothing is known; the first: softmax")
+    assert stderr.startswith(
+        "python -m dlg.audit: error: no cell could be run, so nothing is known; the first: softmax"
+    )
     assert "gaussian:1e+300, seed 0: could not be run: the defense gaussian:1e+300 makes" in stderr
     assert stderr.count("\n") == 1
     assert (tmp_path / "report.html").exists()

@@ -86,7 +86,9 @@ def test_a_cell_that_fails_gives_a_row_that_says_why():
 LABELS = np.arange(20)[:, None] - 5
 
 
-@pytest.mark.parametrize(("labels", "range_"), [(LABELS, "-5 to 14"), (LABELS + 5, "0 to 19"), (LABELS[:15], "-5 to 9")])
+@pytest.mark.parametrize(
+    ("labels", "range_"), [(LABELS, "-5 to 14"), (LABELS + 5, "0 to 19"), (LABELS[:15], "-5 to 9")]
+)
 def test_labels_that_are_none_of_the_networks_classes_are_refused(labels, range_):
     features = np.zeros((len(labels), 1, 28, 28), np.float32)
     with pytest.raises(InputError, match=f"its labels are from {range_}, expected classes from 0 to 9, for softmax"):

@@ -53,7 +53,11 @@ def dark(network="mlp", defense="none", **changed):
         ([dark(verdict="undetermined")], "not_recovered", "PSNR and SSIM"),
         ([dark(rank=785)], "unknown", "another batch, though the gradients determine most of the true one"),
         ([dark(rank=784)], "not_recovered", "PSNR and SSIM"),
-        ([dark(rank=None)], "unknown", "another batch, and how much of the true one the gradients determine is not known"),
+        (
+            [dark(rank=None)],
+            "unknown",
+            "another batch, and how much of the true one the gradients determine is not known",
+        ),
         ([dark(attacks=("cosine",))], "unknown", "an error: the strongest attack could not be run"),
         ([dark(verdict="explained")], "unknown", "another batch, which the attack took for the true one"),
         ([dark(best_ssim=None, mean_ssim=None)], "not_recovered", "PSNR and SSIM"),

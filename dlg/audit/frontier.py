@@ -220,7 +220,9 @@ def _label_points(
             box = (x + dx, y + dy, x + dx + width, y + dy + height)
             if _is_within(box, bounds) and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                axes.annotate(point.name, at[spec], (dx, dy + 0.25 * height), textcoords="offset points", fontsize=_FONT_SIZE)
+                axes.annotate(
+                    point.name, at[spec], (dx, dy + 0.25 * height), textcoords="offset points", fontsize=_FONT_SIZE
+                )
                 break
 
 
@@ -242,8 +244,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _in_words(points: Sequence[Point], best: Sequence[Point]) -> str:
     described = [
-        f"{point.name}: {point.leak:.0f} dB at {point.price:.2g}, {LEAKS[point.finding.leak.kind]}"
-        for point in points
+        f"{point.name}: {point.leak:.0f} dB at {point.price:.2g}, {LEAKS[point.finding.leak.kind]}" for point in points
     ]
     names = ", ".join(point.name for point in best) or "none"
     return f"Mean PSNR against the relative error of the gradient. {'; '.join(described)}. On the frontier: {names}."

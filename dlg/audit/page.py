@@ -83,6 +83,12 @@ class Report:
         return _NOUNS[kinds[0] if kinds else SampleKind.PICTURE.value]
 
     @property
+    def plain_words(self) -> dict[str, str]:
+        """What to say in the place of other words, in reasons and errors too."""
+        words = self.shown_defenses
+        return words | {"SSIM": "share of right tokens"} if self.nouns == _NOUNS[SampleKind.TOKENS.value] else words
+
+    @property
     def shown_defenses(self) -> dict[str, str]:
         """What the page calls each defence: one's own by its file and name, by its folder too where two are alike."""
         short = {spec: Path(spec).name for spec in self.defenses}
@@ -271,9 +277,8 @@ def render(results: AuditResults, picture: PictureOf) -> str:
         if context is not None:
             body = environment.get_template(section.template).render(context)
             if section is not _REPEAT:
-                # Where a file lies says nothing to a reader, and reasons and errors name it too.
-                for spec, name in report.shown_defenses.items():
-                    body = body.replace(escape(spec), escape(name))
+                for word, plain in report.plain_words.items():
+                    body = body.replace(escape(word), escape(plain))
             # The template has escaped its variables.
             shown.append({"id": section.id, "title": section.title, "body": Markup(body)})
     return environment.get_template("report.html").render(report=report, sections=shown)

@@ -20,7 +20,7 @@ from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, a
 from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
-from dlg.audit.samples import Samples, load
+from dlg.audit.samples import SampleKind, Samples, load
 from dlg.audit.subject import Subject, subjects_of
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
 from dlg.errors import error_line, quoted
@@ -68,8 +68,8 @@ def audit(args: argparse.Namespace) -> int:
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Grid)}
     cells = Grid(**options | {"networks": list(subjects)}).cells()
     samples = load(args.data, args.feature_shape)
-    # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before anything
-    # is written.
+    # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before
+    # anything is written.
     samples.batch(max(args.batch_sizes), seed=0)
     for subject in subjects.values():
         subject.check()
@@ -110,7 +110,9 @@ def _exit_code(gate: str | None, rows: Sequence[CellResult]) -> int:
         sys.stderr.write(error_line(PROGRAM, f"--fail_on {gate}: {in_one_line(worst)}"))
         return NOT_PASSED
     if all(row.error is not None for row in rows):
-        sys.stderr.write(error_line(PROGRAM, f"no cell could be run, so nothing is known; the first: {in_one_line(rows[0])}"))
+        sys.stderr.write(
+            error_line(PROGRAM, f"no cell could be run, so nothing is known; the first: {in_one_line(rows[0])}")
+        )
         return NOTHING_RUN
     return 0
 
@@ -234,10 +236,11 @@ def in_one_line(result: CellResult) -> str:
 
 def _ground(decided_by: str, scores: Scores) -> str:
     """What decided, where the best PSNR that the line ends with did not."""
+    similarity = "a share of right tokens of" if scores.sample_kind == SampleKind.TOKENS.value else "SSIM"
     if decided_by == "SSIM":
-        return f" by SSIM {scores.best_ssim:.2f}"
+        return f" by {similarity} {scores.best_ssim:.2f}"
     if decided_by == "oracle's SSIM":
-        return f" by SSIM {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
+        return f" by {similarity} {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
     if decided_by == "oracle's PSNR":
         return f" by {scores.oracle_best_psnr:.1f} dB ({scores.oracle_attack})"
     return ""

@@ -215,9 +215,7 @@ def _load_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
         reason = "it is damaged"
     else:
         return _checked(file, "features", features), _checked_labels(file, labels, len(features))
-    raise InputError(
-        f"--data {quoted(str(file))}: {reason}; write it with numpy.savez(FILE, features=..., labels=...)"
-    )
+    raise InputError(f"--data {quoted(str(file))}: {reason}; write it with numpy.savez(FILE, features=..., labels=...)")
 
 
 def _array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
