@@ -156,7 +156,7 @@ def attack(
         optimizer.step()
         with torch.no_grad():
             scaled.clamp_(-_MEAN / _DEVIATION, (1 - _MEAN) / _DEVIATION)
-        iterations, distance = iterations + 1, float(cosine)
+        iterations, distance = iterations + 1, cosine.item()
         part = (time.process_time() - started) / seconds
     feature = (_MEAN + _DEVIATION * scaled).detach().numpy()
     return Reconstruction(feature, iterations, distance, time.perf_counter() - wall, time.process_time() - started)
