@@ -33,7 +33,7 @@ from dlg.errors import InputError, quoted
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.programs import refuse_flags, static_mode
 from dlg.graph.values import Network, Value, is_real, numpy_dtype
-from dlg.interrupts import interrupts_ignored
+from dlg.interrupts import interrupts_ignored, sigterm_as_ctrl_c
 from dlg.options import AttackOptions
 from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
 from dlg.results.pictures import SNAPSHOTS
@@ -155,6 +155,7 @@ class AttackInterrupted(KeyboardInterrupt):
         self.reconstruction = reconstruction
 
 
+@sigterm_as_ctrl_c()
 def dlg_attack(
     args: Any,
     feature: Value | Sequence[Value],
@@ -222,7 +223,9 @@ def dlg_attack(
         of an earlier attack are as they were.
     AttackInterrupted
         On Ctrl-C, a KeyboardInterrupt with what was recovered until then. A
-        plain KeyboardInterrupt while the attack is still being prepared.
+        plain KeyboardInterrupt while the attack is still being prepared. On
+        SIGTERM the same files are written, and then the process ends, unless the
+        program has a handler of SIGTERM's own.
     """
     started = time.monotonic()
     options = AttackOptions.from_args(args)
@@ -234,6 +237,7 @@ def dlg_attack(
         return _run(step, options, *prepare(step, options, started), started, vocabulary)
 
 
+@sigterm_as_ctrl_c()
 def attack_layer(
     layer: paddle.nn.Layer,
     loss: Callable[[Any, Any], Any],

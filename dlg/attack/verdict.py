@@ -60,6 +60,8 @@ _CHECKS = (
     "did an optimiser, clipping or a defence change the gradients",
     "do the features lie in feature_range",
 )
+# What leads from the reason of a failure to what to check.
+_LEADS_TO_CHECKS = "; check: "
 
 # What is said of an attack that ended before it had arrived.
 _EARLY_ENDS = {
@@ -398,5 +400,10 @@ def failure_reason(mismatch: float, options: AttackOptions, ended: str, known: s
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
     return (
         f"the gradients match to {mismatch:.2g} of their size only{early}, so {known} about what leaks,"
-        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}"
+        f" which does not mean that the gradients are safe{_LEADS_TO_CHECKS}{'; '.join(_CHECKS)}{stronger}"
     )
+
+
+def without_checks(reason: str) -> str:
+    """A reason without what to check: an audit has trained the step itself."""
+    return reason.partition(_LEADS_TO_CHECKS)[0]
