@@ -14,6 +14,7 @@ from token_networks import (
     decoder,
     hidden_of_layers,
     language_model,
+    masked_language_model,
     padded_decoder,
     padded_encoder,
     same_samples,
@@ -169,6 +170,15 @@ def test_texts_that_begin_alike_come_back_with_their_next_tokens(tmp_path):
     assert result.gradient_scale == 1
     assert result.verdict == "undetermined"
     assert "which of the texts that begin alike has which label" in result.reason
+
+
+def test_labels_that_the_loss_leaves_out_are_said_to_be_open(tmp_path):
+    tokens, _ = texts(2)
+    step, labels = with_next_tokens(masked_language_model, tokens)
+    result = attack(step, tmp_path)
+    assert same_samples(samples_with_labels(result.feature, result.label), samples_with_labels(tokens, labels))
+    assert result.verdict == "undetermined"
+    assert "leave open 4 labels that the loss does not depend on" in result.reason
 
 
 def test_texts_come_back_where_the_last_layer_has_the_tables_weight(tmp_path):

@@ -173,7 +173,9 @@ class NetworkMatching:
             each filter.
         """
         passes = self._forward(image)
-        places = [place for place in self._compared if self._layers[place].clips_below and self._compares_gradient(place)]
+        places = [
+            place for place in self._compared if self._layers[place].clips_below and self._compares_gradient(place)
+        ]
         return [(place, unit) for place in places for unit in self._on_the_other_side(place, passes[place])]
 
     def _on_the_other_side(self, place: int, done: _Pass) -> list[int]:
