@@ -60,6 +60,8 @@ class KnownNetwork:
         Each behind those that it reads.
     features, gradient : ndarray, shape (d,), float64
         The last layer's output, and the loss's gradient there.
+    solves : bool, optional
+        Whether it goes back from there; otherwise nothing else is known.
 
     Attributes
     ----------
@@ -82,7 +84,9 @@ class KnownNetwork:
         Where the time of the deadline in force is over.
     """
 
-    def __init__(self, layers: Sequence[ConvolutionLayer], features: np.ndarray, gradient: np.ndarray) -> None:
+    def __init__(
+        self, layers: Sequence[ConvolutionLayer], features: np.ndarray, gradient: np.ndarray, *, solves: bool = True
+    ) -> None:
         last = len(layers) - 1
         self.layers = layers
         self.outputs: dict[int, np.ndarray] = {last: features.ravel()}
@@ -91,7 +95,11 @@ class KnownNetwork:
         self._doubtful: dict[int, np.ndarray] = {}
         self.seen: dict[int, np.ndarray] = {last: np.ones(features.size, bool)}
         self.gradients: dict[int, np.ndarray] = {last: gradient.ravel()}
-        for place in range(last, NETWORK_INPUT, -1):
+        if solves:
+            self._solve_back()
+
+    def _solve_back(self) -> None:
+        for place in range(len(self.layers) - 1, NETWORK_INPUT, -1):
             check_deadline()
             if not self._solve(place) or not self._read_pattern(place):
                 break

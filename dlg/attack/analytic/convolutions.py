@@ -42,7 +42,7 @@ from dlg.attack.analytic.convolution_equations import (
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.layers import Layer
-from dlg.attack.analytic.network_search import search_image
+from dlg.attack.analytic.network_search import search_image, with_matched_sides
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
@@ -292,7 +292,9 @@ def _network_images(
             found = dataclasses.replace(found, images=with_matched_positions(problem, found.images[0], bounds)[None])
         yield found
         return
-    yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
+    found = search_image(network, bounds, rng).values
+    image = with_matched_sides(layers, features, gradient, found, bounds)
+    yield ImageSearch(image[None], [], is_whole=False)
 
 
 def _first_input(
