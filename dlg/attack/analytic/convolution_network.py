@@ -36,8 +36,10 @@ from dlg.graph.convolution_blocks import NETWORK_INPUT
 _LEAST_SINGULAR_VALUE = 1e-4
 # An output of ReLU is zero where it is below this many standard deviations of what rounding makes of it,
 _LEAST_DEVIATIONS = 4
-# and where it is below this many times the most negative one in standard deviations, whose true value is zero.
+# where it is below this many times the most negative one in standard deviations, whose true value is zero.
 _ROUNDING_MARGIN = 1.3
+# and where it is below this share of the largest one: rounding left up to 1.3e-7 where the deviations were lower still.
+_LEAST_OUTPUT = 3e-7
 # How many of a layer's outputs, those nearest to that limit, may be on its other side.
 _MOST_DOUBTFUL = 16
 # Equations that miss this share of their right side or more contradict: one unit on the wrong side of the limit left
@@ -234,7 +236,8 @@ class _Solution:
         deviations = self.values / np.maximum(self.errors, _TINY)
         limit = max(_LEAST_DEVIATIONS, _ROUNDING_MARGIN * float(-deviations.min()))
         doubts = np.abs(np.log(np.maximum(deviations, _TINY) / limit)).ravel()
-        return np.where(deviations < limit, 0.0, self.values), np.argsort(doubts)[:_MOST_DOUBTFUL]
+        is_zero = (deviations < limit) | (self.values < _LEAST_OUTPUT * self.values.max())
+        return np.where(is_zero, 0.0, self.values), np.argsort(doubts)[:_MOST_DOUBTFUL]
 
 
 def _solve_channels(matrix: np.ndarray, right_side: np.ndarray) -> _Solution | None:
