@@ -142,9 +142,7 @@ def _solution(
     return basis @ vectors.reshape(count, positions)
 
 
-def _normal_matrix(
-    basis: np.ndarray, by_step: dict[tuple[int, int], np.ndarray], inside: np.ndarray
-) -> np.ndarray:
+def _normal_matrix(basis: np.ndarray, by_step: dict[tuple[int, int], np.ndarray], inside: np.ndarray) -> np.ndarray:
     """The normal matrix of the module's equations along the rows of a map, (count · height, count · height).
 
     Positions that are inside no window, nor next to one, have no column in the factor.

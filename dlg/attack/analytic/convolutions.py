@@ -293,8 +293,8 @@ def _network_images(
             found = dataclasses.replace(found, images=with_matched_positions(problem, found.images[0], bounds)[None])
         yield found
         return
-    found = search_image(network, bounds, rng).values
-    image = with_matched_sides(layers, features, gradient, found, bounds)
+    near = search_image(network, bounds, rng).values
+    image = with_matched_sides(layers, features, gradient, near, bounds)
     yield ImageSearch(image[None], [], is_whole=False)
 
 

@@ -118,7 +118,7 @@ class NetworkMatching:
         # Layers whose outputs are known and whose patterns are not.
         self._observed = [place for place in network.outputs if place not in (*network.known, NETWORK_INPUT)]
         self._computed = self._layers_before(self._compared, self._observed)
-        # The gradients of layers whose patterns follow from the image jump, so they count only where little else is known.
+        # The gradients of layers whose patterns follow from the image jump: they count only where little else is known.
         self._matches_gradients = bool(self._observed)
         self._differences = neighbour_differences(self._image_shape)
         self._bounds = bounds
