@@ -77,6 +77,9 @@ _MUCH_LARGER = 2
 # The numbers of the largest image that is looked for in front of residual sums: each of a thousand steps of the search
 # would take a second and more for a larger one.
 _MOST_NUMBERS = 3 * 64 * 64
+# Where not even the last layer's pattern is known, an image is looked for behind this many units at most: the search
+# then goes through all layers and their gradients.
+_MOST_UNITS = 50_000
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -282,7 +285,9 @@ def _network_images(
     if NETWORK_INPUT in network.outputs:
         yield ImageSearch(bounds.clip(network.outputs[NETWORK_INPUT])[None], [], is_whole=True)
         return
-    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
+    units = sum(len(layer.weight) * layer.taps.shape[1] for layer in layers)
+    is_searched = network.known or units <= _MOST_UNITS
+    if not is_searched or not np.isfinite([bounds.low, bounds.high]).all():
         return
     front = network.front
     if front is not None and is_plain_chain(layers[: front + 1]):

@@ -119,7 +119,9 @@ class NetworkMatching:
         self._observed = [place for place in network.outputs if place not in (*network.known, NETWORK_INPUT)]
         self._computed = self._layers_before(self._compared, self._observed)
         # The gradients of layers whose patterns follow from the image jump: they count only where little else is known.
-        self._matches_gradients = bool(self._observed)
+        self._matches_gradients = bool(self._observed) and not any(
+            layer.windows.shape[1] > 1 and not layer.averages for layer in map(self._layers.__getitem__, self._computed)
+        )
         self._differences = neighbour_differences(self._image_shape)
         self._bounds = bounds
         self.size = int(np.prod(self._image_shape))
