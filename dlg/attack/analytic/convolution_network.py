@@ -12,8 +12,8 @@ many. What a block adds to its shortcut gets the same gradient as the shortcut, 
 sums are no obstacle. Each value is solved for when all layers that read it are
 known, and D is propagated back.
 
-A pattern of ReLU in front of a mean over the whole map is found from the shifts
-of the map (`dlg.attack.analytic.averaged_pattern`). The first layers, whose maps
+A pattern of ReLU in front of means is found from the shifts of the map
+(`dlg.attack.analytic.averaged_pattern`). The first layers, whose maps
 are large and whose filters few, do not determine their inputs. What is known
 behind them, equations that are linear in these inputs, is then solved for the image
 (`dlg.attack.analytic.network_search`).

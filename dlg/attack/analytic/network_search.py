@@ -15,6 +15,19 @@ image's bounds while the temperature falls to zero, with a prior of small total
 variation that falls with it: first by steps along the signs of its gradient
 (Geiping et al. 2020, section 4), then by L-BFGS-B.
 
+Where a layer's output is known and its pattern is not, its own output and the
+gradients of all layers before it are compared instead,
+
+    Σ over positions p of D[p](x) · patch_p(h(x)) = ∂L/∂W
+
+with D by backpropagation through the smoothed layers. This jumps with the patterns as
+the temperature falls, and the search comes near the image, not to rounding.
+
+A unit near its kink may be on the wrong side of it. It then leaves D · patch in what its
+filter's gradient misses. Where its side was settled before the search it changes sides
+(`NetworkMatching.doubtful_units`); where it follows from the image, the image is moved
+(`with_matched_sides`).
+
 The first equation is the inversion of features (Mahendran and Vedaldi 2015,
 section 3), the second R-GAP's (Zhu and Blaschko 2021, section 3), carried
 through the layers before. The combination, with the smoothing, is this project's
