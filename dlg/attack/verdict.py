@@ -394,12 +394,12 @@ def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
     return Verdict(FAILED, failure_reason(mismatch, options, ended), mismatch)
 
 
-def failure_reason(mismatch: float, options: AttackOptions, ended: str) -> str:
-    """Why an attack has failed whose gradients mismatch by so much, and what to check."""
+def failure_reason(mismatch: float, options: AttackOptions, ended: str, known: str = "nothing is known") -> str:
+    """Why an attack has failed whose gradients mismatch by so much, what is `known` then, and what to check."""
     early = _EARLY_ENDS.get(ended, "")
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
     return (
-        f"the gradients match to {mismatch:.2g} of their size only{early}, so nothing is known about what leaks,"
+        f"the gradients match to {mismatch:.2g} of their size only{early}, so {known} about what leaks,"
         f" which does not mean that the gradients are safe{_LEADS_TO_CHECKS}{'; '.join(_CHECKS)}{stronger}"
     )
 
