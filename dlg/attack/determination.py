@@ -47,6 +47,10 @@ _VISIBLE = 0.03
 _UNSEEN = 4
 # A gradient of less than this share of the largest one's size, each by its root mean square, is rounding.
 _NOTHING = 10 * float(np.finfo(np.float32).eps)
+# Where the projection has not ended, a defence leaves the batch open from this share of its numbers on. All directions
+# known to within 30 dB, just, would be a half. Right answers under prune:0.5, prune:0.9 and gaussian:1e-2, behind softmax
+# regression, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
+_MOST_OPEN = 0.25
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
 
@@ -125,9 +129,11 @@ def open_part(
     # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away instead.
     has_diverged = float(np.sum(left**2)) > _DIVERGED * float(np.sum(change**2))
     if moved > seen_from or has_diverged:
+        if objective.knowledge == NOTHING:
+            return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
         # What damping for a defence leaves of the change says nothing of the projection.
-        unsettled = max(estimate - least, 0) if objective.knowledge == NOTHING else 0
-        return OpenPart(jacobian.size, least, unseen, unsettled)
+        shown = open_at_least(jacobian, change, damping)
+        return OpenPart(jacobian.size, max(round(shown) if shown > _MOST_OPEN * jacobian.size else 0, least), unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
     return OpenPart(jacobian.size, max(estimate, least, 1), unseen)
 
@@ -244,6 +250,33 @@ def _hidden(objective: Objective) -> list[np.ndarray]:
         return [np.array(objective.knowledge.noise)] * len(objective.dummy_gradients)
     # Of a number that may be anywhere within its bounds.
     return [(within.highest - within.lowest) / math.sqrt(12) for within in objective.differences_within]
+
+
+def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> float:
+    """The least number of open dimensions that a random change shows, whether conjugate gradients end or not.
+
+    Of a direction with the singular value s, the part λ / (s² + λ) is open, for
+    the damping λ, so all of them together are E λ vᵀ (JᵀJ + λ)⁻¹ v for a change
+    v ~ N(0, I). Conjugate gradients on (JᵀJ + λ) z = v approach that from below:
+    it is the sum of λ ‖rᵢ‖² times the length of the step i, for the remainders rᵢ.
+    (Hestenes and Stiefel 1952, theorem 6:1; Golub and Meurant 1994.)
+    """
+    remainder = direction = change
+    square, shown = float(np.sum(remainder**2)), 0.0
+    enough = _ACCURACY * square
+    for _ in range(_PRODUCTS):
+        image = jacobian.transposed_product(jacobian.product(direction)) + damping * direction
+        curvature = float(np.sum(direction * image))
+        if not curvature > 0:
+            break
+        length = square / curvature
+        shown += damping * length * square
+        remainder = remainder - length * image
+        square, before = float(np.sum(remainder**2)), square
+        if square <= enough:
+            break
+        direction = remainder + square / before * direction
+    return shown
 
 
 def _projection(jacobian: Jacobian, change: np.ndarray, damping: float) -> np.ndarray:
