@@ -113,7 +113,7 @@ def test_a_multiple_of_the_mean_cross_entropy_is_no_obstacle(network, loss, batc
 
 @pytest.mark.parametrize(
     ("network", "factor"),
-    # The last layer tells the factor in each. One case of LeNet takes eight seconds, for its convolutions are tried too.
+    # The last layer tells the factor in each. LeNet takes eight seconds, since its convolutions are tried too.
     [
         *itertools.product([networks.softmax, shallow_perceptron], [1e-3, 0.2, 1.001, 1e3]),
         (networks.lenet, 0.2),
