@@ -171,14 +171,14 @@ def test_auto_takes_a_prior_for_deep_networks():
 
 
 def test_the_command_tells_of_every_start(tmp_path, capsys):
-    options = "--network lenet --batch_size 1 --optimizer lbfgs --iterations 10 --restarts 3 --result_dir"
+    options = "--network lenet --batch_size 1 --optimizer lbfgs --iterations 3 --restarts 3 --result_dir"
     assert mnist_example.main([*options.split(), str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["starts"]) == 3
     assert summary["loss"] == min(start["loss"] for start in summary["starts"])
     assert "the best of 3 starts by its loss" in printed
-    assert "start 3 of 3  iteration 10" in printed
+    assert "start 3 of 3  iteration 3" in printed
 
 
 def colour_strategy(batch_size, network=networks.lenet, **options):
