@@ -1,7 +1,7 @@
 """What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
-        [--batch_size 1] [--data bundled | FOLDER]
+        [--batch_size 1] [--data bundled | FOLDER] [--against torch]
 
 Each seed is one target: it draws the images, the weights and the attack's random
 numbers. Grey images are digits; colour ones are random crops of scikit-image's
@@ -14,6 +14,12 @@ them, its verdict, the rank (of the target itself where the attack failed), the
 attack's seconds and the processor's, which other work on the machine hardly
 changes; the row of each network has the share of images from 30 dB on, with
 Wilson's interval at 95 %, the number of seen parts from 30 dB on, and the medians.
+
+--against torch (pip install torch; a CPU build will do) also attacks each target by
+the recipe of Geiping et al. in PyTorch, with the same weights and the true labels,
+once for each of three weights of the total variation. Each of these runs has as
+many of the processor's seconds as `auto` took. It takes the networks
+zhu-colour, zhu-sigmoid-colour, and the residual ones.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +37,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import Participant, fresh_scope, participant
 from dlg import dlg_attack, random_streams
 from dlg.attack.determination import Jacobian, OpenPart, open_part
@@ -185,6 +191,7 @@ NETWORKS = {
     "convnet-average": Case(four_convolutions(F.avg_pool2d)),
     "resnet8-colour": Case(resnet8(training=False), in_colour=True),
     "resnet8-normed": Case(resnet8(training=False), in_colour=True, in_training_mode=resnet8(training=True)),
+    "resnet18-colour": Case(resnet18(training=False), in_colour=True),
     "resnet18-normed": Case(resnet18(training=False), in_colour=True, in_training_mode=resnet18(training=True)),
 }
 
@@ -272,8 +279,10 @@ class Attacked:
     processor: float
 
 
-def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Attacked:
-    """Attack the target of a seed, and print its line."""
+def attack_seed(
+    name: str, images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, *, with_reference: bool
+) -> dict[str, Attacked]:
+    """Attack the target of a seed, and print a line for each attack; give what each reached, by the name of its row."""
     case = NETWORKS[name]
     shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
     batch, label = (
@@ -293,16 +302,46 @@ def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, batch_size: i
         if found.verdict == FAILED:
             rank = f"rank at the target {rank_at(target, batch, label).rank} of {batch.size}"
         shown = seen_part(target, batch, label)
-    psnrs, seen = ([each.psnr for each in metrics.compare(batch, images)] for images in (found.feature, shown))
-    reached, held = (", ".join(map(metrics.decibels, each)) for each in (psnrs, seen))
-    took = f"{found.seconds:.1f} s, {processor:.1f} s of a processor"
-    print(f"{name} seed {seed}: {reached} (seen part {held}), {found.verdict}, {rank}, {took}", flush=True)
-    return Attacked(psnrs, seen, found.seconds, processor)
+        auto = Attacked(_psnrs(batch, found.feature), _psnrs(batch, shown), found.seconds, processor)
+        _print_line(f"{name} seed {seed}", auto, f"{found.verdict}, {rank}")
+        attacked = {name: auto}
+        if with_reference:
+            attacked |= attack_by_reference(name, target, batch, label, seed, auto)
+    return attacked
 
 
-def row(name: str, attack: Callable[[int], Attacked], batch_size: int, seeds: int) -> str:
-    """Attack all seeds; give the row of the table."""
-    found = [attack(seed) for seed in range(seeds)]
+def attack_by_reference(
+    name: str, target: Participant, images: np.ndarray, labels: np.ndarray, seed: int, auto: Attacked
+) -> dict[str, Attacked]:
+    """Attack a target by the reference, for as long as `auto` took; see `attack_seed`."""
+    from benchmarks import torch_dlg, torch_geiping  # only here: a benchmark without --against torch needs no PyTorch
+
+    scope, shared = paddle.static.global_scope(), target.step()
+    network, names = torch_geiping.copied_network(name, lambda each: np.array(scope.find_var(each).get_tensor()))
+    gradients = [shared[each] for each in names]
+    torch_dlg.check_gradients(name, network, images, labels, gradients)
+    attacked = {}
+    for weight in torch_geiping.TOTAL_VARIATIONS:
+        found = torch_geiping.attack(network, gradients, labels, images.shape, seed, weight, auto.processor)
+        row_name = f"{name}, Geiping et al. with TV {weight:g}"
+        attacked[row_name] = Attacked(_psnrs(images, found.feature), auto.seen, found.seconds, found.processor)
+        reached = f"cosine distance {found.distance:.1e} after {found.iterations} steps"
+        _print_line(f"{row_name}, seed {seed}", attacked[row_name], reached)
+    return attacked
+
+
+def _psnrs(images: np.ndarray, found: np.ndarray) -> list[float]:
+    return [each.psnr for each in metrics.compare(images, found)]
+
+
+def _print_line(name: str, attacked: Attacked, ended: str) -> None:
+    reached, held = (", ".join(map(metrics.decibels, each)) for each in (attacked.psnrs, attacked.seen))
+    took = f"{attacked.seconds:.1f} s, {attacked.processor:.1f} s of a processor"
+    print(f"{name}: {reached} (seen part {held}), {ended}, {took}", flush=True)
+
+
+def row(name: str, found: Sequence[Attacked], batch_size: int) -> str:
+    """The row of the table of what an attack reached on all seeds."""
     psnrs, in_seen = [psnr for each in found for psnr in each.psnrs], [psnr for each in found for psnr in each.seen]
     recovered, seen = (sum(psnr >= metrics.RECOVERED for psnr in each) for each in (psnrs, in_seen))
     low, high = metrics.wilson_interval(recovered, len(psnrs))
@@ -314,6 +353,17 @@ def row(name: str, attack: Callable[[int], Attacked], batch_size: int, seeds: in
     return f"| {name} | {batch_size} | {share} | {statistics.median(psnrs):.1f} dB | {times} |"
 
 
+def check_reference(parser: argparse.ArgumentParser, chosen: Sequence[str]) -> None:
+    """End with an error where PyTorch is missing or the reference does not have a network."""
+    try:
+        from benchmarks import torch_geiping
+    except ModuleNotFoundError:
+        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
+    unknown = [name for name in chosen if name not in torch_geiping.NETWORKS]
+    if unknown:
+        parser.error(f"--against torch takes {', '.join(torch_geiping.NETWORKS)}, got {', '.join(unknown)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -322,19 +372,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--data", default="bundled")
+    parser.add_argument("--against", choices=["torch"])
     args = parser.parse_args()
+    if args.against:
+        check_reference(parser, args.network)
     paddle.enable_static()
-    print(machine())
+    print(machine_with_torch() if args.against else machine())
     images, labels = data.load([args.data])
-    rows = [
-        row(
-            name,
-            lambda seed, name=name: attack_seed(name, images, labels, args.batch_size, seed),
-            args.batch_size,
-            args.seeds,
-        )
-        for name in args.network
-    ]
+    rows = []
+    for name in args.network:
+        found = [
+            attack_seed(name, images, labels, args.batch_size, seed, with_reference=bool(args.against))
+            for seed in range(args.seeds)
+        ]
+        rows += [row(each, [one[each] for one in found], args.batch_size) for each in found[0]]
     times = "seconds, median (most) | processor seconds, median (most)"
     print(f"| network | batch | images ≥ 30 dB | 95 % interval | of the seen part | median PSNR | {times} |")
     print("\n".join(["|---|---|---|---|---|---|---|---|", *rows]))

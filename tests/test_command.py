@@ -430,6 +430,17 @@ def test_gradients_from_a_file_are_attacked_without_knowing_their_target(shared_
     )
 
 
+def test_another_batch_size_than_that_of_the_file_is_refused(shared_file, tmp_path):
+    file, _ = shared_file
+    for size in (1, 5):
+        finished = call("--batch_size", size, "--gradients", file, folder=tmp_path / "results")
+        assert finished.returncode == 2
+        assert f"--batch_size {size}: the gradients in " in finished.stderr
+        assert "are of a batch of 2; leave --batch_size away" in finished.stderr
+        assert not (tmp_path / "results").exists()
+    assert call("--batch_size", 2, "--iterations", 1, "--gradients", file, folder=tmp_path).returncode == 0
+
+
 def test_gradients_of_another_network_are_refused(shared_file, tmp_path):
     file, _ = shared_file
     finished = call("--network", "lenet", "--gradients", file, folder=tmp_path / "results")

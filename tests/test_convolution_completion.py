@@ -1,4 +1,4 @@
-"""What a first convolution leaves open of an image is filled by the least total variation."""
+"""What a first convolution leaves open of an image is filled so that it is the least rough."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from test_convolutions import with_head
 
 from dlg.attack.analytic.convolution_completion import smoothest_image
 from dlg.attack.analytic.convolution_equations import Bounds, LayerEquations
-from dlg.attack.analytic.convolution_layer import KnownOutputs, neighbour_differences
+from dlg.attack.analytic.convolution_layer import KnownOutputs
 from dlg.attack.analytic.convolutions import features_of_one
 from dlg.attack.analytic.reading import Reading
+from dlg.attack.analytic.roughness import Roughness
+
+ROUGHNESS = Roughness.of(1, (1, 12, 12))
 
 
 def network(feature, label):
@@ -36,10 +39,9 @@ def problem():
 def test_the_picture_keeps_to_the_equations_and_is_as_smooth_as_the_true_one(problem):
     equations, image = problem
     pattern = equations.known.active[..., None].astype(float)
-    found = smoothest_image(equations, pattern, Bounds(0.0, 1.0))
-    differences = neighbour_differences(equations.layer.input_shape)
+    found = smoothest_image(equations, pattern, Bounds(0.0, 1.0), ROUGHNESS)
     assert equations.of(pattern).residual(found) < 1e-6
-    assert np.abs(differences @ found).sum() <= 1.01 * np.abs(differences @ image).sum()
+    assert ROUGHNESS.of_picture(found) <= 1.01 * ROUGHNESS.of_picture(image)
     assert found.min() >= 0
     assert found.max() <= 1
 
@@ -49,5 +51,5 @@ def test_it_is_nearer_than_the_shortest_solution(problem):
     pattern = equations.known.active[..., None].astype(float)
     linear = equations.of(pattern)
     shortest = np.linalg.lstsq(linear.matrix.toarray(), linear.right_side, rcond=1e-9)[0]
-    found = smoothest_image(equations, pattern, Bounds(0.0, 1.0))
+    found = smoothest_image(equations, pattern, Bounds(0.0, 1.0), ROUGHNESS)
     assert np.linalg.norm(found - image) < 0.5 * np.linalg.norm(np.clip(shortest, 0, 1) - image)

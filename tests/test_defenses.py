@@ -446,8 +446,29 @@ def renamed(gradients):
 
 def careless(gradients):
     for gradient in gradients.values():
-        gradient[:] = 0
+        gradient[1:] = 0
     return gradients
+
+def zeros(gradients):
+    return {name: 0 * gradient for name, gradient in gradients.items()}
+
+def tiny(gradients):
+    return {name: 1e-30 * gradient for name, gradient in gradients.items()}
+
+def divided(gradients):
+    return {name: (gradient - 1) / (gradient - 1) for name, gradient in gradients.items()}
+
+def large(gradients):
+    return {name: gradient.astype(float) * 1e300 for name, gradient in gradients.items()}
+
+def complexly(gradients):
+    return {name: gradient * 1j for name, gradient in gradients.items()}
+
+def uneven(gradients):
+    return {name: [[1], [2, 3]] for name in gradients}
+
+def ends(gradients):
+    raise SystemExit(7)
 
 number = 3
 """
@@ -494,7 +515,14 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
     [
         ("missing", "has no function"),
         ("number", "has no function"),
-        ("renamed", "expected arrays of these names and shapes"),
+        ("renamed", "expected real numbers of these names and shapes"),
+        ("zeros", "own.py:zeros leaves nothing but zeros of all gradients"),
+        ("tiny", "own.py:tiny leaves no number above 1.0e-30 of all gradients"),
+        ("divided", "own.py:divided makes 3 of the 3 numbers in the gradient of 'w' NaN"),
+        ("large", "own.py:large makes the gradient of 'w' infinite"),
+        ("complexly", "returned {'w': 'complex64 shaped"),
+        ("uneven", "returned {'w': 'list'}"),
+        ("ends", r"ends in SystemExit at line \d+: it ends Python"),
         ("broken", "own.py:broken' ends in KeyError at line 6: 'nowhere'; it is given a dict"),
     ],
 )
@@ -506,3 +534,10 @@ def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):
 def test_a_file_that_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be run"):
         parse(f"{tmp_path / 'nowhere.py'}:halved")
+    (tmp_path / "script.py").write_text("import sys; sys.exit(2)")
+    with pytest.raises(InputError, match="it ends Python"):
+        parse(f"{tmp_path / 'script.py'}:halved")
+
+
+def test_gradients_that_are_zero_already_are_not_blamed_on_a_defence():
+    assert parse("int8")({"w": np.zeros(2, np.float32)}, np.random.default_rng(0))["w"].tolist() == [0, 0]

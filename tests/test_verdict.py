@@ -19,7 +19,7 @@ from dlg import dlg_attack
 from dlg.attack import determination
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
-from dlg.attack.verdict import judge
+from dlg.attack.verdict import failure_reason, judge, without_checks
 from dlg.options import AttackOptions
 from dlg.participant import networks
 from dlg.results import metrics
@@ -224,3 +224,9 @@ def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monk
     part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
     assert part.dimensions == 0
     assert part.unsettled == images.size
+
+
+def test_a_reason_without_checks_still_says_that_nothing_is_known():
+    reason = without_checks(failure_reason(0.5, AttackOptions(), "iterations"))
+    assert reason.endswith("so nothing is known about what leaks, which does not mean that the gradients are safe")
+    assert without_checks("the gradients match") == "the gradients match"

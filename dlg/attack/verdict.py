@@ -60,6 +60,8 @@ _CHECKS = (
     "did an optimiser, clipping or a defence change the gradients",
     "do the features lie in feature_range",
 )
+# What leads from the reason of a failure to what to check.
+_LEADS_TO_CHECKS = "; check: "
 
 # What is said of an attack that ended before it had arrived.
 _EARLY_ENDS = {
@@ -392,11 +394,16 @@ def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
     return Verdict(FAILED, failure_reason(mismatch, options, ended), mismatch)
 
 
-def failure_reason(mismatch: float, options: AttackOptions, ended: str) -> str:
-    """Why an attack has failed whose gradients mismatch by so much, and what to check."""
+def failure_reason(mismatch: float, options: AttackOptions, ended: str, known: str = "nothing is known") -> str:
+    """Why an attack has failed whose gradients mismatch by so much, what is `known` then, and what to check."""
     early = _EARLY_ENDS.get(ended, "")
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
     return (
-        f"the gradients match to {mismatch:.2g} of their size only{early}, so nothing is known about what leaks,"
-        f" which does not mean that the gradients are safe; check: {'; '.join(_CHECKS)}{stronger}"
+        f"the gradients match to {mismatch:.2g} of their size only{early}, so {known} about what leaks,"
+        f" which does not mean that the gradients are safe{_LEADS_TO_CHECKS}{'; '.join(_CHECKS)}{stronger}"
     )
+
+
+def without_checks(reason: str) -> str:
+    """A reason without what to check: an audit has trained the step itself."""
+    return reason.partition(_LEADS_TO_CHECKS)[0]

@@ -173,6 +173,11 @@ class UnchangedNetwork:
         Whether the gradients of the tables that integer features are looked up
         in are wanted too, which the objective does not compare, and those of
         their rows.
+
+    Attributes
+    ----------
+    names : dict of str to str
+        From this program's names of the parameters to the objective's.
     """
 
     def __init__(self, step: SharedStep, objective: Objective, dtype: str, *, with_tables: bool = False) -> None:
@@ -191,6 +196,7 @@ class UnchangedNetwork:
         self._evaluator = Evaluator(objective.executor, scope)
         own_names = {theirs: ours for ours, theirs in names.items()}
         self._compared = [scope.find_var(own_names[name]).get_tensor() for name in self._gradients]
+        self.names = names
         self._step = step
 
     @property
@@ -207,19 +213,20 @@ class UnchangedNetwork:
         """The gradients at a batch, or the mean ones of local steps, by the objective's names of the parameters."""
         fetched, rule = list(self._gradients.values()), self._step.local_steps
         if rule is None:
-            return dict(zip(self._gradients, self._run(features, labels, fetched)))
+            return dict(zip(self._gradients, self.evaluate(features, labels, fetched)))
 
         def gradients_of(samples: slice) -> list[np.ndarray]:
-            return self._run([feature[samples] for feature in features], labels[samples], fetched)
+            return self.evaluate([feature[samples] for feature in features], labels[samples], fetched)
 
         place, batch_size = self._step.place, self._step.batch_size
         return dict(zip(self._gradients, simulated_in_place(rule, self._compared, place, gradients_of, batch_size)))
 
     def row_gradients(self, features: Sequence[np.ndarray], labels: np.ndarray) -> list[np.ndarray]:
         """The loss's gradients at a batch by what each lookup of an integer feature gives, (..., d)."""
-        return self._run(features, labels, [gradient for gradient in self._row_gradients if gradient is not None])
+        return self.evaluate(features, labels, [gradient for gradient in self._row_gradients if gradient is not None])
 
-    def _run(self, features: Sequence[np.ndarray], labels: np.ndarray, fetched: list[Value]) -> list[np.ndarray]:
+    def evaluate(self, features: Sequence[np.ndarray], labels: np.ndarray, fetched: list[Value]) -> list[np.ndarray]:
+        """Compute values of this program at a batch."""
         if not fetched:
             return []
         variables = [*self._call.inputs, self._call.label]

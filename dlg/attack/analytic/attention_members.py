@@ -27,6 +27,7 @@ from scipy.optimize import nnls
 from dlg import random_streams
 from dlg.attack.analytic.token_layers import IN_SPAN, TextNetwork, TokenLayer
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 from dlg.graph.values import Value, ops_behind
 
 # How closely the attention must be reproduced at random texts, in float64, relative to its size.
@@ -95,6 +96,7 @@ def texts_by_attention(
     # The fewer candidates a place has, the fewer of them are wrong.
     for pair in np.argsort(np.array(counts)[pairs.places], kind="stable"):
         check_deadline()
+        begin_stage(f"solving the first attention: {len(found)} of {network.batch_size} texts")
         place, row = pairs.places[pair], pairs.rows[pair]
         is_known = row == network.padding or any(text[place] == row for text in found)
         if len(found) == network.batch_size or is_known or not attention.layer.holds[place]:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dlg.attack.analytic.averaged_pattern import averaged_pattern
+from dlg.attack.analytic.averaged_pattern import averaged_pattern, mean_gradients
 from dlg.attack.analytic.convolution_layer import ZERO, ConvolutionLayer, KnownOutputs, upstream_equations
 from dlg.attack.deadline import check_deadline
 from dlg.graph.convolution_blocks import NETWORK_INPUT
@@ -127,9 +127,8 @@ class KnownNetwork:
             best = min(residuals, key=lambda flip: residuals[flip], default=None)
             if best is None or residuals[best] > (1 - _LEAST_REDUCTION) * solution.residual:
                 break
-            reader, before = best[0], self.known[best[0]].upstream
-            self.known[reader], solution = self._flipped(*best), tried[best]
-            self._propagate_back(reader, self.known[reader].upstream - before)
+            self.change_side(*best)
+            solution = tried[best]
         return solution
 
     def _solution(self, readers: Sequence[int], flipped: Mapping[int, KnownOutputs] | None = None) -> _Solution | None:
@@ -146,6 +145,12 @@ class KnownNetwork:
         active.flat[unit] = not active.flat[unit]
         upstream.flat[unit] = self.gradients[place][unit] if active.flat[unit] else 0.0
         return dataclasses.replace(known, active=active, upstream=upstream)
+
+    def change_side(self, place: int, unit: int) -> None:
+        """Take one of a layer's units for active where it was not, or the reverse."""
+        before = self.known[place].upstream
+        self.known[place] = self._flipped(place, unit)
+        self._propagate_back(place, self.known[place].upstream - before)
 
     def _read_off_sums(self, place: int) -> bool:
         """An output that is but added to others, where these sums are known: their convolution's part is taken off."""
@@ -164,13 +169,11 @@ class KnownNetwork:
     def _read_pattern(self, place: int) -> bool:
         """Find the gradients at a layer's pre-activations, and propagate them back; whether they are known now."""
         layer, gradient = self.layers[place], self.gradients[place]
-        if layer.averages and len(layer.windows) > 1:
-            return False
         if layer.averages:
             pattern = averaged_pattern(layer, gradient)
             if pattern is None:
                 return False
-            upstream = pattern * gradient[:, None] / pattern.shape[1]
+            upstream = pattern * mean_gradients(layer, gradient)
             nothing, unbounded = np.zeros(pattern.shape), np.full(pattern.shape, np.inf)
             self.known[place] = KnownOutputs(np.zeros_like(pattern), nothing, unbounded, upstream, nothing)
         else:

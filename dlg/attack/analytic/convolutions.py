@@ -44,6 +44,7 @@ from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.network_search import search_image
 from dlg.attack.analytic.reading import Leakage, Reading
+from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
@@ -309,7 +310,8 @@ def _first_input(
     if layer.windows.shape[1] > 1 or not is_bounded or rank.open <= rank.unseen or layer.size > MOST_PIXELS:
         return found
     problem, pattern = LayerEquations(layer, known), known.active[..., None].astype(float)
-    image = smoothest_image(problem, pattern, bounds)
+    roughness = Roughness.of(len(remaining.features), remaining.layers[0].input_shape)
+    image = smoothest_image(problem, pattern, bounds, roughness)
     return dataclasses.replace(found, values=image, residual=problem.of(pattern).residual(image))
 
 

@@ -59,6 +59,13 @@ _CORRECTIONS = 20
 _PRIOR_SHARE = 1e-4
 # Differences of neighbours below this share of the range count less, so that total variation has a derivative.
 _LEAST_DIFFERENCE = 1e-3
+# A unit may be on the other side of its kink where its pre-activation is below this share of the layer's largest one.
+# Those that were had 1e-6 to 1e-4 at the image that the search found; other units that would fit had 2e-2 and more.
+_NEAR_KINK = 1e-3
+# It changes sides where that takes this share or more off what is missing of the filter's squared gradient.
+_LEAST_SHARE = 0.3
+# How often units change sides and the image is solved for, at most.
+_MOST_TURNS = 4
 # A start has arrived below this cost.
 _ARRIVED = 1e-6
 # How many random starts there are at most.
@@ -101,6 +108,7 @@ class NetworkMatching:
 
     def __init__(self, network: KnownNetwork, bounds: Bounds) -> None:
         self._layers, self._known, self._outputs = network.layers, network.known, network.outputs
+        self._gradients = network.gradients
         self._compared = [place for place in sorted(network.known) if self._depends_on_image(place)]
         self._computed = self._layers_before(self._compared)
         self._differences = neighbour_differences(self._image_shape)
@@ -155,6 +163,36 @@ class NetworkMatching:
         roughness, smoothing = self._roughness(image)
         return cost + prior * roughness, gradients[NETWORK_INPUT] + prior * smoothing
 
+    def units_on_the_other_side(self, image: np.ndarray) -> list[tuple[int, int]]:
+        """The units whose gradient at an image, (n,), says that they are on the other side of their kink.
+
+        Returns
+        -------
+        list of tuple of int
+            The place of the layer and the number of its unit, at most one for
+            each filter.
+        """
+        passes = self._forward(image)
+        places = [place for place in self._compared if self._layers[place].clips_below and self._compares_gradient(place)]
+        return [(place, unit) for place in places for unit in self._on_the_other_side(place, passes[place])]
+
+    def _on_the_other_side(self, place: int, done: _Pass) -> list[int]:
+        layer, known = self._layers[place], self._known[place]
+        missing = known.upstream @ done.patches.T - layer.weight_gradient.reshape(layer.filters.shape)
+        gradient = self._gradients[place].reshape(known.active.shape)
+        change = np.where(known.active, -gradient, gradient)
+        taken_off = -2 * change * (missing @ done.patches) - change**2 * np.sum(done.patches**2, axis=0)
+        is_near = np.abs(done.sums) < _NEAR_KINK * np.abs(done.sums).max()
+        taken_off = np.where(is_near, taken_off, 0.0)
+        best = taken_off.argmax(axis=1)
+        is_wrong = taken_off.max(axis=1) > _LEAST_SHARE * np.sum(missing**2, axis=1)
+        return [int(filter_ * known.active.shape[1] + best[filter_]) for filter_ in np.flatnonzero(is_wrong)]
+
+    def _compares_gradient(self, place: int) -> bool:
+        """Whether the gradients at all of a layer's pre-activations are known."""
+        layer, known = self._layers[place], self._known[place]
+        return known.upstream.shape[1] == layer.taps.shape[1] and (layer.averages or layer.windows.shape[1] == 1)
+
     def _forward(self, image: np.ndarray) -> dict[int, _Pass]:
         outputs, passes = {**self._outputs, NETWORK_INPUT: image}, {}
         for place in sorted([*self._computed, *self._compared]):
@@ -198,7 +236,7 @@ class NetworkMatching:
         cost = float(np.sum(difference**2)) / size
         at_sums = _spread(layer, 2 / size * difference[:, :, None] * maxima.derivatives)
         at_patches = layer.filters.T @ at_sums
-        if known.upstream.shape == done.sums.shape and (layer.averages or layer.windows.shape[1] == 1):
+        if self._compares_gradient(place):
             shared = layer.weight_gradient.reshape(layer.filters.shape)
             size = max(float(np.sum(shared**2)), _TINY)
             missing = known.upstream @ done.patches.T - shared
@@ -308,6 +346,13 @@ def search_image(network: KnownNetwork, bounds: Bounds, rng: np.random.Generator
     best: FoundImage | None = None
     for _ in range(_STARTS):
         found = _annealed(matching, rng.uniform(bounds.low, bounds.high, matching.size), bounds)
+        for _ in range(_MOST_TURNS):
+            units = matching.units_on_the_other_side(found.values)
+            for place, unit in units:
+                network.change_side(place, unit)
+            if not units:
+                break
+            found = _fitted(matching, found.values, bounds, 0.0)
         best = found if best is None or found.cost < best.cost else best
         if best.cost < _ARRIVED:
             break
@@ -319,15 +364,19 @@ def _annealed(matching: NetworkMatching, image: np.ndarray, bounds: Bounds) -> F
     """Steps along the signs of the cost's gradient, then L-BFGS-B, both while the temperature falls."""
     matching.set_scales(image)
     image = _descended(matching, image, bounds)
-    limits = [(bounds.low, bounds.high)] * matching.size
-    for temperature in (*_FINAL_TEMPERATURES, 0.0):
-        matching.set_temperature(temperature)
-        iterations = _ITERATIONS if temperature else _FINAL_ITERATIONS
-        options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": _CORRECTIONS, "ftol": 0, "gtol": 0}
-        prior = (_PRIOR_SHARE * temperature,)
-        found = minimize(matching.cost, image, prior, jac=True, method="L-BFGS-B", bounds=limits, options=options)
-        image = bounds.clip(found.x)
-    return FoundImage(image, float(found.fun))
+    for temperature in _FINAL_TEMPERATURES:
+        image = _fitted(matching, image, bounds, temperature).values
+    return _fitted(matching, image, bounds, 0.0)
+
+
+def _fitted(matching: NetworkMatching, image: np.ndarray, bounds: Bounds, temperature: float) -> FoundImage:
+    """L-BFGS-B at a temperature."""
+    matching.set_temperature(temperature)
+    iterations, limits = _ITERATIONS if temperature else _FINAL_ITERATIONS, [(bounds.low, bounds.high)] * matching.size
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": _CORRECTIONS, "ftol": 0, "gtol": 0}
+    prior = (_PRIOR_SHARE * temperature,)
+    found = minimize(matching.cost, image, prior, jac=True, method="L-BFGS-B", bounds=limits, options=options)
+    return FoundImage(bounds.clip(found.x), float(found.fun))
 
 
 def _descended(matching: NetworkMatching, image: np.ndarray, bounds: Bounds) -> np.ndarray:
