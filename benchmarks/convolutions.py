@@ -1,7 +1,7 @@
 """What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
-        [--batch_size 1] [--data bundled | FOLDER] [--against torch]
+        [--batch_size 1] [--data bundled | FOLDER] [--time_limit SECONDS] [--against torch]
 
 Each seed is one target: it draws the images, the weights and the attack's random
 numbers. Grey images are digits; colour ones are random crops of scikit-image's
@@ -325,7 +325,14 @@ class Attacked:
 
 
 def attack_seed(
-    name: str, images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, *, with_reference: bool
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    seed: int,
+    *,
+    with_reference: bool,
+    time_limit: float | None,
 ) -> dict[str, Attacked]:
     """Attack the target of a seed, and print a line for each attack; give what each reached, by the name of its row."""
     case = NETWORKS[name]
@@ -343,7 +350,9 @@ def attack_seed(
             train(target, shuffled[batch_size:], shuffled_labels[batch_size:], seed)
         elif case.in_training_mode is not None:
             set_norms(target, case.in_training_mode, seed)
-        options = SimpleNamespace(batch_size=len(batch), result_dir=folder, optimizer="auto", seed=seed)
+        options = SimpleNamespace(
+            batch_size=len(batch), result_dir=folder, optimizer="auto", seed=seed, time_limit=time_limit
+        )
         before = time.process_time()
         found = dlg_attack(options, *target.attack_arguments)
         processor = time.process_time() - before
@@ -421,6 +430,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--data", default="bundled")
+    parser.add_argument("--time_limit", type=float, help="of each attack, in seconds of the clock (none by default)")
     parser.add_argument("--against", choices=["torch"])
     args = parser.parse_args()
     if args.against:
@@ -431,7 +441,15 @@ def main() -> None:
     rows = []
     for name in args.network:
         found = [
-            attack_seed(name, images, labels, args.batch_size, seed, with_reference=bool(args.against))
+            attack_seed(
+                name,
+                images,
+                labels,
+                args.batch_size,
+                seed,
+                with_reference=bool(args.against),
+                time_limit=args.time_limit,
+            )
             for seed in range(args.seeds)
         ]
         rows += [row(each, [one[each] for one in found], args.batch_size) for each in found[0]]

@@ -101,6 +101,7 @@ class KnownNetwork:
             self._solve_back()
 
     def _solve_back(self) -> None:
+        """Go back, layer by layer, as far as the equations determine what they read."""
         for place in range(len(self.layers) - 1, NETWORK_INPUT, -1):
             check_deadline()
             if not self._solve(place) or not self._read_pattern(place):

@@ -303,6 +303,7 @@ def _network_images(
         yield found
         return
     near = search_image(network, bounds, rng).values
+    yield ImageSearch(near[None], [], is_whole=False)
     image = with_matched_sides(layers, features, gradient, near, bounds)
     yield ImageSearch(image[None], [], is_whole=False)
 
