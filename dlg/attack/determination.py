@@ -49,9 +49,9 @@ _UNSEEN = 4
 _NOTHING = 10 * float(np.finfo(np.float32).eps)
 # The accuracy to which the error by noise is solved for.
 _NOISE_ACCURACY = 1e-2
-# Where the projection has not ended, a defence leaves the batch open from this share of its numbers on. All directions
-# known to within 30 dB, just, would be a half. Right answers under prune:0.5, prune:0.9 and gaussian:1e-2, behind softmax
-# regression, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
+# Where the projection has not ended, a defence leaves the batch open from this share of its numbers on. If all
+# directions were known to within 30 dB, just, it would be a half. Right answers behind softmax regression, under
+# prune:0.5, prune:0.9 and gaussian:1e-2, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
 _MOST_OPEN = 0.25
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
