@@ -8,7 +8,9 @@ w = v − z, is open, and E ‖w‖² is the number of open dimensions for v ~ N
 the data's size less the rank of J. Products with JᵀJ that do not suffice leave
 some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
-their rounding. Where a defence hides more than rounding does, the projection is
+their rounding. Where units lie on a kink, as ReLU's do behind black pixels and a
+bias of zero, J is no matrix: differences along v see one side of each kink, and
+Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence hides more than rounding does, the projection is
 damped, so that directions which move the gradients by less than that are open.
 
 Where the equations are ill-conditioned, the products do not suffice to show what
@@ -35,6 +37,8 @@ _ACCURACY = 1e-9
 # or at most this share of the damping times the change. No eigenvalue of JᵀJ plus the damping is below the damping, so
 # the projection's error is then at most this share of the change.
 _DAMPED_ACCURACY = 2e-3
+# Where J is a matrix, ‖J v‖² and v · JᵀJ v differ by no more than this share: rounding came to 1e-4 and less.
+_CONSISTENT = 0.01
 # What the projection leaves of a change is no longer than the change. From this many times its square on it is none.
 _DIVERGED = 2.0
 # The largest element of a finite difference's step. Within a step of 1e-6 some of the 74,000 units with ReLU in a
@@ -80,9 +84,9 @@ class OpenPart:
     unsettled: int = 0
 
     @property
-    def rank(self) -> int:
-        """How many numbers of the batch the gradients determine."""
-        return self.size - self.dimensions
+    def rank(self) -> int | None:
+        """How many numbers of the batch the gradients determine; None where some are unsettled."""
+        return None if self.unsettled else self.size - self.dimensions
 
     def with_unseen(self, count: int) -> OpenPart:
         """The same for a batch that has so many more numbers, on which no gradient depends."""
@@ -119,19 +123,25 @@ def open_part(
         seen_from = rounding * math.sqrt(jacobian.size / jacobian.count)
         damping = (rounding / visible) ** 2
     change = random_streams.probe().standard_normal(jacobian.size)
+    seen = jacobian.product(change)
+    back = jacobian.transposed_product(seen)
+    square = float(sum(np.sum(vector**2) for vector in seen))
+    has_kinks = abs(float(np.sum(change * back)) - square) > _CONSISTENT * square
     left = change - _projection(jacobian, change, damping)
     length = float(np.sqrt(np.mean(left**2)))
     moved = jacobian.relative_size(left) * visible / max(length, _TINY)
     # A number that only signs depend on is seen, if not by the equations here.
-    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(left == change))
+    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(back == 0))
     # Too few products show nothing, and what they do not show may still be open.
     counted = open_by_counting(objective)
     least = unseen if counted is None else max(unseen, counted.dimensions)
     estimate = min(round(float(np.sum(left**2))), jacobian.size)
     # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away instead.
     has_diverged = float(np.sum(left**2)) > _DIVERGED * float(np.sum(change**2))
-    if moved > seen_from or has_diverged:
+    if moved > seen_from or has_diverged or has_kinks:
         if objective.knowledge == NOTHING:
+            if has_kinks or has_diverged:
+                estimate = jacobian.size
             return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
         # What damping for a defence leaves of the change says nothing of the projection.
         shown = open_at_least(jacobian, change, damping)

@@ -86,7 +86,8 @@ class Verdict:
         ``"explained"``: the gradients of the whole network at the answer match
         the shared ones as closely as rounding allows, and those of no batch near
         it do.
-        ``"undetermined"``: they match, and leave a part of the batch open.
+        ``"undetermined"``: they match, and leave a part of the batch open, or it
+        was not shown that they do not.
         ``"failed"``: they do not match, so nothing is known about what leaks.
     reason : str
         Why, in one sentence.
@@ -392,20 +393,23 @@ def _matched(
     match = _match_in_words(step, mismatch, scale, options)
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
+    if part.dimensions == 0 and not part.unsettled:
+        return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
     if part.dimensions == 0:
-        unsettled = f"; about {part.unsettled} of the batch's {part.size} numbers were not shown to be determined"
-        reason = match + (unsettled if part.unsettled else ", and those of no batch near it do")
-        return Verdict(EXPLAINED, reason, mismatch, part.rank)
+        unsettled = f"whether they determine about {part.unsettled} of the batch's {part.size} numbers was not shown"
+        return Verdict(UNDETERMINED, f"{match}; {unsettled}, so the batch may be right and complete", mismatch)
     causes = []
     if part.unseen:
         causes.append(f"{part.unseen} of them no gradient depends on")
     if _are_alike(answer, kind, options):
         causes.append("some samples of one label are alike, and may differ in the batch")
+    if part.unsettled:
+        causes.append(f"whether they determine about {part.unsettled} more was not shown")
     why = f" ({'; '.join(causes)})" if causes else ""
+    rank = "" if part.rank is None else f", at a rank of about {part.rank}"
     return Verdict(
         UNDETERMINED,
-        f"{match}, but leave about {part.dimensions} of the batch's {part.size} numbers open, at a rank of about"
-        f" {part.rank}{why}",
+        f"{match}, but leave about {part.dimensions} of the batch's {part.size} numbers open{rank}{why}",
         mismatch,
         part.rank,
     )

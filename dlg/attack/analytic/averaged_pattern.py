@@ -38,9 +38,9 @@ _STEPS = (-1, 0, 1)
 _HALF = 0.5
 # Right patterns leave this share of the gradient or less unexplained: they came to 1e-6, wrong ones to 1e-1.
 _EXPLAINED = 1e-4
-# The error at which Lanczos' iterations end, and the most of them.
+# The error at which Lanczos' iterations end, and the most of their restarts.
 _TOLERANCE = 1e-8
-_ITERATIONS = 3000
+_RESTARTS = 50
 
 
 def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarray | None:
@@ -57,20 +57,23 @@ def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarra
     -------
     ndarray, shape (out, P), bool, or None
         The pattern; positions outside all windows have none. None where none is
-        found that explains the gradient, where the map has as many positions as
+        found that explains the gradient, where the windows have as many positions as
         three times the filters or more, or more than three times the channels,
         and where the convolution does not keep the map's shape.
     """
-    by_step, positions = _by_step(layer), layer.taps.shape[1]
-    filters, channels = layer.weight.shape[:2]
-    if by_step is None or not channels * len(_STEPS) >= positions < filters * len(_STEPS):
+    by_step, (filters, channels) = _by_step(layer), layer.weight.shape[:2]
+    inside = np.zeros(layer.taps.shape[1], bool)
+    inside[layer.windows] = True
+    inside = inside.reshape(layer.input_shape[1:])
+    reached = max(_reached(inside), _reached(inside.T))
+    if by_step is None or not channels * len(_STEPS) >= reached < filters * len(_STEPS):
         return None
     passed = mean_gradients(layer, gradient)
     # Every filter counts alike.
     sizes = np.linalg.norm(passed, axis=1, keepdims=True)
     weights = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
     scaled = {step: taps * weights for step, taps in by_step.items()}
-    upstream = _solution(scaled, passed * weights, layer.input_shape[1:])
+    upstream = _solution(scaled, passed * weights, inside)
     if upstream is None:
         return None
     # Of zeros and ones, the sum of squares is the sum.
@@ -111,16 +114,13 @@ def _by_step(layer: ConvolutionLayer) -> dict[tuple[int, int], np.ndarray] | Non
     return by_step
 
 
-def _solution(
-    by_step: dict[tuple[int, int], np.ndarray], start: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray | None:
+def _solution(by_step: dict[tuple[int, int], np.ndarray], start: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
     """D of the module's text, (out, P), up to a factor, from what it would be if all units were active."""
-    height, width = shape
+    height, width = inside.shape
     positions = height * width
     # The columns of D lie in the space of these.
     basis = np.linalg.svd(np.hstack(list(by_step.values())), full_matrices=False)[0][:, :positions]
     count = basis.shape[1]
-    inside = start.any(axis=0).reshape(shape)
     by_rows = _normal_matrix(basis, by_step, inside)
     by_columns = _normal_matrix(basis, {(b, a): taps for (a, b), taps in by_step.items()}, inside.T)
 
@@ -134,7 +134,7 @@ def _solution(
 
     size = count * positions
     operator = LinearOperator((size, size), matvec=product, dtype=float)
-    options = {"k": 1, "which": "SA", "tol": _TOLERANCE, "maxiter": _ITERATIONS, "v0": (basis.T @ start).ravel()}
+    options = {"k": 1, "which": "SA", "tol": _TOLERANCE, "maxiter": _RESTARTS, "v0": (basis.T @ start).ravel()}
     try:
         vectors = eigsh(operator, **options)[1]
     except ArpackNoConvergence:
@@ -142,17 +142,16 @@ def _solution(
     return basis @ vectors.reshape(count, positions)
 
 
-def _normal_matrix(
-    basis: np.ndarray, by_step: dict[tuple[int, int], np.ndarray], inside: np.ndarray
-) -> np.ndarray:
-    """The normal matrix of the module's equations along the rows of a map, (count · height, count · height).
+def _reached(inside: np.ndarray) -> int:
+    """How many positions are in a window, (height, width), or a step along the rows from one: the factor's columns."""
+    return int(np.sum(sum(np.eye(len(inside), k=step) @ inside for step in _STEPS) > 0))
 
-    Positions that are inside no window, nor next to one, have no column in the factor.
-    """
+
+def _normal_matrix(basis: np.ndarray, by_step: dict[tuple[int, int], np.ndarray], inside: np.ndarray) -> np.ndarray:
+    """The normal matrix of the module's equations along the rows of a map, (count · height, count · height)."""
     size = len(inside)
-    reached = sum(np.eye(size, k=step) @ inside for step in _STEPS) > 0
     blocks = np.block([[by_step[a, b] for b in _STEPS] for a in _STEPS])
-    spanned = np.linalg.svd(blocks, full_matrices=False)[0][:, : np.sum(reached)]
+    spanned = np.linalg.svd(blocks, full_matrices=False)[0][:, : _reached(inside)]
     parts = [basis.T @ part for part in np.split(spanned, len(_STEPS))]
     count = basis.shape[1]
     normal = np.zeros((count, size, count, size))

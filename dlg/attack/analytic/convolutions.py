@@ -41,8 +41,9 @@ from dlg.attack.analytic.convolution_equations import (
 )
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.convolution_network import KnownNetwork
+from dlg.attack.analytic.convolution_splitting import can_be_split, split_image
 from dlg.attack.analytic.layers import Layer
-from dlg.attack.analytic.network_search import search_image
+from dlg.attack.analytic.network_search import search_image, with_matched_sides
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.analytic.window_positions import with_matched_positions
@@ -77,6 +78,9 @@ _MUCH_LARGER = 2
 # The numbers of the largest image that is looked for in front of residual sums: each of a thousand steps of the search
 # would take a second and more for a larger one.
 _MOST_NUMBERS = 3 * 64 * 64
+# Where not even the last layer's pattern is known, an image is looked for behind this many units at most: the search
+# then goes through all layers and their gradients.
+_MOST_UNITS = 50_000
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -252,6 +256,9 @@ def recover_images(
                 yield from _searched(remaining, bounds, rng, ranks)
             return
         rank = estimated_rank(found.equations)
+        if found.residual >= EXPLAINED and rank.open > rank.unseen and remaining.can_be_split:
+            yield from _searched(remaining, bounds, rng, ranks)
+            return
         if rank.open > rank.unseen and not is_large:
             open_inputs.append((remaining, list(ranks)))
         ranks.append(rank)
@@ -282,7 +289,9 @@ def _network_images(
     if NETWORK_INPUT in network.outputs:
         yield ImageSearch(bounds.clip(network.outputs[NETWORK_INPUT])[None], [], is_whole=True)
         return
-    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
+    units = sum(len(layer.weight) * layer.taps.shape[1] for layer in layers)
+    is_searched = network.known or units <= _MOST_UNITS
+    if not is_searched or not np.isfinite([bounds.low, bounds.high]).all():
         return
     front = network.front
     if front is not None and is_plain_chain(layers[: front + 1]):
@@ -293,7 +302,10 @@ def _network_images(
             found = dataclasses.replace(found, images=with_matched_positions(problem, found.images[0], bounds)[None])
         yield found
         return
-    yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
+    near = search_image(network, bounds, rng).values
+    yield ImageSearch(near[None], [], is_whole=False)
+    image = with_matched_sides(layers, features, gradient, near, bounds)
+    yield ImageSearch(image[None], [], is_whole=False)
 
 
 def _first_input(
@@ -344,15 +356,40 @@ class _Remaining:
         """Whether gradients jump with a pattern of active units or of maxima."""
         return any(layer.has_kink or layer.windows.shape[1] > 1 for layer in self.layers)
 
+    @property
+    def can_be_split(self) -> bool:
+        """Whether this is one image behind two convolutions that `split_image` can take."""
+        return len(self.features) == 1 and can_be_split(self.layers)
+
 
 def _searched(
     remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
 ) -> Iterator[ImageSearch]:
     """Images that are searched for through all of the layers that are left; none where least squares can do it."""
     if remaining.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
+        if remaining.can_be_split:
+            yield from _split(remaining, bounds, rng, ranks)
+            return
         matching = ChainMatching(remaining.layers, remaining.features, remaining.gradients, bounds, remaining.seen)
         found = search_images(matching, (len(remaining.features), remaining.layers[0].size), bounds, rng)
         yield ImageSearch(found.values, list(ranks), is_whole=False)
+
+
+def _split(
+    remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
+) -> Iterator[ImageSearch]:
+    """The image behind two convolutions, layer by layer from the outputs that the splitting found, or as it found it."""
+    found = split_image(remaining.layers, remaining.known_outputs, bounds)
+    first, outputs = remaining.layers[0], found.outputs
+    if outputs.residual < EXPLAINED:
+        upstream = remaining.layers[1].input_gradient(outputs.upstream)
+        seen = np.ones((1, outputs.values.size), bool)
+        before = _Remaining([first], outputs.values[None], upstream.reshape(1, -1), seen)
+        image = _first_input(before, seen, bounds, rng)
+        if image is not None:
+            all_ranks = [*ranks, estimated_rank(outputs.equations), estimated_rank(image.equations)]
+            yield ImageSearch(image.values.reshape(1, -1), all_ranks, is_whole=True)
+    yield ImageSearch(found.values[None], list(ranks), is_whole=False)
 
 
 def _recover_from_windows(
