@@ -14,9 +14,11 @@ evens out. Where the defence leaves bounds, as pruning and rounding do, a gradie
 is first completed: of all gradients within the bounds, the true one has a rank of
 B at most, and that of a classifier's last layer sums to zero over the classes.
 Projections on that rank and on the bounds, in turn, find such a gradient (singular
-value projection, Jain, Meka and Dhillon 2010, with bounds). For a batch of one it is x = dW δ / |δ|² (Phong et al. 2017, section
-3); for several samples it is this project's own. The inputs give all D anew, and
-a few rounds settle them. They are a start for a search that knows the defence.
+value projection, Jain, Meka and Dhillon 2010, with bounds).
+
+For a batch of one the inputs are x = dW δ / |δ|² (Phong et al. 2017, section 3);
+for several samples they are this project's own. They give all D anew, and a few
+rounds settle them. They are a start for a search that knows the defence.
 """
 
 from __future__ import annotations
