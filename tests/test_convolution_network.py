@@ -149,7 +149,7 @@ def test_nothing_is_known_behind_a_mean_whose_pattern_is_not_found():
 @pytest.mark.parametrize("network", [projection, max_pooling, averaging])
 def test_the_gradient_is_that_of_the_cost(network):
     layers, known, outputs = reading_of(network)
-    matching = NetworkMatching(KnownNetwork(layers, *known), PIXELS)
+    matching = NetworkMatching(KnownNetwork(layers, *known), PIXELS, with_biases=True)
     rng = np.random.default_rng(0)
     image, direction = rng.random(matching.size), rng.standard_normal(matching.size)
     matching.set_scales(image)
