@@ -484,7 +484,35 @@ def _own_kind(spec: str) -> Kind:
             )
         return changed
 
+    if knowledge.bounds is not None:
+        knowledge = dataclasses.replace(knowledge, bounds=_checked_bounds(spec, knowledge.bounds))
     return Kind(spec, change, OWN, knowledge=lambda: knowledge)
+
+
+def _checked_bounds(spec: str, bounds: Callable[[np.ndarray], Bounds]) -> Callable[[np.ndarray], Bounds]:
+    """The same bounds, refused where they cannot be some: with wrong ones an attack finds less than what leaks."""
+
+    def checked(shared: np.ndarray) -> Bounds:
+        try:
+            lowest, highest = (np.asarray(bound) for bound in bounds(shared))
+        except Exception as error:
+            raise InputError(
+                f"the knowledge of the defense {spec!r} ends in {type(error).__name__}: {one_line(error)}; it is given"
+                " an array of shared gradients, and gives Bounds of the true ones"
+            ) from error
+        if not lowest.shape == highest.shape == shared.shape:
+            raise InputError(
+                f"the knowledge of the defense {spec!r} gives bounds shaped {lowest.shape} and {highest.shape},"
+                f" expected {shared.shape}, the shape of the shared gradients"
+            )
+        if not (lowest <= highest).all():
+            raise InputError(
+                f"the knowledge of the defense {spec!r} gives a lowest value that is NaN or above the highest; exchange"
+                " the two, or mend them"
+            )
+        return Bounds(lowest, highest)
+
+    return checked
 
 
 def _shape(value: object) -> tuple[int, ...] | str:

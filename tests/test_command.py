@@ -338,11 +338,6 @@ def refused_in_one_line(finished, words):
     assert re.fullmatch(r"mnist_example\.py: error: [^\n]+\n", finished.stderr)
 
 
-def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
-    options = "--data nowhere"
-    refused_in_one_line(run(*options.split(), folder=tmp_path / "results"), BAD_OPTIONS[options])
-
-
 def test_mnist_without_a_network_is_one_line_and_exit_code_2(tmp_path):
     # PaddlePaddle's cache is under the home folder, and there is no server behind this proxy.
     no_network = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")

@@ -441,6 +441,21 @@ def rounded(gradients):
 
 rounded.knowledge = DefenseKnowledge(lambda shared: Bounds(shared - 0.5, shared + 0.5), pull=0.3)
 
+def divides(gradients):
+    return gradients
+
+divides.knowledge = DefenseKnowledge(lambda shared: 1 / 0, pull=0.3)
+
+def exchanged(gradients):
+    return gradients
+
+exchanged.knowledge = DefenseKnowledge(lambda shared: Bounds(shared + 1, shared - 1), pull=0.3)
+
+def shorter(gradients):
+    return gradients
+
+shorter.knowledge = DefenseKnowledge(lambda shared: Bounds(shared[:1], shared[:1]), pull=0.3)
+
 def renamed(gradients):
     return {"other": gradient for gradient in gradients.values()}
 
@@ -502,6 +517,19 @@ def test_its_file_is_found_from_any_folder(own, monkeypatch):
 def test_a_defence_of_ones_own_tells_what_its_attacker_knows(own):
     shared = np.array([1.0, -2.0], np.float32)
     assert parse(f"{own}:rounded").knowledge.bounds_of(shared).highest.tolist() == [1.5, -1.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("divides", "own.py:divides' ends in ZeroDivisionError: division by zero"),
+        ("exchanged", "own.py:exchanged' gives a lowest value that is NaN or above the highest"),
+        ("shorter", r"own.py:shorter' gives bounds shaped \(1,\) and \(1,\), expected \(2,\)"),
+    ],
+)
+def test_bounds_that_cannot_be_some_are_refused(name, reason, own):
+    with pytest.raises(InputError, match=reason):
+        parse(f"{own}:{name}").knowledge.bounds_of(np.ones(2, np.float32))
 
 
 def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):

@@ -14,6 +14,7 @@ from token_networks import (
     decoder,
     hidden_of_layers,
     language_model,
+    masked_language_model,
     padded_decoder,
     padded_encoder,
     same_samples,
@@ -23,6 +24,7 @@ from token_networks import (
 )
 
 from dlg import dlg_attack
+from dlg.attack import stages
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.token_layers import TextNetwork, find_token_layers
 from dlg.attack.analytic import token_spans
@@ -60,11 +62,13 @@ def test_texts_come_back_with_their_labels(model, batch_size):
     assert leakage.labels.tolist() == labels[order, 0].tolist()
 
 
-def test_texts_are_explained_where_all_gradients_match(tmp_path):
+def test_texts_are_explained_where_all_gradients_match(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "_QUIET", 0)
     tokens, labels = texts(2)
     result = attack(feature_step(wide_encoder, tokens, labels), tmp_path)
     assert result.verdict == "explained"
     assert same_samples(result.feature, tokens)
+    assert "solving the first attention: 0 of 2 texts" in capsys.readouterr().out
 
 
 def test_texts_come_back_with_their_next_tokens(tmp_path):
@@ -144,12 +148,16 @@ def test_a_text_that_is_in_the_batch_twice_comes_back_twice(other_label):
     tokens, labels = texts(3)
     tokens[2], labels[2] = tokens[1], (labels[1] + other_label) % 10
     found, leakage = recovered(feature_step(decoder, tokens, labels))
-    assert same_samples(np.column_stack([found, leakage.labels]), np.column_stack([tokens, labels]))
+    assert same_samples(samples_with_labels(found, leakage.labels), samples_with_labels(tokens, labels))
 
 
-def with_next_tokens(model, tokens):
-    """A step on texts whose labels are the next tokens; the last place's are any."""
-    labels = np.column_stack([tokens[:, 1:], np.arange(1, len(tokens) + 1)])[..., None]
+def samples_with_labels(tokens, labels):
+    return np.column_stack([tokens, labels.reshape(len(tokens), -1)])
+
+
+def with_next_tokens(model, tokens, last=0):
+    """A step on texts whose labels are the next tokens; the last place's are this token, 0 in none of them."""
+    labels = np.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=last)[..., None]
     return feature_step(model, tokens, labels), labels
 
 
@@ -158,24 +166,34 @@ def test_texts_that_begin_alike_come_back_with_their_next_tokens(tmp_path):
     tokens[1, :3] = tokens[0, :3]
     step, labels = with_next_tokens(language_model, tokens)
     result = attack(step, tmp_path)
-    found, true = (
-        np.column_stack([t, y.reshape(2, -1)]) for t, y in ((result.feature, result.label), (tokens, labels))
-    )
-    assert same_samples(found, true)
+    assert same_samples(samples_with_labels(result.feature, result.label), samples_with_labels(tokens, labels))
     assert result.gradient_scale == 1
     assert result.verdict == "undetermined"
     assert "which of the texts that begin alike has which label" in result.reason
+
+
+def test_labels_that_the_loss_leaves_out_are_said_to_be_open(tmp_path):
+    tokens, _ = texts(2)
+    step, labels = with_next_tokens(masked_language_model, tokens)
+    result = attack(step, tmp_path)
+    assert same_samples(samples_with_labels(result.feature, result.label), samples_with_labels(tokens, labels))
+    assert result.verdict == "undetermined"
+    assert "leave open 4 labels that the loss does not depend on" in result.reason
 
 
 def test_texts_come_back_where_the_last_layer_has_the_tables_weight(tmp_path):
     tokens, _ = texts(2)
     step, labels = with_next_tokens(tied_language_model, tokens)
     result = attack(step, tmp_path)
-    found, true = (
-        np.column_stack([t, y.reshape(2, -1)]) for t, y in ((result.feature, result.label), (tokens, labels))
-    )
-    assert same_samples(found, true)
+    assert same_samples(samples_with_labels(result.feature, result.label), samples_with_labels(tokens, labels))
     assert result.verdict == "explained"
+
+
+def test_a_label_among_the_tokens_comes_back_where_the_last_layer_has_the_tables_weight():
+    tokens, _ = texts(2)
+    step, labels = with_next_tokens(tied_language_model, tokens, last=int(tokens[0, 2]))
+    found, leakage = recovered(step)
+    assert same_samples(samples_with_labels(found, leakage.labels), samples_with_labels(tokens, labels))
 
 
 def test_the_batch_of_more_texts_is_the_one_that_matches_the_whole_gradient(monkeypatch):

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 import scipy.special
-from attacking import attack, digits, shallow_perceptron
+from attacking import attack, digits, middles_of_digits, shallow_perceptron
 from benchmarks.participant import participant
 
 from paddle import nn
@@ -34,9 +34,12 @@ def run(trained, gradients, folder, **options):
     return dlg_attack(args, *trained.attack_arguments[:4], gradients)
 
 
-@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron, networks.lenet])
-def test_a_batch_whose_gradients_match_is_explained(network, tmp_path, capsys):
-    images, labels = digits(2)
+@pytest.mark.parametrize(
+    ("network", "drawn", "batch_size"),
+    [(networks.softmax, digits, 2), (shallow_perceptron, digits, 2), (networks.lenet, middles_of_digits, 4)],
+)
+def test_a_batch_whose_gradients_match_is_explained(network, drawn, batch_size, tmp_path, capsys):
+    images, labels = drawn(batch_size)
     result = attack(participant(network, images, labels), tmp_path, optimizer="auto")
     assert result.verdict == "explained"
     assert result.mismatch < 1e-4

@@ -85,6 +85,13 @@ def language_model(feature, label):
     return prediction, F.cross_entropy(prediction, label)
 
 
+def masked_language_model(feature, label):
+    """The next token is predicted, and the loss leaves the first two places out."""
+    prediction = nn.Linear(32, VOCABULARY)(hidden_of_layers(feature, causal_mask()))
+    losses = F.cross_entropy(prediction, label, reduction="none")
+    return prediction, paddle.mean(losses[:, 2:])
+
+
 def tied_language_model(feature, label):
     """The same, with the table for the last layer's weight."""
     tokens = embedding(width=32)

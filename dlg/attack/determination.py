@@ -8,7 +8,9 @@ w = v − z, is open, and E ‖w‖² is the number of open dimensions for v ~ N
 the data's size less the rank of J. Products with JᵀJ that do not suffice leave
 some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
-their rounding. Where a defence hides more than rounding does, the projection is
+their rounding. Where units lie on a kink, as ReLU's do behind black pixels and a
+bias of zero, J is no matrix: differences along v see one side of each kink, and
+Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence hides more than rounding does, the projection is
 damped, so that directions which move the gradients by less than that are open.
 
 Where the equations are ill-conditioned, the products do not suffice to show what
@@ -35,6 +37,8 @@ _ACCURACY = 1e-9
 # or at most this share of the damping times the change. No eigenvalue of JᵀJ plus the damping is below the damping, so
 # the projection's error is then at most this share of the change.
 _DAMPED_ACCURACY = 2e-3
+# Where J is a matrix, ‖J v‖² and v · JᵀJ v differ by no more than this share: rounding came to 1e-4 and less.
+_CONSISTENT = 0.01
 # What the projection leaves of a change is no longer than the change. From this many times its square on it is none.
 _DIVERGED = 2.0
 # The largest element of a finite difference's step. Within a step of 1e-6 some of the 74,000 units with ReLU in a
@@ -42,11 +46,13 @@ _DIVERGED = 2.0
 # that is nothing but rounding, such as that of a bias before batch norm, hid that the picture's brightness is open.
 _DIFFERENCE = 1e-7
 # A change of the data that spoils a picture: 30 dB, relative to the range of the pixels.
-_VISIBLE = 0.03
+VISIBLE = 0.03
 # A change is unseen if it moves the gradients by less than this many times their mismatch, or float32's rounding.
 _UNSEEN = 4
 # A gradient of less than this share of the largest one's size, each by its root mean square, is rounding.
 _NOTHING = 10 * float(np.finfo(np.float32).eps)
+# The accuracy to which the error by noise is solved for.
+_NOISE_ACCURACY = 1e-2
 # Where the projection has not ended, a defence leaves the batch open from this share of its numbers on. All directions
 # known to within 30 dB, just, would be a half. Right answers under prune:0.5, prune:0.9 and gaussian:1e-2, behind softmax
 # regression, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
@@ -78,9 +84,9 @@ class OpenPart:
     unsettled: int = 0
 
     @property
-    def rank(self) -> int:
-        """How many numbers of the batch the gradients determine."""
-        return self.size - self.dimensions
+    def rank(self) -> int | None:
+        """How many numbers of the batch the gradients determine; None where some are unsettled."""
+        return None if self.unsettled else self.size - self.dimensions
 
     def with_unseen(self, count: int) -> OpenPart:
         """The same for a batch that has so many more numbers, on which no gradient depends."""
@@ -108,7 +114,7 @@ def open_part(
     """
     low, high = value_range or (0.0, 1.0)
     rounding = max(mismatch, float(np.finfo(np.float32).eps))
-    seen_from, visible = _UNSEEN * rounding, _VISIBLE * (high - low)
+    seen_from, visible = _UNSEEN * rounding, VISIBLE * (high - low)
     damping = (seen_from / visible) ** 2
     jacobian = Jacobian(objective, values, high - low, rounding)
     if objective.knowledge != NOTHING:
@@ -117,19 +123,25 @@ def open_part(
         seen_from = rounding * math.sqrt(jacobian.size / jacobian.count)
         damping = (rounding / visible) ** 2
     change = random_streams.probe().standard_normal(jacobian.size)
+    seen = jacobian.product(change)
+    back = jacobian.transposed_product(seen)
+    square = float(sum(np.sum(vector**2) for vector in seen))
+    has_kinks = abs(float(np.sum(change * back)) - square) > _CONSISTENT * square
     left = change - _projection(jacobian, change, damping)
     length = float(np.sqrt(np.mean(left**2)))
     moved = jacobian.relative_size(left) * visible / max(length, _TINY)
     # A number that only signs depend on is seen, if not by the equations here.
-    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(left == change))
+    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(back == 0))
     # Too few products show nothing, and what they do not show may still be open.
     counted = open_by_counting(objective)
     least = unseen if counted is None else max(unseen, counted.dimensions)
     estimate = min(round(float(np.sum(left**2))), jacobian.size)
     # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away instead.
     has_diverged = float(np.sum(left**2)) > _DIVERGED * float(np.sum(change**2))
-    if moved > seen_from or has_diverged:
+    if moved > seen_from or has_diverged or has_kinks:
         if objective.knowledge == NOTHING:
+            if has_kinks or has_diverged:
+                estimate = jacobian.size
             return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
         # What damping for a defence leaves of the change says nothing of the projection.
         shown = open_at_least(jacobian, change, damping)
@@ -256,35 +268,62 @@ def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> flo
     """The least number of open dimensions that a random change shows, whether conjugate gradients end or not.
 
     Of a direction with the singular value s, the part λ / (s² + λ) is open, for
-    the damping λ, so all of them together are E λ vᵀ (JᵀJ + λ)⁻¹ v for a change
-    v ~ N(0, I). Conjugate gradients on (JᵀJ + λ) z = v approach that from below:
-    it is the sum of λ ‖rᵢ‖² times the length of the step i, for the remainders rᵢ.
-    (Hestenes and Stiefel 1952, theorem 6:1; Golub and Meurant 1994.)
+    the damping λ. All of them together are E λ vᵀ (JᵀJ + λ)⁻¹ v for a change
+    v ~ N(0, I). The iterates zₖ of conjugate gradients on (JᵀJ + λ) z = v approach
+    that from below: vᵀ zₖ rises with k (Hestenes and Stiefel 1952, theorem 6:1).
     """
-    remainder = direction = change
-    square, shown = float(np.sum(remainder**2)), 0.0
-    enough = _ACCURACY * square
-    for _ in range(_PRODUCTS):
-        image = jacobian.transposed_product(jacobian.product(direction)) + damping * direction
-        curvature = float(np.sum(direction * image))
-        if not curvature > 0:
-            break
-        length = square / curvature
-        shown += damping * length * square
-        remainder = remainder - length * image
-        square, before = float(np.sum(remainder**2)), square
-        if square <= enough:
-            break
-        direction = remainder + square / before * direction
-    return shown
+    solution = _solved(jacobian, change, damping, _ACCURACY * float(np.sum(change**2)))
+    return damping * float(np.sum(change * solution))
+
+
+def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: float, count: int) -> list[np.ndarray]:
+    """By how much the noise of a defence may move an answer: random draws of its error, to first order.
+
+    Noise ξ in the gradients moves the batch of least squares by
+    e = (JᵀJ + λ)⁻¹ Jᵀ ξ, where λ keeps directions that the noise hides to what
+    spoils a picture.
+
+    Parameters
+    ----------
+    objective : Objective
+        In float64, by the l2 distance, with fixed labels, under a defence that adds noise.
+    values : sequence of ndarray, float64
+        The answer: the data, (B, ...).
+    width : float
+        Of the data's range.
+    count : int
+        How many draws.
+
+    Returns
+    -------
+    list of ndarray, (B, ...), float64
+    """
+    # In units of the noise, so small that the weights of all entries are those of the noise.
+    unit = float(np.finfo(np.float32).eps)
+    jacobian, rng = Jacobian(objective, values, width, unit), random_streams.probe()
+    damping = (unit / (VISIBLE * width)) ** 2
+    errors = []
+    for _ in range(count):
+        noise = [unit * rng.standard_normal(gradient.shape) for gradient in jacobian.gradients]
+        right_side = jacobian.transposed_product(noise)
+        error = _solved(jacobian, right_side, damping, _NOISE_ACCURACY**2 * float(np.sum(right_side**2)))
+        errors.append(error.reshape(values[0].shape))
+    return errors
 
 
 def _projection(jacobian: Jacobian, change: np.ndarray, damping: float) -> np.ndarray:
-    """What of a change the gradients see, by conjugate gradients on (JᵀJ + damping) z = JᵀJ v."""
-    remainder = jacobian.transposed_product(jacobian.product(change))
-    solution, direction = np.zeros_like(change), remainder
+    """What of a change the gradients see: the solution of (JᵀJ + damping) z = JᵀJ v."""
+    right_side = jacobian.transposed_product(jacobian.product(change))
+    enough = _ACCURACY**2 * float(np.sum(right_side**2))
+    return _solved(
+        jacobian, right_side, damping, max(enough, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
+    )
+
+
+def _solved(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: float) -> np.ndarray:
+    """Solve (JᵀJ + damping) z = b by conjugate gradients, until the remainder's square is small enough."""
+    solution, remainder, direction = np.zeros_like(right_side), right_side, right_side
     square = float(np.sum(remainder**2))
-    enough = max(_ACCURACY**2 * square, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
     for _ in range(_PRODUCTS):
         if square <= enough:
             break

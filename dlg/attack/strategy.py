@@ -430,10 +430,10 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
             # Imported here, as below.
             from dlg.attack.analytic.signs import read_off_signs
 
-            leakage = read_off_signs(step, options.range)
+            by_signs = read_off_signs(step, options.range)
             # An attack that is not told of the signs takes its labels from here: no other analytic attack reads signs.
-            step.preparations.read_off.append((step.knowledge, leakage))
-            return leakage
+            step.preparations.read_off.append((step.knowledge, by_signs))
+            return by_signs
         leakage = _read_off_once(step, options, nonnegative)
     except PrecisionError:
         return None

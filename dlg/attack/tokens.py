@@ -31,6 +31,8 @@ from dlg.options import AttackOptions
 # A place whose row has a gradient below this share of the largest is one that the loss does not depend on: float32's
 # rounding.
 _NO_GRADIENT = 1e-7
+# Which other classes are put in the place of a label, to see whether the loss depends on it.
+_OTHER_CLASSES = (1, 2)
 
 
 def tokens_present(step: SharedStep, objective: Objective) -> dict[str, np.ndarray]:
@@ -163,6 +165,8 @@ def judge_tokens(
     rolled = rolled_within_samples(tokens, strategy.objective.layout)
     if rolled is not None and check.mismatch(rolled) <= MATCHED:
         open_parts.append("the order of a sample's tokens, which these gradients do not depend on")
+    if masked := check.labels_without_gradient(tokens):
+        open_parts.append(f"{masked} labels that the loss does not depend on, as under a mask")
     exchanged = labels_exchanged(tokens, check.labels)
     if exchanged is not None and check.mismatch(tokens, exchanged) <= MATCHED:
         open_parts.append("which of the texts that begin alike has which label where they still are alike")
@@ -268,6 +272,22 @@ class _Check:
         largest = max((float(length.max(initial=0)) for length in lengths), default=0.0)
         unread = sum(int(np.sum(values == UNREAD)) for values in tokens.values())
         return unread + sum(int(np.sum(length <= _NO_GRADIENT * largest)) for length in lengths)
+
+    def labels_without_gradient(self, tokens: dict[int, np.ndarray]) -> int:
+        """How many labels the loss does not depend on: its gradient by the prediction is zero whatever they are."""
+        if self._objective.label_kind is not LabelKind.CLASS:
+            return 0
+        classes = self._objective.label_probability.shape[-1]
+        is_zero = np.ones(self.labels.size, bool)
+        # An answer that the network is sure of, and one that the loss ignores, have no gradient either.
+        for shift in _OTHER_CLASSES:
+            fed = self._fed((self.labels + shift) % classes)
+            gradient = self._network.prediction_gradient(self._features(tokens), fed)
+            if gradient is None or gradient.shape[-1] != classes or gradient.size != is_zero.size * classes:
+                return 0
+            sizes = np.abs(gradient).reshape(-1, classes).max(axis=1)
+            is_zero &= sizes <= _NO_GRADIENT * sizes.max()
+        return int(is_zero.sum())
 
     @property
     def labels(self) -> np.ndarray:

@@ -185,8 +185,9 @@ class UnchangedNetwork:
         with in_program(self._program, dtype), named_failures(_CANNOT_DIFFERENTIATE, self._program):
             self._call = step.of_one_local_step().call(dtype, as_trained=True)
             rows = [lookup.rows for lookup in self._lookups()] if with_tables else []
-            gradients = unchanged_gradients(self._call.loss, [*self._call.parameters, *rows])
-        self._row_gradients = gradients[len(self._call.parameters) :]
+            values = [*self._call.parameters, self._call.prediction, *rows]
+            gradients = unchanged_gradients(self._call.loss, values)
+        self._prediction_gradient, *self._row_gradients = gradients[len(self._call.parameters) :]
         wanted = set(objective.dummy_gradients) | (set(objective.tables) if with_tables else set())
         pairs = zip(objective.parameters, gradients)
         self._gradients = {name: gradient for name, gradient in pairs if name in wanted and gradient is not None}
@@ -224,6 +225,12 @@ class UnchangedNetwork:
     def row_gradients(self, features: Sequence[np.ndarray], labels: np.ndarray) -> list[np.ndarray]:
         """The loss's gradients at a batch by what each lookup of an integer feature gives, (..., d)."""
         return self.evaluate(features, labels, [gradient for gradient in self._row_gradients if gradient is not None])
+
+    def prediction_gradient(self, features: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray | None:
+        """The loss's gradient at a batch by the prediction; None where the loss is not computed from it."""
+        if self._prediction_gradient is None:
+            return None
+        return self.evaluate(features, labels, [self._prediction_gradient])[0]
 
     def evaluate(self, features: Sequence[np.ndarray], labels: np.ndarray, fetched: list[Value]) -> list[np.ndarray]:
         """Compute values of this program at a batch."""

@@ -102,11 +102,14 @@ def write_texts(
     tokens : ndarray, shape (B, ...), int64
         What was recovered.
     present : sequence of int
-        The tokens that the table's gradient shows, whatever was recovered.
+        The tokens that the table's gradient shows, whatever was recovered. All
+        of the vocabulary where it has no row of zeros, which shows none.
     vocabulary : sequence of str
         The word of each token.
     """
     known = " ".join(_word(int(token), vocabulary) for token in present)
+    if len(present) >= len(vocabulary):
+        known = "not known, for none of its rows is zero"
     lines = [claim, "", *texts(tokens, vocabulary), "", f"in the batch, by the table's gradient alone: {known}", ""]
     folder.write(TEXT, "\n".join(lines).encode())
 

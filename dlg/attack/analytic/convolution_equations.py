@@ -441,7 +441,8 @@ def exact_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds) -> 
     """
     free = (x > bounds.low) & (x < bounds.high)
     for _ in range(_MOST_BOUND_CHANGES):
-        x, outside = _least_squares_of(equations, x, free, bounds)
+        moved = least_squares_of(equations, x, free)
+        x, outside = bounds.clip(moved), (moved < bounds.low) | (moved > bounds.high)
         free &= ~outside
         released = ~free & _wants_inside(equations, x, bounds)
         if not outside.any() and not released.any():
@@ -450,16 +451,14 @@ def exact_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds) -> 
     return x
 
 
-def _least_squares_of(
-    equations: Equations, x: np.ndarray, free: np.ndarray, bounds: Bounds
-) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares for the free numbers, clipped to the bounds, and which of them had to be clipped."""
+def least_squares_of(equations: Equations, x: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Least squares for the free numbers, (n,) of bool, the others held; of all of them those nearest to x."""
     columns = np.flatnonzero(free)
     missing = equations.right_side - equations.matrix @ x
     options = {"atol": _SOLVER_TOLERANCE, "btol": _SOLVER_TOLERANCE, "maxiter": _SOLVER_ITERATIONS}
     moved = x.copy()
     moved[columns] += lsmr(equations.matrix[:, columns], missing, **options)[0]
-    return bounds.clip(moved), (moved < bounds.low) | (moved > bounds.high)
+    return moved
 
 
 def _wants_inside(equations: Equations, x: np.ndarray, bounds: Bounds) -> np.ndarray:

@@ -41,6 +41,7 @@ from dlg.attack.analytic.convolution_equations import (
 )
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.convolution_network import KnownNetwork
+from dlg.attack.analytic.convolution_splitting import can_be_split, split_image
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.network_search import search_image, with_matched_sides
 from dlg.attack.analytic.reading import Leakage, Reading
@@ -255,6 +256,9 @@ def recover_images(
                 yield from _searched(remaining, bounds, rng, ranks)
             return
         rank = estimated_rank(found.equations)
+        if found.residual >= EXPLAINED and rank.open > rank.unseen and remaining.can_be_split:
+            yield from _searched(remaining, bounds, rng, ranks)
+            return
         if rank.open > rank.unseen and not is_large:
             open_inputs.append((remaining, list(ranks)))
         ranks.append(rank)
@@ -352,15 +356,40 @@ class _Remaining:
         """Whether gradients jump with a pattern of active units or of maxima."""
         return any(layer.has_kink or layer.windows.shape[1] > 1 for layer in self.layers)
 
+    @property
+    def can_be_split(self) -> bool:
+        """Whether this is one image behind two convolutions that `split_image` can take."""
+        return len(self.features) == 1 and can_be_split(self.layers)
+
 
 def _searched(
     remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
 ) -> Iterator[ImageSearch]:
     """Images that are searched for through all of the layers that are left; none where least squares can do it."""
     if remaining.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
+        if remaining.can_be_split:
+            yield from _split(remaining, bounds, rng, ranks)
+            return
         matching = ChainMatching(remaining.layers, remaining.features, remaining.gradients, bounds, remaining.seen)
         found = search_images(matching, (len(remaining.features), remaining.layers[0].size), bounds, rng)
         yield ImageSearch(found.values, list(ranks), is_whole=False)
+
+
+def _split(
+    remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
+) -> Iterator[ImageSearch]:
+    """The image behind two convolutions, layer by layer from the outputs that the splitting found, or as it found it."""
+    found = split_image(remaining.layers, remaining.known_outputs, bounds)
+    first, outputs = remaining.layers[0], found.outputs
+    if outputs.residual < EXPLAINED:
+        upstream = remaining.layers[1].input_gradient(outputs.upstream)
+        seen = np.ones((1, outputs.values.size), bool)
+        before = _Remaining([first], outputs.values[None], upstream.reshape(1, -1), seen)
+        image = _first_input(before, seen, bounds, rng)
+        if image is not None:
+            all_ranks = [*ranks, estimated_rank(outputs.equations), estimated_rank(image.equations)]
+            yield ImageSearch(image.values.reshape(1, -1), all_ranks, is_whole=True)
+    yield ImageSearch(found.values[None], list(ranks), is_whole=False)
 
 
 def _recover_from_windows(

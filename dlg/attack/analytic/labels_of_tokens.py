@@ -14,8 +14,11 @@ more inputs than the layer is wide, nonnegative least squares solves it class by
 class.
 
 Where the last layer's weight is the table that the tokens are looked up in, the
-table's gradient has the lookups' gradients besides. They depend on the labels,
-so that both are computed in turn.
+table's gradient has the lookups' gradients besides, which depend on the labels.
+Its rows of other tokens show the labels that are no tokens of the texts. For
+those that are, another layer decides, the last one before it on each token: with
+its inputs a_i, the gradient Σ_i a_i d_iᵀ of its weight gives each d_i, which
+depends on the label i alone. The label is the token whose d_i is nearest.
 
 The weights c_i are those of the network's own gradient at labels that are
 known. The equation is tested there, so the loss is not assumed.
@@ -32,6 +35,7 @@ from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic.reading import Reading
+from dlg.attack.analytic.token_layers import TextNetwork, read_at_tokens
 from dlg.attack.deadline import check_deadline
 from dlg.attack.dummies import fed_label
 from dlg.attack.verification import UnchangedNetwork
@@ -53,8 +57,8 @@ _WHOLE = 0.2
 _NOBODYS = 0.1
 # A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
 _SAME_SCALE = 1e-5
-# How often labels and the lookups' gradients are computed in turn. Labels that were right came out of two rounds.
-_MOST_ROUNDS = 10
+# A label is another one than expected where the gradient at a layer's outputs is off by this share of the median size.
+_OTHER_LABEL = 1e-3
 # What a number is divided by where it would be divided by zero.
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -72,6 +76,7 @@ class LabelsOfTokens:
         self._reading = reading
         self._network = UnchangedNetwork(reading.step, reading.probe, "float64", with_tables=True)
         self._layer = find_last_layer(self._network)
+        self._layer_name = "" if self._layer is None else self._layer.weight
 
     def of(self, tokens: dict[int, np.ndarray]) -> np.ndarray | None:
         """The labels of tokens.
@@ -96,14 +101,60 @@ class LabelsOfTokens:
         layer = self._known_layer(tokens)
         if layer is None:
             return None
-        labels, is_whole = layer.next_tokens(), False
-        for _ in range(_MOST_ROUNDS if layer.is_table else 1):
-            check_deadline()
-            before = labels
-            labels, is_whole = layer.solved(before)
-            if (labels == before).all():
-                break
+        expected = layer.next_tokens()
+        if layer.is_table:
+            expected = self._among_tokens(layer, layer.solved(expected)[0], expected)
+        labels, is_whole = layer.solved(expected)
+        if layer.is_table and (labels != expected).any():
+            # The lookups' gradients were those of other labels.
+            return None
         return labels.reshape(self._reading.probe.label_probability.shape[:-1]) if is_whole else None
+
+    def _among_tokens(self, layer: _KnownLayer, solved: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """The labels, (n,), where the last layer's gradient has that of the lookups besides.
+
+        Parameters
+        ----------
+        layer : _KnownLayer
+        solved : ndarray, shape (n,), int64
+            The labels without regard to it, which are right where they are no
+            tokens of the texts.
+        expected : ndarray, shape (n,), int64
+            The labels that are kept where the layer before has their gradient.
+        """
+        network = TextNetwork(self._reading)
+        (texts,) = layer.tokens.values()
+        rows = texts.reshape(len(texts), -1)[:, network.rows.places] + network.rows.offsets
+        read = [(value, names[0]) for value, names in read_at_tokens(network) if names[0] != self._layer_name]
+        if not read or len(expected) != rows.size:
+            return expected
+        value, name = read[-1]
+        (inputs,) = network.evaluate(rows, [value])
+        solution = np.linalg.pinv(inputs.reshape(len(expected), -1).T, rcond=_RANK_TOLERANCE)
+
+        def at_outputs(labels: np.ndarray) -> np.ndarray:
+            check_deadline()
+            fed = _fed(self._reading, self._network, layer.tokens, labels)
+            return solution @ self._network.gradients(*fed)[name]
+
+        shared = solution @ self._reading.step.gradients[self._reading.probe.trained[name]].astype(np.float64)
+        tokens = np.unique(rows)
+        of_expected = at_outputs(expected)
+        # Most labels are the expected ones. So their gradients show the factor.
+        squares = np.maximum(np.sum(of_expected**2, axis=1), _TINY)
+        factor = float(np.median(np.sum(shared * of_expected, axis=1) / squares))
+
+        def distances(outputs: np.ndarray) -> np.ndarray:
+            return np.linalg.norm(shared - factor * outputs, axis=1)
+
+        is_other = distances(of_expected) > _OTHER_LABEL * np.median(np.linalg.norm(shared, axis=1))
+        is_among = np.isin(solved, tokens)
+        labels = np.where(is_other & ~is_among, solved, expected)
+        undecided = np.flatnonzero(is_other & is_among)
+        if len(undecided):
+            of_tokens = [distances(at_outputs(np.full(len(expected), token)))[undecided] for token in tokens]
+            labels[undecided] = tokens[np.argmin(of_tokens, axis=0)]
+        return labels
 
     def copies(self, tokens: dict[int, np.ndarray], count: int) -> np.ndarray | None:
         """How often each of the texts that differ is in the batch, by the classes that are nobody's label.
@@ -224,14 +275,16 @@ class _KnownLayer:
             return None
         errors = np.linalg.lstsq(self.hidden[first].T, self.gradient, rcond=None)[0]
         places = len(self.hidden) // batch_size
-        # The last place tells texts apart that begin alike.
-        groups_of_texts = [
-            max(number for number, group in enumerate(groups) if (group // places == text).any())
+        # The last place that the loss depends on tells texts apart that begin alike.
+        last = [
+            max((number for number, group in enumerate(groups) if (group // places == text).any()), default=-1)
             for text in range(count)
         ]
-        weights = np.array([self.weights[groups[number]].mean() for number in groups_of_texts])
-        expected = weights[:, None] * self.probabilities[[first[number] for number in groups_of_texts]]
-        copies = np.median(errors[groups_of_texts] / np.maximum(expected, _TINY), axis=1)
+        if min(last) < 0:
+            return None
+        weights = np.array([self.weights[groups[number]].mean() for number in last])
+        expected = weights[:, None] * self.probabilities[[first[number] for number in last]]
+        copies = np.median(errors[last] / np.maximum(expected, _TINY), axis=1)
         whole = np.rint(copies).astype(np.int64)
         is_whole = np.abs(copies - whole).max() < _WHOLE and whole.min() > 0 and whole.sum() == batch_size
         return whole if is_whole else None
@@ -300,7 +353,7 @@ def _fed(
 def _weights(hidden: np.ndarray, errors: np.ndarray, gradient: np.ndarray) -> np.ndarray | None:
     """c_i of dW = Σ c_i h_i e_iᵀ, (n,); None where no weights solve it."""
     normal = (hidden @ hidden.T) * (errors @ errors.T)
-    right = np.einsum("nk,kc,nc->n", hidden, gradient, errors, optimize=True)
+    right = np.sum((hidden @ gradient) * errors, axis=1)
     weights = np.linalg.lstsq(normal, right, rcond=None)[0]
     rest = np.linalg.norm(gradient - hidden.T @ (weights[:, None] * errors))
     return weights if weights.max() > 0 and rest <= _TOLERANCE * np.linalg.norm(gradient) else None

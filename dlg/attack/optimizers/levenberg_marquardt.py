@@ -18,6 +18,7 @@ from dlg.attack.objective import PRECISE_ROUNDING, Objective
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
 from dlg.attack.optimizers.interface import (
     BatchKnowledge,
+    BestShown,
     DummyBatch,
     Observer,
     OptimizerEntry,
@@ -256,7 +257,7 @@ class LevenbergMarquardt:
             if observe(iteration, batch, True):
                 return
         if not self._objective.knowledge.needs_prior and not self._objective.knowledge.is_scaled:
-            observe = self._lowest_shown(observe, batch)
+            observe = BestShown(observe, batch, lambda loss, best: loss < best or self.explains(loss))
         batch, iteration, done = self._search(batch, iteration, iterations, observe, in_range=True)
         if self._is_robust and self._objective.explains(batch.loss):
             self._end_robustly(batch, iteration, iterations, observe)
@@ -299,18 +300,6 @@ class LevenbergMarquardt:
             if search.is_stuck or search.is_within_noise or (search.is_still and self._objective.explains(batch.loss)):
                 break
         return batch, iteration, self._objective.explains(batch.loss)
-
-    def _lowest_shown(self, observe: Observer, start: DummyBatch) -> Observer:
-        """An observer of the batch of the lowest loss so far, the start included, or of the last that explains."""
-        best = start
-
-        def observe_best(iteration: int, batch: DummyBatch, decisive: bool) -> bool:
-            nonlocal best
-            if batch.loss < best.loss or self.explains(batch.loss):
-                best = batch
-            return observe(iteration, best, decisive)
-
-        return observe_best
 
     def _new_search(self) -> Search:
         low, high = self._knowledge.value_range or (0.0, 1.0)
