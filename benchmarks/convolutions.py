@@ -260,7 +260,8 @@ def train_on_crops(target: Participant, in_training_mode: Network, seed: int) ->
     rng = np.random.default_rng((seed, _TRAINING_STREAM))
     images, labels = many_crops(_FIRST_TRAINING_CROP + _TRAINING_CROPS * seed, _TRAINING_CROPS)
     program, startup, loss = in_program(in_training_mode, images, _TRAINING_RATE)
-    startup.random_seed = seed
+    # The startup program draws the weights anew, along with making the learning rate.
+    paddle.seed(seed)
     target.training.exe.run(startup)
     for _ in range(_TRAINING_STEPS):
         chosen = rng.integers(len(images), size=_TRAINING_CROPS_IN_STEP)

@@ -17,6 +17,14 @@ def test_a_row_counts_what_came_back():
     assert row("lenet", found, 1) == "| lenet | 1 | 1 of 2 | 9% to 91% | 2 | 71.0 dB | 3.0 (4.0) | 2.0 (3.0) |"
 
 
+def test_crops_may_have_their_picture_for_a_label():
+    pytest.importorskip("skimage")
+    images, labels = colour_crops(3, 2, by_picture=True)
+    assert np.array_equal(images, colour_crops(3, 2)[0])
+    assert labels.shape == (2, 1)
+    assert set(labels.ravel()) <= set(range(4))
+
+
 def test_a_network_that_the_reference_does_not_have_is_refused(capsys):
     pytest.importorskip("torch")
     with pytest.raises(SystemExit):

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.participant import fresh_scope, participant
 from paddle import nn
 
+from dlg.attack.analytic import network_search
 from dlg.attack.analytic.averaged_pattern import averaged_pattern
 from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_network import KnownNetwork
@@ -15,6 +16,7 @@ from dlg.attack.analytic.convolutions import features_of_one
 from dlg.attack.analytic.leakage import find_leakage
 from dlg.attack.analytic.network_search import NetworkMatching, search_image, with_matched_sides
 from dlg.attack.analytic.reading import Reading
+from dlg.errors import TimeLimitReachedError
 from dlg.graph.convolution_blocks import NETWORK_INPUT
 
 PIXELS = Bounds(0.0, 1.0)
@@ -147,7 +149,7 @@ def test_nothing_is_known_behind_a_mean_whose_pattern_is_not_found():
 @pytest.mark.parametrize("network", [projection, max_pooling, averaging])
 def test_the_gradient_is_that_of_the_cost(network):
     layers, known, outputs = reading_of(network)
-    matching = NetworkMatching(KnownNetwork(layers, *known), PIXELS)
+    matching = NetworkMatching(KnownNetwork(layers, *known), PIXELS, with_biases=True)
     rng = np.random.default_rng(0)
     image, direction = rng.random(matching.size), rng.standard_normal(matching.size)
     matching.set_scales(image)
@@ -166,6 +168,30 @@ def test_the_search_comes_near_an_image_behind_means_over_windows():
     assert list(network.known) == [1]
     found = search_image(network, PIXELS, np.random.default_rng(0))
     assert np.mean((found.values - outputs[NETWORK_INPUT].ravel()) ** 2) < 0.01
+
+
+def starts_that_end_in_time(monkeypatch, count):
+    def annealed(matching, image, bounds):
+        if not left:
+            raise TimeLimitReachedError
+        return left.pop()
+
+    left = [network_search.FoundImage(np.full(196, 0.5), cost=1.0)] * count
+    monkeypatch.setattr(network_search, "_annealed", annealed)
+
+
+def test_a_search_that_runs_out_of_time_keeps_the_best_start(monkeypatch):
+    layers, known, _ = reading_of(projection)
+    starts_that_end_in_time(monkeypatch, 1)
+    found = search_image(KnownNetwork(layers, *known), PIXELS, np.random.default_rng(0))
+    assert np.all(found.values == 0.5)
+
+
+def test_a_search_without_time_for_one_start_says_so(monkeypatch):
+    layers, known, _ = reading_of(projection)
+    starts_that_end_in_time(monkeypatch, 0)
+    with pytest.raises(TimeLimitReachedError):
+        search_image(KnownNetwork(layers, *known), PIXELS, np.random.default_rng(0))
 
 
 def test_a_unit_on_the_wrong_side_of_its_kink_is_found():

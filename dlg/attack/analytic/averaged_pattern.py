@@ -19,7 +19,7 @@ and the same with rows and columns exchanged. Both are linear in D. The
 solution is the eigenvector of the least eigenvalue of a sum of squares, found by Lanczos
 iterations. M is a multiple of it, over g, and its entries are zeros and ones. Nothing is searched for.
 Filters that are silent, or active everywhere, do no harm: of the P independent rows that
-M might have, 34 of 64 were enough. The construction is this project's own; the use of
+M might have, fewer than 40 of 49 are enough. The construction is this project's own; the use of
 shifts is that of ESPRIT (Roy and Kailath 1989).
 """
 

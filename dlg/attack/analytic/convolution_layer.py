@@ -41,6 +41,8 @@ class ConvolutionLayer:
     weight, weight_gradient : ndarray, shape (out, in, height, width), float64
         The filters and their gradient.
     bias : ndarray, shape (out,), float64
+    bias_gradient : ndarray, shape (out,), float64, or None
+        The sums of the gradients at the outputs. None where no bias is trained.
     input_shape : tuple of int
         (in, height, width) of the input.
     taps : ndarray, shape (M, P), int64
@@ -65,6 +67,7 @@ class ConvolutionLayer:
     weight: np.ndarray
     weight_gradient: np.ndarray
     bias: np.ndarray
+    bias_gradient: np.ndarray | None
     input_shape: tuple[int, int, int]
     taps: np.ndarray
     windows: np.ndarray
@@ -347,10 +350,12 @@ def _as_numbers(
     taps, map_shape = _taps(weight.shape, shape, block)
     windows, output_map = _windows(map_shape, block.pooling)
     columns = scale[:, None, None, None]
+    shift = block.bias if block.norm is None else block.norm.shift
     return ConvolutionLayer(
         weight=weight * columns,
         weight_gradient=gradients[probe.trained[block.weight]].astype(np.float64) / columns,
         bias=bias,
+        bias_gradient=gradients[probe.trained[shift]].astype(np.float64) if shift in probe.trained else None,
         input_shape=shape,
         taps=taps,
         windows=windows,

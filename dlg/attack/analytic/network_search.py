@@ -24,7 +24,7 @@ with D by backpropagation through the smoothed layers. This jumps with the patte
 the temperature falls, and the search comes near the image, not to rounding.
 
 A unit near its kink may be on the wrong side of it. It then leaves D · patch in what its
-filter's gradient misses. Where its side was settled before the search it changes sides
+filter's gradient misses, and D in what the bias's does. Where its side was settled before the search it changes sides
 (`NetworkMatching.doubtful_units`); where it follows from the image, the image is moved
 (`with_matched_sides`).
 
@@ -119,6 +119,10 @@ class NetworkMatching:
         The layers, and what is known.
     bounds : Bounds
         Of the image, finite.
+    with_biases : bool, optional
+        Whether the biases' gradients are compared along with the filters'. Where
+        large areas of an image are black they draw a search away from it: units
+        whose patches are zero count in them, and are half active when smoothed.
 
     Attributes
     ----------
@@ -126,7 +130,8 @@ class NetworkMatching:
         How many numbers the image has.
     """
 
-    def __init__(self, network: KnownNetwork, bounds: Bounds) -> None:
+    def __init__(self, network: KnownNetwork, bounds: Bounds, *, with_biases: bool = False) -> None:
+        self._with_biases = with_biases
         self._layers, self._known, self._outputs = network.layers, network.known, network.outputs
         self._gradients = network.gradients
         self._compared = [place for place in sorted(network.known) if self._depends_on_image(place)]
@@ -244,7 +249,11 @@ class NetworkMatching:
         """
         layer = self._layers[place]
         missing = upstream @ done.patches.T - layer.weight_gradient.reshape(layer.filters.shape)
-        taken_off = -2 * change * (missing @ done.patches) - change**2 * np.sum(done.patches**2, axis=0)
+        patches = done.patches
+        if layer.bias_gradient is not None:
+            missing = np.column_stack([missing, upstream.sum(axis=1) - layer.bias_gradient])
+            patches = np.vstack([patches, np.ones(patches.shape[1])])
+        taken_off = -2 * change * (missing @ patches) - change**2 * np.sum(patches**2, axis=0)
         taken_off = np.where(np.abs(done.sums) < _NEAR_KINK * np.abs(done.sums).max(), taken_off, 0.0)
         is_misplaced = taken_off.max(axis=1) > _LEAST_SHARE * np.sum(missing**2, axis=1)
         best = taken_off.argmax(axis=1)
@@ -323,6 +332,11 @@ class NetworkMatching:
             gradient = layer.from_patches(2 / size * missing.T @ upstreams[place])
             gradients[layer.source] = gradients.get(layer.source, 0) + gradient
             at_upstream[place] += 2 / size * missing @ done.patches
+            if self._with_biases and layer.bias_gradient is not None:
+                size = max(float(np.sum(layer.bias_gradient**2)), _TINY)
+                missing = upstreams[place].sum(axis=1) - layer.bias_gradient
+                cost += float(np.sum(missing**2)) / size
+                at_upstream[place] += 2 / size * missing[:, None]
             temperature = self._temperatures[place]
             at_sums[place] = at_upstream[place] * spreads[place] * _curvature(layer, done.sums, temperature)
             at_spread = at_upstream[place] * _slope(layer, done.sums, temperature)
@@ -535,7 +549,7 @@ def with_matched_sides(
     ndarray, shape (n,)
         The image itself where no other one that is tried has gradients that match better.
     """
-    matching = NetworkMatching(KnownNetwork(layers, features, gradient, solves=False), bounds)
+    matching = NetworkMatching(KnownNetwork(layers, features, gradient, solves=False), bounds, with_biases=True)
     best, least = image, matching.cost(image, 0.0)[0]
     for _ in range(_MOST_TURNS):
         image = matching.with_matched_sides(image)
