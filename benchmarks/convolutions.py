@@ -1,7 +1,7 @@
 """What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
-        [--batch_size 1] [--data bundled | FOLDER]
+        [--first_seed 0] [--batch_size 1] [--data bundled | FOLDER]
 
 Each seed is one target: it draws the images, the weights and the attack's random
 numbers. Grey images are digits; colour ones are random crops of scikit-image's
@@ -23,7 +23,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import numpy as np
@@ -291,7 +291,8 @@ def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, batch_size: i
         processor = time.process_time() - before
         rank = f"rank {found.rank}"
         if found.verdict == FAILED:
-            rank = f"rank at the target {rank_at(target, batch, label).rank} of {batch.size}"
+            part = rank_at(target, batch, label)
+            rank = f"rank at the target {'not known' if part.rank is None else part.rank} of {batch.size}"
         shown = seen_part(target, batch, label)
     psnrs, seen = ([each.psnr for each in metrics.compare(batch, images)] for images in (found.feature, shown))
     reached, held = (", ".join(map(metrics.decibels, each)) for each in (psnrs, seen))
@@ -300,9 +301,9 @@ def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, batch_size: i
     return Attacked(psnrs, seen, found.seconds, processor)
 
 
-def row(name: str, attack: Callable[[int], Attacked], batch_size: int, seeds: int) -> str:
+def row(name: str, attack: Callable[[int], Attacked], batch_size: int, seeds: Iterable[int]) -> str:
     """Attack all seeds; give the row of the table."""
-    found = [attack(seed) for seed in range(seeds)]
+    found = [attack(seed) for seed in seeds]
     psnrs, in_seen = [psnr for each in found for psnr in each.psnrs], [psnr for each in found for psnr in each.seen]
     recovered, seen = (sum(psnr >= metrics.RECOVERED for psnr in each) for each in (psnrs, in_seen))
     low, high = metrics.wilson_interval(recovered, len(psnrs))
@@ -320,6 +321,7 @@ def main() -> None:
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--data", default="bundled")
     args = parser.parse_args()
@@ -331,7 +333,7 @@ def main() -> None:
             name,
             lambda seed, name=name: attack_seed(name, images, labels, args.batch_size, seed),
             args.batch_size,
-            args.seeds,
+            range(args.first_seed, args.first_seed + args.seeds),
         )
         for name in args.network
     ]
