@@ -10,8 +10,9 @@ some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
 their rounding. Where units lie on a kink, as ReLU's do behind black pixels and a
 bias of zero, J is no matrix: differences along v see one side of each kink, and
-Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence hides more than rounding does, the projection is
-damped, so that directions which move the gradients by less than that are open.
+Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence
+hides more than rounding does, the projection is damped, so that directions which
+move the gradients by less than that are open.
 
 Where the equations are ill-conditioned, the products do not suffice to show what
 is open. A bound by counting then still holds: see `dlg.attack.counting`.
@@ -135,7 +136,7 @@ def open_part(
         open_square = float(np.sum(left**2))
         length = math.sqrt(open_square / jacobian.size)
         moved = jacobian.relative_size(left) * visible / max(length, _TINY)
-        # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away instead.
+        # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away.
         shows_nothing = has_kinks or open_square > _DIVERGED * float(np.sum(change**2))
         estimate = jacobian.size if shows_nothing else min(round(open_square), jacobian.size)
         if shows_nothing or moved <= seen_from or estimate <= least or objective.knowledge != NOTHING:

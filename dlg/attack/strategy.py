@@ -59,8 +59,8 @@ _KINKED_ACTIVATIONS = """
 """
 # Ops that choose some of their numbers; their derivatives jump with the choice.
 _CHOICES = """
-    max_pool2d_with_index fractional_max_pool2d maximum minimum fmax fmin max min amax amin median nanmedian argsort topk
-    kthvalue mode cummax cummin
+    max_pool2d_with_index fractional_max_pool2d maximum minimum fmax fmin max min amax amin median nanmedian argsort
+    topk kthvalue mode cummax cummin
 """
 _KINKS = {f"pd_op.{name}" for name in (_KINKED_ACTIVATIONS + _CHOICES).split()}
 
