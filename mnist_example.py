@@ -137,22 +137,28 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f"attack the update between two files of paddle.save: the weights {state} the local steps",
         )
     add_attack_options(parser.add_argument_group("attack"))
-    # By default the attack knows the defence, for a defence is public.
-    parser.set_defaults(knows=None)
+    # By default the attack knows the defence, for a defence is public, and a file of gradients says its batch size.
+    parser.set_defaults(knows=None, batch_size=None)
     args = parser.parse_args(argv)
     refuse_conflicts(parser, args)
     args.knows = args.knows or args.defense
     if args.gradients and (args.defense != "none" or args.save_gradients):
         parser.error("--gradients attacks what was shared already; leave --defense and --save_gradients away")
+    batch_size, args.batch_size = args.batch_size, args.batch_size or AttackOptions.batch_size
     try:
         # Checked together, and with the defaults that depend on each other.
-        return argparse.Namespace(**vars(args) | dataclasses.asdict(AttackOptions.from_args(args)))
+        args = argparse.Namespace(**vars(args) | dataclasses.asdict(AttackOptions.from_args(args)))
     except InputError as error:
         parser.error(str(error))
+    if args.gradients:
+        args.batch_size = batch_size
+    return args
 
 
 def refuse_conflicts(parser: OneLineParser, args: argparse.Namespace) -> None:
-    """End the command where options on weight updates do not fit together, or with others."""
+    """End the command where options do not fit together."""
+    if (args.gradients or args.before) and args.data != ["bundled"]:
+        parser.error("--data is of a training, and --gradients, --before and --after take its place; leave it away")
     if bool(args.before) != bool(args.after):
         parser.error("--before and --after are the two files of one update; give both")
     is_update = args.before or args.local_steps
@@ -188,6 +194,11 @@ def train_and_attack(args: argparse.Namespace) -> int:
             raise InputError(
                 f"{quoted(args.gradients)}: these gradients are of samples shaped {quoted(received.feature_shape)},"
                 f" expected {IMAGE}; attack them with dlg.dlg_attack and the network they came from"
+            )
+        if args.batch_size not in (None, received.batch_size):
+            raise InputError(
+                f"--batch_size {args.batch_size}: the gradients in {quoted(args.gradients)} are of a batch of"
+                f" {received.batch_size}; leave --batch_size away"
             )
         # What they were made of is somebody else's.
         args.batch_size, images, labels = received.batch_size, None, None

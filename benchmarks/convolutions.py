@@ -1,19 +1,26 @@
 """What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
-        [--first_seed 0] [--batch_size 1] [--data bundled | FOLDER]
+        [--first_seed 0] [--batch_size 1] [--data bundled | FOLDER] [--time_limit SECONDS] [--against torch]
 
 Each seed is one target: it draws the images, the weights and the attack's random
 numbers. Grey images are digits; colour ones are random crops of scikit-image's
 pictures (pip install scikit-image), at least 96 pixels wide, scaled to 32×32.
 Trained networks have taken 300 steps of stochastic gradient descent on other
-digits. Batch norms are in eval mode; those of networks called normed have the statistics
-of other crops and random scales and shifts. A line for each seed has its PSNR, that of
+digits, or on other crops whose class is the picture. Batch norms are in eval mode; those of
+networks called normed have the statistics of other crops and random scales and shifts, those
+of trained ones the statistics of other crops. A line for each seed has its PSNR, that of
 its seen part, which is the target with black pixels where no gradient depends on
 them, its verdict, the rank (of the target itself where the attack failed), the
 attack's seconds and the processor's, which other work on the machine hardly
 changes; the row of each network has the share of images from 30 dB on, with
 Wilson's interval at 95 %, the number of seen parts from 30 dB on, and the medians.
+
+--against torch (pip install torch; a CPU build will do) also attacks each target by
+the recipe of Geiping et al. in PyTorch, with the same weights and the true labels,
+once for each of three weights of the total variation. Each of these runs has as
+many of the processor's seconds as `auto` took. It takes the networks
+zhu-colour, zhu-sigmoid-colour, and the residual ones.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +38,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import Participant, fresh_scope, participant
 from dlg import dlg_attack, random_streams
 from dlg.attack.determination import Jacobian, OpenPart, open_part
@@ -55,6 +62,10 @@ _LEAST_CROP = 96
 # How many crops the statistics of batch norms are those of, and the first of their seeds, which no target has.
 _NORM_CROPS = 32
 _FIRST_NORM_CROP = 1000
+# How many crops a network is trained on, the first of their seeds, and how many there are in a step.
+_TRAINING_CROPS = 256
+_FIRST_TRAINING_CROP = 100_000
+_TRAINING_CROPS_IN_STEP = 16
 # Together with the seed, this makes the stream of their scales and shifts.
 _NORM_STREAM = 4
 # Between what the scales lie, and the standard deviation of the shifts.
@@ -162,7 +173,8 @@ class Case:
         Whether it is trained before the attack.
     in_training_mode : Network or None
         The same network whose batch norms take their statistics. They are then
-        set before the attack, to those of random crops, with random scales and shifts.
+        set before the attack, to those of random crops, with random scales and
+        shifts unless the network is trained.
     """
 
     network: Network
@@ -185,24 +197,30 @@ NETWORKS = {
     "convnet-average": Case(four_convolutions(F.avg_pool2d)),
     "resnet8-colour": Case(resnet8(training=False), in_colour=True),
     "resnet8-normed": Case(resnet8(training=False), in_colour=True, in_training_mode=resnet8(training=True)),
+    "resnet8-trained": Case(
+        resnet8(training=False), in_colour=True, is_trained=True, in_training_mode=resnet8(training=True)
+    ),
+    "resnet18-colour": Case(resnet18(training=False), in_colour=True),
     "resnet18-normed": Case(resnet18(training=False), in_colour=True, in_training_mode=resnet18(training=True)),
 }
 
 
-def colour_crops(seed: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random squares of pictures, (B, 3, 32, 32) in float32, with random labels."""
+def colour_crops(seed: int, batch_size: int, *, by_picture: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Random squares of pictures, (B, 3, 32, 32) in float32, with random labels or the pictures' numbers."""
     import skimage.data
     from skimage.transform import resize
 
     rng = np.random.default_rng((seed, _CROP_STREAM))
     crops, labels = [], []
     for _ in range(batch_size):
-        picture = getattr(skimage.data, _PICTURES[rng.integers(len(_PICTURES))])()[..., :3] / 255
+        number = int(rng.integers(len(_PICTURES)))
+        picture = getattr(skimage.data, _PICTURES[number])()[..., :3] / 255
         side = int(rng.integers(_LEAST_CROP, min(picture.shape[:2]) + 1))
         top, left = (int(rng.integers(size - side + 1)) for size in picture.shape[:2])
         crop = picture[top : top + side, left : left + side]
         crops.append(resize(crop, (_COLOUR_SIDE, _COLOUR_SIDE), anti_aliasing=True).transpose(2, 0, 1))
-        labels.append(rng.integers(networks.CLASSES, size=1))
+        drawn = rng.integers(networks.CLASSES, size=1)
+        labels.append(np.array([number]) if by_picture else drawn)
     return np.stack(crops).astype(np.float32), np.stack(labels)
 
 
@@ -226,15 +244,49 @@ def set_norms(target: Participant, in_training_mode: Network, seed: int) -> None
                 rng.uniform(*_NORM_SCALES, weights.shape) if is_scale else rng.normal(0, _NORM_SHIFTS, weights.shape)
             )
             scope.find_var(name).get_tensor().set(drawn.astype(weights.dtype), paddle.CPUPlace())
+    set_statistics(target, in_training_mode, seed)
+
+
+def set_statistics(target: Participant, in_training_mode: Network, seed: int) -> None:
+    """Set the statistics of batch norms to those of random crops."""
     first = _FIRST_NORM_CROP + _NORM_CROPS * seed
-    images, labels = (np.concatenate(parts) for parts in zip(*(colour_crops(first + n, 1) for n in range(_NORM_CROPS))))
+    images, labels = many_crops(first, _NORM_CROPS)
+    program, _, loss = in_program(in_training_mode, images)
+    target.training.exe.run(program, feed={"img": images, "label": labels}, fetch_list=[loss])
+
+
+def train_on_crops(target: Participant, in_training_mode: Network, seed: int) -> None:
+    """Take steps of stochastic gradient descent on random batches of crops, from new weights."""
+    rng = np.random.default_rng((seed, _TRAINING_STREAM))
+    images, labels = many_crops(_FIRST_TRAINING_CROP + _TRAINING_CROPS * seed, _TRAINING_CROPS)
+    program, startup, loss = in_program(in_training_mode, images, _TRAINING_RATE)
+    startup.random_seed = seed
+    target.training.exe.run(startup)
+    for _ in range(_TRAINING_STEPS):
+        chosen = rng.integers(len(images), size=_TRAINING_CROPS_IN_STEP)
+        target.training.exe.run(program, feed={"img": images[chosen], "label": labels[chosen]}, fetch_list=[loss])
+    set_statistics(target, in_training_mode, seed)
+
+
+def many_crops(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of these seeds, whose labels are their pictures."""
+    images, labels = zip(*(colour_crops(first + number, 1, by_picture=True) for number in range(count)))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def in_program(
+    network: Network, images: np.ndarray, rate: float | None = None
+) -> tuple[paddle.static.Program, paddle.static.Program, Value]:
+    """A network's program, with steps of descent where there is a rate, its startup program, and its loss."""
     program, startup = paddle.static.Program(), paddle.static.Program()
     # Names are generated anew, so that the variables are those of the target's program.
     with paddle.static.program_guard(program, startup), paddle.utils.unique_name.guard():
         feature = paddle.static.data("img", [None, *images.shape[1:]], str(images.dtype))
         label = paddle.static.data("label", [None, 1], "int64")
-        _, loss = in_training_mode(feature, label)
-    target.training.exe.run(program, feed={"img": images, "label": labels}, fetch_list=[loss])
+        _, loss = network(feature, label)
+        if rate is not None:
+            paddle.optimizer.SGD(rate).minimize(loss)
+    return program, startup, loss
 
 
 def rank_at(target: Participant, images: np.ndarray, labels: np.ndarray) -> OpenPart:
@@ -272,20 +324,35 @@ class Attacked:
     processor: float
 
 
-def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int) -> Attacked:
-    """Attack the target of a seed, and print its line."""
+def attack_seed(
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    seed: int,
+    *,
+    with_reference: bool,
+    time_limit: float | None,
+) -> dict[str, Attacked]:
+    """Attack the target of a seed, and print a line for each attack; give what each reached, by the name of its row."""
     case = NETWORKS[name]
     shuffled, shuffled_labels = data.first_batch(images, labels, len(images), seed)
     batch, label = (
-        colour_crops(seed, batch_size) if case.in_colour else (shuffled[:batch_size], shuffled_labels[:batch_size])
+        colour_crops(seed, batch_size, by_picture=case.is_trained)
+        if case.in_colour
+        else (shuffled[:batch_size], shuffled_labels[:batch_size])
     )
     with fresh_scope(), tempfile.TemporaryDirectory() as folder:
         target = participant(case.network, batch, label, seed)
-        if case.is_trained:
+        if case.is_trained and case.in_training_mode is not None:
+            train_on_crops(target, case.in_training_mode, seed)
+        elif case.is_trained:
             train(target, shuffled[batch_size:], shuffled_labels[batch_size:], seed)
-        if case.in_training_mode is not None:
+        elif case.in_training_mode is not None:
             set_norms(target, case.in_training_mode, seed)
-        options = SimpleNamespace(batch_size=len(batch), result_dir=folder, optimizer="auto", seed=seed)
+        options = SimpleNamespace(
+            batch_size=len(batch), result_dir=folder, optimizer="auto", seed=seed, time_limit=time_limit
+        )
         before = time.process_time()
         found = dlg_attack(options, *target.attack_arguments)
         processor = time.process_time() - before
@@ -294,16 +361,46 @@ def attack_seed(name: str, images: np.ndarray, labels: np.ndarray, batch_size: i
             part = rank_at(target, batch, label)
             rank = f"rank at the target {'not known' if part.rank is None else part.rank} of {batch.size}"
         shown = seen_part(target, batch, label)
-    psnrs, seen = ([each.psnr for each in metrics.compare(batch, images)] for images in (found.feature, shown))
-    reached, held = (", ".join(map(metrics.decibels, each)) for each in (psnrs, seen))
-    took = f"{found.seconds:.1f} s, {processor:.1f} s of a processor"
-    print(f"{name} seed {seed}: {reached} (seen part {held}), {found.verdict}, {rank}, {took}", flush=True)
-    return Attacked(psnrs, seen, found.seconds, processor)
+        auto = Attacked(_psnrs(batch, found.feature), _psnrs(batch, shown), found.seconds, processor)
+        _print_line(f"{name} seed {seed}", auto, f"{found.verdict}, {rank}")
+        attacked = {name: auto}
+        if with_reference:
+            attacked |= attack_by_reference(name, target, batch, label, seed, auto)
+    return attacked
 
 
-def row(name: str, attack: Callable[[int], Attacked], batch_size: int, seeds: Iterable[int]) -> str:
-    """Attack all seeds; give the row of the table."""
-    found = [attack(seed) for seed in seeds]
+def attack_by_reference(
+    name: str, target: Participant, images: np.ndarray, labels: np.ndarray, seed: int, auto: Attacked
+) -> dict[str, Attacked]:
+    """Attack a target by the reference, for as long as `auto` took; see `attack_seed`."""
+    from benchmarks import torch_dlg, torch_geiping  # only here: a benchmark without --against torch needs no PyTorch
+
+    scope, shared = paddle.static.global_scope(), target.step()
+    network, names = torch_geiping.copied_network(name, lambda each: np.array(scope.find_var(each).get_tensor()))
+    gradients = [shared[each] for each in names]
+    torch_dlg.check_gradients(name, network, images, labels, gradients)
+    attacked = {}
+    for weight in torch_geiping.TOTAL_VARIATIONS:
+        found = torch_geiping.attack(network, gradients, labels, images.shape, seed, weight, auto.processor)
+        row_name = f"{name}, Geiping et al. with TV {weight:g}"
+        attacked[row_name] = Attacked(_psnrs(images, found.feature), auto.seen, found.seconds, found.processor)
+        reached = f"cosine distance {found.distance:.1e} after {found.iterations} steps"
+        _print_line(f"{row_name}, seed {seed}", attacked[row_name], reached)
+    return attacked
+
+
+def _psnrs(images: np.ndarray, found: np.ndarray) -> list[float]:
+    return [each.psnr for each in metrics.compare(images, found)]
+
+
+def _print_line(name: str, attacked: Attacked, ended: str) -> None:
+    reached, held = (", ".join(map(metrics.decibels, each)) for each in (attacked.psnrs, attacked.seen))
+    took = f"{attacked.seconds:.1f} s, {attacked.processor:.1f} s of a processor"
+    print(f"{name}: {reached} (seen part {held}), {ended}, {took}", flush=True)
+
+
+def row(name: str, found: Sequence[Attacked], batch_size: int) -> str:
+    """The row of the table of what an attack reached on all seeds."""
     psnrs, in_seen = [psnr for each in found for psnr in each.psnrs], [psnr for each in found for psnr in each.seen]
     recovered, seen = (sum(psnr >= metrics.RECOVERED for psnr in each) for each in (psnrs, in_seen))
     low, high = metrics.wilson_interval(recovered, len(psnrs))
@@ -315,6 +412,17 @@ def row(name: str, attack: Callable[[int], Attacked], batch_size: int, seeds: It
     return f"| {name} | {batch_size} | {share} | {statistics.median(psnrs):.1f} dB | {times} |"
 
 
+def check_reference(parser: argparse.ArgumentParser, chosen: Sequence[str]) -> None:
+    """End with an error where PyTorch is missing or the reference does not have a network."""
+    try:
+        from benchmarks import torch_geiping
+    except ModuleNotFoundError:
+        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
+    unknown = [name for name in chosen if name not in torch_geiping.NETWORKS]
+    if unknown:
+        parser.error(f"--against torch takes {', '.join(torch_geiping.NETWORKS)}, got {', '.join(unknown)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -324,19 +432,29 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--data", default="bundled")
+    parser.add_argument("--time_limit", type=float, help="of each attack, in seconds of the clock (none by default)")
+    parser.add_argument("--against", choices=["torch"])
     args = parser.parse_args()
+    if args.against:
+        check_reference(parser, args.network)
     paddle.enable_static()
-    print(machine())
+    print(machine_with_torch() if args.against else machine())
     images, labels = data.load([args.data])
-    rows = [
-        row(
-            name,
-            lambda seed, name=name: attack_seed(name, images, labels, args.batch_size, seed),
-            args.batch_size,
-            range(args.first_seed, args.first_seed + args.seeds),
-        )
-        for name in args.network
-    ]
+    rows = []
+    for name in args.network:
+        found = [
+            attack_seed(
+                name,
+                images,
+                labels,
+                args.batch_size,
+                seed,
+                with_reference=bool(args.against),
+                time_limit=args.time_limit,
+            )
+            for seed in range(args.first_seed, args.first_seed + args.seeds)
+        ]
+        rows += [row(each, [one[each] for one in found], args.batch_size) for each in found[0]]
     times = "seconds, median (most) | processor seconds, median (most)"
     print(f"| network | batch | images ≥ 30 dB | 95 % interval | of the seen part | median PSNR | {times} |")
     print("\n".join(["|---|---|---|---|---|---|---|---|", *rows]))

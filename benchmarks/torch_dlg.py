@@ -104,17 +104,27 @@ def copied_network(
     network = NETWORKS[name](images.shape[1:])
     with torch.no_grad():
         for parameter, weight in zip(network.parameters(), weights, strict=True):
-            parameter.copy_(torch.tensor(_torch_layout(weight)))
+            parameter.copy_(torch.tensor(torch_layout(weight)))
+    check_gradients(name, network, images, labels, gradients)
+    return network
+
+
+def check_gradients(
+    name: str, network: nn.Module, images: np.ndarray, labels: np.ndarray, gradients: Sequence[np.ndarray]
+) -> None:
+    """Raise AssertionError where a network of this name has other gradients than PaddlePaddle's.
+
+    The parameters are those of `copied_network`; the gradients are in the order of the network's parameters.
+    """
     loss = nn.functional.cross_entropy(network(torch.tensor(images)), torch.tensor(labels[:, 0]))
     for index, (ours, theirs) in enumerate(zip(torch.autograd.grad(loss, list(network.parameters())), gradients)):
-        theirs = _torch_layout(theirs)
+        theirs = torch_layout(theirs)
         error = np.linalg.norm(ours.numpy() - theirs) / np.linalg.norm(theirs)
         if not error <= _AGREEMENT:
             raise AssertionError(
                 f"{name}: the gradient of parameter {index} is {error:.1e} off PaddlePaddle's, relative to its norm;"
                 f" expected at most {_AGREEMENT:g}, since the weights are the same"
             )
-    return network
 
 
 def attack(
@@ -141,7 +151,7 @@ def attack(
         Where the distance or the dummy data is no longer a number.
     """
     weights = list(network.parameters())
-    shared = [torch.tensor(_torch_layout(gradient)) for gradient in gradients]
+    shared = [torch.tensor(torch_layout(gradient)) for gradient in gradients]
     evaluations = 0
     torch.manual_seed(seed)
     started = time.perf_counter()
@@ -182,7 +192,7 @@ def matching_loss(
     dummy_gradients = torch.autograd.grad(loss, list(network.parameters()))
     pairs = zip(dummy_gradients, gradients)
     return len(dummy_data) ** 2 * sum(
-        float(np.mean((ours.numpy() - _torch_layout(theirs)) ** 2)) for ours, theirs in pairs
+        float(np.mean((ours.numpy() - torch_layout(theirs)) ** 2)) for ours, theirs in pairs
     )
 
 
@@ -191,6 +201,6 @@ def _loss(network: nn.Module, data: torch.Tensor, label: torch.Tensor) -> torch.
     return torch.mean(torch.sum(-softmax(label, dim=-1) * log_softmax(network(data), dim=-1), dim=-1))
 
 
-def _torch_layout(array: np.ndarray) -> np.ndarray:
+def torch_layout(array: np.ndarray) -> np.ndarray:
     """A weight or gradient of PaddlePaddle as PyTorch has it: a fully connected layer's is (out, in), not (in, out)."""
     return np.ascontiguousarray(array.T) if array.ndim == 2 else array

@@ -1,4 +1,4 @@
-"""The timed networks, and the attack's iteration on them, in PyTorch eager. For benchmarks.descent --against torch."""
+"""Networks in PyTorch eager, and the timed iteration of the attack on them, for benchmarks' --against torch."""
 
 from __future__ import annotations
 
@@ -28,15 +28,23 @@ class Block(nn.Module):
 
     def __init__(self, inner: int, width: int, stride: int) -> None:
         super().__init__()
-        self.first, self.norm = nn.Conv2d(inner, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.second, self.second_norm = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        # The shortcut is the first, as in PaddlePaddle, where layers are numbered in the order in which they are made.
         self.shortcut = nn.Identity()
         if stride != 1 or inner != width:
             self.shortcut = nn.Sequential(nn.Conv2d(inner, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.first, self.norm = nn.Conv2d(inner, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.second, self.second_norm = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = torch.relu(self.norm(self.first(x)))
         return torch.relu(self.second_norm(self.second(hidden)) + self.shortcut(x))
+
+
+def resnet8() -> nn.Module:
+    """The network of 8 layers of He et al. (2016, section 4.2), for images in colour."""
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def resnet18() -> nn.Module:

@@ -48,6 +48,10 @@ _FP16_LEAST = 2.0**-24
 # The same of bfloat16, which has the exponents of float32.
 _BF16_DIGITS = 8
 _BF16_LEAST = 2.0**-133
+# The largest number of all gradients must not be below this, the root of float32's smallest normal number. Squares of
+# smaller numbers underflow. So no distance between such gradients can be computed in float32, and any batch with small
+# gradients matches them as well as the true one does.
+VANISHING = float(np.sqrt(np.finfo(np.float32).tiny))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,20 +179,34 @@ class Defense:
         InputError
             Where a gradient is not a floating-point array or not finite, or
             would not be finite after the defence. Half precision, for one,
-            holds no number over 65504.
+            holds no number over 65504. And where the defence leaves zeros
+            alone, or numbers below `VANISHING`, of gradients that held more.
         """
         for name, gradient in gradients.items():
             _check_gradient(name, gradient)
-        # A number that does not fit becomes infinite. That is an error below, so NumPy's warning is not needed.
-        with np.errstate(over="ignore"):
+        # What is infinite or NaN is an error below, so NumPy's warnings are not needed.
+        with np.errstate(all="ignore"):
             changed = self.row.change(gradients, rng, *self.numbers)
             shared = {name: np.array(changed[name], gradient.dtype) for name, gradient in gradients.items()}
         for name, gradient in shared.items():
+            if np.isnan(gradient).any():
+                raise InputError(
+                    f"the defense {self.spec} makes {int(np.isnan(gradient).sum())} of the {gradient.size} numbers in"
+                    f" the gradient of {name!r} NaN, expected finite numbers; look for a division by zero in it, or the"
+                    " root or the logarithm of a negative number"
+                )
             if not np.isfinite(gradient).all():
                 raise InputError(
                     f"the defense {self.spec} makes the gradient of {name!r} infinite, whose largest magnitude is"
                     f" {np.abs(gradients[name]).max():.3g}; take another defense or another number, or scale the loss"
                 )
+        left = largest_magnitude(shared)
+        if left < VANISHING <= largest_magnitude(gradients):
+            what = "nothing but zeros" if left == 0 else f"no number above {left:.1e}"
+            raise InputError(
+                f"the defense {self.spec} leaves {what} of all gradients, expected at least {VANISHING:.1e}: there is"
+                " nothing to attack, and nothing to learn from; take another number, or a defense that keeps more"
+            )
         return shared
 
     def epsilon(self, delta: float, distance: float = 1.0) -> float | None:
@@ -267,6 +285,11 @@ def parse(spec: str) -> Defense:
     if len(texts) != len(kind.numbers):
         raise InputError(f"the defense {spec!r} is not spelt {kind.spelling}; expected {SPELLINGS}")
     return Defense(kind.name, tuple(_number(spec, number, text) for number, text in zip(kind.numbers, texts)))
+
+
+def largest_magnitude(gradients: Gradients) -> float:
+    """The largest magnitude of any number in the gradients; 0 where there is none."""
+    return max((float(np.abs(gradient).max(initial=0)) for gradient in gradients.values()), default=0.0)
 
 
 def distortion(before: Gradients, after: Gradients) -> Distortion:
@@ -425,7 +448,7 @@ def _own_kind(spec: str) -> Kind:
     path, _, name = spec.rpartition(":")
     try:
         function = runpy.run_path(path).get(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise InputError(
             f"the defense {spec!r}: {quoted(path)} cannot be run: {reason}; give FILE.py:NAME, a file that Python can"
@@ -445,7 +468,7 @@ def _own_kind(spec: str) -> Kind:
     def change(gradients: Gradients, rng: np.random.Generator) -> Gradients:
         try:
             changed = function({each: gradient.copy() for each, gradient in gradients.items()})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line = traceback.extract_tb(error.__traceback__)[-1].lineno
             raise InputError(
                 f"the defense {spec!r} ends in {type(error).__name__} at line {line}: {one_line(error)}; it is given a"
@@ -453,15 +476,52 @@ def _own_kind(spec: str) -> Kind:
             ) from error
         expected = {each: gradient.shape for each, gradient in gradients.items()}
         is_mapping = isinstance(changed, Mapping)
-        found = {each: np.shape(value) for each, value in changed.items()} if is_mapping else type(changed).__name__
+        found = {each: _shape(value) for each, value in changed.items()} if is_mapping else type(changed).__name__
         if found != expected:
             raise InputError(
-                f"the defense {spec!r} returned {quoted(found)}, expected arrays of these names and shapes:"
+                f"the defense {spec!r} returned {quoted(found)}, expected real numbers of these names and shapes:"
                 f" {quoted(expected)}; change the values alone"
             )
         return changed
 
+    if knowledge.bounds is not None:
+        knowledge = dataclasses.replace(knowledge, bounds=_checked_bounds(spec, knowledge.bounds))
     return Kind(spec, change, OWN, knowledge=lambda: knowledge)
+
+
+def _checked_bounds(spec: str, bounds: Callable[[np.ndarray], Bounds]) -> Callable[[np.ndarray], Bounds]:
+    """The same bounds, refused where they cannot be some: with wrong ones an attack finds less than what leaks."""
+
+    def checked(shared: np.ndarray) -> Bounds:
+        try:
+            lowest, highest = (np.asarray(bound) for bound in bounds(shared))
+        except Exception as error:
+            raise InputError(
+                f"the knowledge of the defense {spec!r} ends in {type(error).__name__}: {one_line(error)}; it is given"
+                " an array of shared gradients, and gives Bounds of the true ones"
+            ) from error
+        if not lowest.shape == highest.shape == shared.shape:
+            raise InputError(
+                f"the knowledge of the defense {spec!r} gives bounds shaped {lowest.shape} and {highest.shape},"
+                f" expected {shared.shape}, the shape of the shared gradients"
+            )
+        if not (lowest <= highest).all():
+            raise InputError(
+                f"the knowledge of the defense {spec!r} gives a lowest value that is NaN or above the highest; exchange"
+                " the two, or mend them"
+            )
+        return Bounds(lowest, highest)
+
+    return checked
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    """The shape of an array of real numbers; what it is instead, where it is none."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # lists of different lengths
+        return type(value).__name__
+    return array.shape if array.dtype.kind in "fiub" else f"{array.dtype} shaped {array.shape}"
 
 
 def _over_zero(name: str) -> Number:

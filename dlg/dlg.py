@@ -5,6 +5,7 @@ Both recover a training batch from the gradients it left.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -24,14 +25,15 @@ from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
+from dlg.attack.stages import stages_told
 from dlg.attack.strategy import Strategy, choose
 from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_present
 from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError, quoted
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.programs import refuse_flags, static_mode
-from dlg.graph.values import Network, Value, is_real
-from dlg.interrupts import interrupts_ignored
+from dlg.graph.values import Network, Value, is_real, numpy_dtype
+from dlg.interrupts import interrupts_ignored, sigterm_as_ctrl_c
 from dlg.options import AttackOptions
 from dlg.results.outcome import RESULT_FILES, print_outcome, write_results
 from dlg.results.pictures import SNAPSHOTS
@@ -153,6 +155,7 @@ class AttackInterrupted(KeyboardInterrupt):
         self.reconstruction = reconstruction
 
 
+@sigterm_as_ctrl_c()
 def dlg_attack(
     args: Any,
     feature: Value | Sequence[Value],
@@ -220,7 +223,9 @@ def dlg_attack(
         of an earlier attack are as they were.
     AttackInterrupted
         On Ctrl-C, a KeyboardInterrupt with what was recovered until then. A
-        plain KeyboardInterrupt while the attack is still being prepared.
+        plain KeyboardInterrupt while the attack is still being prepared. On
+        SIGTERM the same files are written, and then the process ends, unless the
+        program has a handler of SIGTERM's own.
     """
     started = time.monotonic()
     options = AttackOptions.from_args(args)
@@ -228,9 +233,11 @@ def dlg_attack(
     step = SharedStep(network, feature, label, options.batch_size, origin_grad, exe.place, options.knowledge)
     _check_vocabulary(vocabulary, step)
     options = _without_range_of_rows(options, step)
-    return _run(step, options, *prepare(step, options, started), started, vocabulary)
+    with stages_told(_print_stage):
+        return _run(step, options, *prepare(step, options, started), started, vocabulary)
 
 
+@sigterm_as_ctrl_c()
 def attack_layer(
     layer: paddle.nn.Layer,
     loss: Callable[[Any, Any], Any],
@@ -284,12 +291,13 @@ def attack_layer(
     place : paddle.CPUPlace, paddle.CUDAPlace or str, optional
         Where the attack runs. By default on the device that is set, see
         `paddle.get_device`.
-    target : array, (B, ...), floating, in [0, 1], or sequence of arrays, optional
-        The true batch. It is looked at after the attack alone, to compare what
+    target : array, (B, ...), floating, in [0, 1], or integer, or sequence of arrays, optional
+        The true batch; tokens where the layer takes integers. It is looked at after the attack alone, to compare what
         was recovered with it: the comparison is printed and written into
         ``summary.json``, with ``target.png`` and ``progress.png`` where samples are
-        pictures. It needs `target_label` too. Of several inputs, give a list with
-        one for each; the first that is a picture is compared.
+        pictures. Tokens are compared one by one. It needs `target_label` too. Of
+        several inputs, give a list with one for each; the first that is a picture
+        is compared.
     target_label : array, (B,) or (B, 1), integer, optional
         The labels of `target`.
     vocabulary : sequence of str, optional
@@ -318,7 +326,7 @@ def attack_layer(
         known.step.knowledge = chosen.knowledge
         _check_vocabulary(vocabulary, known.step)
         chosen = _without_range_of_rows(chosen, known.step)
-        with paddle.static.scope_guard(known.scope):
+        with paddle.static.scope_guard(known.scope), stages_told(_print_stage):
             strategy, first = prepare(known.step, chosen, started)
             if truth:
                 _check_classes(truth[1], strategy.objective)
@@ -336,6 +344,11 @@ def attack_layer(
     if recovered.ended == "interrupted":
         raise AttackInterrupted(recovered)
     return recovered
+
+
+def _print_stage(stage: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads on; the attack goes on
+        print(stage, flush=True)
 
 
 def _without_range_of_rows(options: AttackOptions, step: SharedStep) -> AttackOptions:
@@ -554,9 +567,12 @@ def _checked_target(
             raise InputError(f"target is {given_as}, expected a list of {len(feature)}, one for each of the features")
         given = list(target)
     samples = [_as_array(each) for each in given]
-    compared = [array for array in samples if not np.issubdtype(array.dtype, np.integer)]
-    for array in compared or samples:
+    specs = feature if isinstance(feature, (list, tuple)) else [feature]
+    real = [array for array, spec in zip(samples, specs) if not _takes_integers(spec)]
+    for array in real:
         _check_samples(array, batch_size)
+    for array, spec in [] if real else zip(samples, specs):
+        _check_tokens(array, batch_size, spec)
     labels = _as_array(target_label)
     if labels.ndim == 0 or len(labels) != batch_size:
         raise InputError(
@@ -578,6 +594,20 @@ def _check_classes(labels: np.ndarray, objective: Objective) -> None:
 
 def _as_array(given: Any) -> np.ndarray:
     return np.asarray(given.numpy() if isinstance(given, paddle.Tensor) else given)
+
+
+def _takes_integers(spec: Any) -> bool:
+    return isinstance(spec, paddle.static.InputSpec) and np.issubdtype(numpy_dtype(spec), np.integer)
+
+
+def _check_tokens(tokens: np.ndarray, batch_size: int, spec: paddle.static.InputSpec) -> None:
+    """Raise InputError where a comparison cannot take tokens."""
+    shape = (batch_size, *spec.shape[1:])
+    if tokens.shape != shape or not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(
+            f"target is {tokens.dtype} and shaped {tokens.shape}, expected integers shaped {shape}; give the whole"
+            " batch's tokens"
+        )
 
 
 def _check_samples(samples: np.ndarray, batch_size: int) -> None:

@@ -55,8 +55,10 @@ def one_line(error: BaseException) -> str:
 
     Of a message over several lines, the one that names an error, as
     PaddlePaddle's pages have it, else the first. Without a message, the
-    error's type.
+    error's type; of SystemExit always, for its message is a number.
     """
+    if isinstance(error, SystemExit):
+        return f"it ends Python (SystemExit: {error.code})"
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line]
     line = (named or lines or [type(error).__name__])[0]

@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM: while programs are being built, and over a run and the writing of its results."""
+"""Ctrl-C and SIGTERM: while programs are being built, over an attack, and over a run and the writing of its results."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,38 @@ def interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         _restore(before)
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt in the block, as Ctrl-C does, and end the process after it.
+
+    Without this it would end the process at once, and what an attack has by then
+    would be lost. Where the program has a handler of its own, or ignores SIGTERM,
+    and in threads other than the main one, it has the effect that it had.
+    """
+    is_in_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    heard = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if heard:
+            # What is printed would be lost: the signal ends the process without Python's own end.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class CtrlC:

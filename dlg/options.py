@@ -185,7 +185,7 @@ class AttackOptions:
     may have; both are checked by the same function.
     """
 
-    batch_size: int = _option(2, integer_between(1), "the batch size of normal training")
+    batch_size: int = _option(2, integer_between(1), "the batch size of normal training", "2")
     iterations: int = _option(3000, integer_between(1), "attack iterations")
     learning_rate: float | None = _option(
         None,

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlg.errors import InputError, one_line, quoted
+from dlg.errors import InputError, quoted
 
 # A weight: an array of numbers, or one of PaddlePaddle's values in a program.
 Tensor: TypeAlias = Any
@@ -315,8 +315,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         reason = str(error)
     except OSError as error:
         reason = str(error.strerror or error)
-    except Exception as error:  # on damaged bytes pickle raises errors of many kinds
-        reason = f"it is damaged ({type(error).__name__}: {quoted(one_line(error))})"
+    except Exception:  # on damaged bytes pickle raises errors of many kinds
+        reason = "it is damaged, or of another kind"
     else:
         return {name: weight for name, weight in state.items() if name != _NAME_TABLE}
     raise InputError(f"cannot load weights from {quoted(str(path))}: {reason}; give a file that paddle.save wrote")

@@ -18,6 +18,12 @@ def digits(batch_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return data.first_batch(*data.load(["bundled"]), batch_size, seed)
 
 
+def middles_of_digits(batch_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The middle 14 by 14 pixels of these digits. An attack on LeNet takes a fifth of the time with them."""
+    images, labels = digits(batch_size, seed)
+    return images[..., 7:21, 7:21].copy(), labels
+
+
 def attack(trained: Participant, folder: object, **options: object) -> Reconstruction:
     """Attack the participant's next step; the results go into the folder."""
     args = SimpleNamespace(batch_size=trained.batch_size, result_dir=folder, **options)

@@ -18,6 +18,7 @@ import sys
 import termios
 import time
 
+import numpy as np
 import pytest
 from conftest import PROJECT
 
@@ -199,6 +200,28 @@ def test_a_cell_that_fails_does_not_end_the_audit(tmp_path, capsys):
     assert "2 of 2 cells done, 1 could not be run: their rows say why" in capsys.readouterr().out
 
 
+def test_an_audit_of_which_no_cell_could_be_run_is_exit_code_1_and_names_the_first(tmp_path, capsys):
+    options = ("--networks", "softmax", "--batch_sizes", "1", "--defenses", "gaussian:1e300", "gaussian:1e301")
+    assert main([*options, "--seeds", "1", "--jobs", "1", "--result_dir", str(tmp_path)]) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(
+        "python -m dlg.audit: error: no cell could be run, so nothing is known; the first: softmax"
+    )
+    assert "gaussian:1e+300, seed 0: could not be run: the defense gaussian:1e+300 makes" in stderr
+    assert stderr.count("\n") == 1
+    assert (tmp_path / "report.html").exists()
+
+
+def test_data_that_no_network_can_be_trained_on_is_refused_before_anything_is_written(tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", features=np.zeros((9, 1, 28, 28)), labels=np.arange(9) + 5)
+    options = (*SMALLER, "--data", str(tmp_path / "data.npz"), "--result_dir", str(tmp_path / "out"))
+    assert main(options) == 2
+    stderr = capsys.readouterr().err
+    assert "its labels are from 5 to 13, expected classes from 0 to 9" in stderr
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_gate_that_is_not_passed_is_exit_code_3_and_names_the_cell(finished, capsys):
     options = (*SMALL, "--jobs", "1", "--resume", "--result_dir", str(finished))
     assert main([*options, "--fail_on", "leak"]) == 3
@@ -254,7 +277,7 @@ def test_what_is_not_given_is_as_in_the_grid(options, grid):
         (["--dask", "nonsense"], "tcp://HOST:PORT"),
         (["--surely_not"], "unrecognized"),
         (["--iteration", "5"], "unrecognized"),
-        (["--weights", "nowhere.pdparams", "--networks", "mlp"], "give a file that paddle.save made"),
+        (["--weights", "nowhere.pdparams", "--networks", "mlp"], "give a file that paddle.save wrote"),
     ],
 )
 def test_an_option_that_cannot_be_is_one_line(options, words, tmp_path, capsys):

@@ -39,5 +39,11 @@ def test_gradients_without_a_defence_count_only_where_nothing_else_was_tried():
     assert worst_cell([undefended], "leak") == undefended
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_a_cell_without_a_defence_that_could_not_be_run_does_not_pass(gate):
+    failed = failed_result(defense="none")
+    assert worst_cell([failed, HIDDEN], gate) == failed
+
+
 def test_an_audit_without_a_cell_passes():
     assert worst_cell([], "undetermined") is None

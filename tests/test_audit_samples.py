@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -68,6 +71,7 @@ def test_a_sample_takes_the_shape_that_is_asked_for(tmp_path):
         ({"features": [["a"]], "labels": [1]}, "expected numbers"),
         ({"features": [[math.nan]], "labels": [1]}, "NaN"),
         ({"features": np.zeros((0, 2)), "labels": []}, "expected numbers"),
+        ({"features": np.array([{}, 1]), "labels": [1, 2]}, "features is damaged, or holds Python objects"),
     ],
 )
 def test_arrays_that_are_no_samples_are_refused_in_one_line(tmp_path, arrays, words):
@@ -76,13 +80,49 @@ def test_arrays_that_are_no_samples_are_refused_in_one_line(tmp_path, arrays, wo
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04"])
-def test_a_file_that_is_no_npz_is_refused_in_one_line(tmp_path, content):
+def junk_entries():
+    """A .zip whose entries are no arrays."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("features.npy", b"junk")
+        archive.writestr("labels.npy", b"")
+    return packed.getvalue()
+
+
+def damaged_file():
+    """An .npz with wrong bytes in the middle."""
+    packed = io.BytesIO()
+    np.savez(packed, features=RNG.random((50, 9)), labels=np.zeros(50))
+    content = packed.getvalue()
+    return content[:1000] + bytes(100) + content[1100:]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"", "it is empty"),
+        (b"no archive", "truncated, or no .npz file"),
+        (b"PK\x03\x04", "truncated, or no .npz file"),
+        (junk_entries(), "features is damaged, or holds Python objects"),
+        (damaged_file(), "it is damaged"),
+    ],
+)
+def test_a_file_that_is_no_npz_is_refused_in_one_line(tmp_path, content, words):
     file = tmp_path / "data.npz"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(InputError, match=r"expected a file of numpy\.savez"):
+    with pytest.raises(InputError, match=words) as refusal:
         load([str(file)])
+    assert str(refusal.value).endswith("; write it with numpy.savez(FILE, features=..., labels=...)")
+    assert "pickle" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "data.npz")
+    with pytest.raises(InputError, match="it is no regular file"):
+        load([str(tmp_path / "data.npz")])
 
 
 def test_the_columns_of_a_table_count_alike_whatever_their_units():

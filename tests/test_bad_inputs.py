@@ -94,6 +94,8 @@ REFUSED_TOGETHER = [
     "--data bundled bundled",
     "--gradients a.npz --defense int8",
     "--gradients a.npz --save_gradients b.npz",
+    "--gradients a.npz --data mnist",
+    "--before a.pdparams --after b.pdparams --data mnist",
     "--optimizer lbfgs --learning_rate -1",
     "--optimizer lm --learning_rate -1",
     "--optimizer auto --learning_rate -1",

@@ -106,3 +106,10 @@ def test_both_searches_count():
     assert both.evaluations == 6
     assert both.description == "least squares"
     assert both.findings == ["a finding"]
+
+
+def test_an_answer_where_the_first_search_began_or_ended_is_no_new_start():
+    for moved in ([9.0], [4.0]):
+        knowing = Scripted([5.0, 4.0], [1.0])
+        run(knowing, Scripted(moved))
+        assert knowing.began == [9.0]

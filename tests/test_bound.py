@@ -78,7 +78,7 @@ def test_least_squares_without_a_prior_reaches_the_bound_and_does_not_beat_it(sm
     trained = participant(networks.softmax, images, labels)
     true, noise = trained.step(), np.random.default_rng(3)
     errors = []
-    for _ in range(8):
+    for _ in range(4):
         shared = defenses.parse(f"gaussian:{SIGMA}")(true, noise)
         noisy = type(trained)(trained.training, 1, lambda shared=shared: shared)
         found = attack(noisy, tmp_path, optimizer="lm", feature_range="none", restarts=1)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from dlg.audit.attacks import ATTACKS
-from dlg.audit.cell import DELTA, run_cell
+from dlg.audit.cell import DELTA, check_training, run_cell
 from dlg.audit.grid import Cell
 from dlg import defenses
-from dlg.audit.samples import load
+from dlg.audit.samples import Samples, load
+from dlg.audit.subject import Subject
+from dlg.errors import InputError
 
 
 def batch_of(size, seed=0):
@@ -79,6 +81,23 @@ def test_a_cell_that_fails_gives_a_row_that_says_why():
     assert "\n" not in outcome.result.error
     assert (outcome.result.scores, outcome.target, outcome.recovered) == (None, None, None)
     assert outcome.result.seconds > 0
+
+
+LABELS = np.arange(20)[:, None] - 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "range_"), [(LABELS, "-5 to 14"), (LABELS + 5, "0 to 19"), (LABELS[:15], "-5 to 9")]
+)
+def test_labels_that_are_none_of_the_networks_classes_are_refused(labels, range_):
+    features = np.zeros((len(labels), 1, 28, 28), np.float32)
+    with pytest.raises(InputError, match=f"its labels are from {range_}, expected classes from 0 to 9, for softmax"):
+        check_training(Subject("softmax"), Samples.of(features, labels), 2)
+
+
+def test_samples_that_a_network_cannot_take_are_refused():
+    with pytest.raises(InputError, match="lenet cannot be trained on such samples: "):
+        check_training(Subject("lenet"), Samples.of(np.zeros((2, 9), np.float32), np.zeros((2, 1), np.int64)), 1)
 
 
 def test_a_cell_prints_nothing(capsys):

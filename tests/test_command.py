@@ -338,11 +338,6 @@ def refused_in_one_line(finished, words):
     assert re.fullmatch(r"mnist_example\.py: error: [^\n]+\n", finished.stderr)
 
 
-def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
-    options = "--data nowhere"
-    refused_in_one_line(run(*options.split(), folder=tmp_path / "results"), BAD_OPTIONS[options])
-
-
 def test_mnist_without_a_network_is_one_line_and_exit_code_2(tmp_path):
     # PaddlePaddle's cache is under the home folder, and there is no server behind this proxy.
     no_network = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
@@ -428,6 +423,17 @@ def test_gradients_from_a_file_are_attacked_without_knowing_their_target(shared_
     assert sorted(half.tobytes() for half in np.hsplit(recovered, 2)) == sorted(
         half.astype(np.uint8).tobytes() for half in target
     )
+
+
+def test_another_batch_size_than_that_of_the_file_is_refused(shared_file, tmp_path):
+    file, _ = shared_file
+    for size in (1, 5):
+        finished = call("--batch_size", size, "--gradients", file, folder=tmp_path / "results")
+        assert finished.returncode == 2
+        assert f"--batch_size {size}: the gradients in " in finished.stderr
+        assert "are of a batch of 2; leave --batch_size away" in finished.stderr
+        assert not (tmp_path / "results").exists()
+    assert call("--batch_size", 2, "--iterations", 1, "--gradients", file, folder=tmp_path).returncode == 0
 
 
 def test_gradients_of_another_network_are_refused(shared_file, tmp_path):

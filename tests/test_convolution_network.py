@@ -13,7 +13,7 @@ from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.convolutions import features_of_one
 from dlg.attack.analytic.leakage import find_leakage
-from dlg.attack.analytic.network_search import NetworkMatching, search_image
+from dlg.attack.analytic.network_search import NetworkMatching, search_image, with_matched_sides
 from dlg.attack.analytic.reading import Reading
 from dlg.graph.convolution_blocks import NETWORK_INPUT
 
@@ -53,6 +53,27 @@ def max_pooling(feature, label):
     return with_head(convolution(F.relu(convolution(hidden, 64)), 64) + hidden, label)
 
 
+def half_dead(feature, label):
+    """Biases of up to 2 leave many filters silent, and others active everywhere."""
+    hidden = F.relu(convolution(feature, 64, stride=2))
+    wide = nn.initializer.Uniform(-2, 2)
+    return with_head(nn.Conv2D(64, 64, 3, padding=1, bias_attr=wide)(F.relu(convolution(hidden, 64))) + hidden, label)
+
+
+def windows(feature, label):
+    hidden = F.avg_pool2d(F.relu(convolution(F.relu(convolution(feature, 32, stride=2)), 64)), 2)
+    prediction = nn.Linear(576, 10)(hidden.flatten(1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def averaging(feature, label):
+    """Two means over windows: the pattern is found in front of the second one only."""
+    hidden = F.avg_pool2d(F.relu(convolution(feature, 16)), 2)
+    hidden = F.avg_pool2d(F.relu(convolution(hidden, 32)), 2)
+    prediction = nn.Linear(288, 10)(hidden.flatten(1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
 def reading_of(network):
     """What an attacker reads of a network on a picture, and the layers' true outputs."""
     images, labels = picture()
@@ -73,6 +94,24 @@ def test_the_pattern_in_front_of_a_mean_is_found():
     sums = layers[-1].convolved(outputs[1]) + outputs[0].reshape(64, -1)
     assert 0.2 < np.mean(sums > 0) < 0.8
     assert np.array_equal(pattern, sums > 0)
+
+
+def test_a_pattern_with_many_silent_filters_is_found():
+    layers, (_, gradient), outputs = reading_of(half_dead)
+    sums = layers[-1].convolved(outputs[1]) + outputs[0].reshape(64, -1)
+    is_level = ~(sums > 0).any(axis=1) | (sums > 0).all(axis=1)
+    assert np.linalg.matrix_rank(sums > 0) < 40
+    assert is_level.mean() > 0.3
+    assert np.array_equal(averaged_pattern(layers[-1], gradient), sums > 0)
+
+
+def test_the_pattern_in_front_of_means_over_windows_is_found():
+    layers, (_, gradient), outputs = reading_of(windows)
+    pattern = averaged_pattern(layers[-1], gradient)
+    is_inside = np.zeros(49, bool)
+    is_inside[layers[-1].windows] = True
+    assert is_inside.sum() == 36
+    assert np.array_equal(pattern, (layers[-1].convolved(outputs[0]) > 0) & is_inside)
 
 
 def test_no_pattern_is_claimed_on_noisy_gradients():
@@ -105,7 +144,7 @@ def test_nothing_is_known_behind_a_mean_whose_pattern_is_not_found():
     assert KnownNetwork(layers, *known).known == {}
 
 
-@pytest.mark.parametrize("network", [projection, max_pooling])
+@pytest.mark.parametrize("network", [projection, max_pooling, averaging])
 def test_the_gradient_is_that_of_the_cost(network):
     layers, known, outputs = reading_of(network)
     matching = NetworkMatching(KnownNetwork(layers, *known), PIXELS)
@@ -119,6 +158,39 @@ def test_the_gradient_is_that_of_the_cost(network):
     assert gradient @ direction == pytest.approx((ahead - behind) / (2 * size), rel=1e-4)
     matching.set_temperature(0.0)
     assert matching.cost(outputs[NETWORK_INPUT].ravel(), 0.0)[0] < 1e-8
+
+
+def test_the_search_comes_near_an_image_behind_means_over_windows():
+    layers, known, outputs = reading_of(averaging)
+    network = KnownNetwork(layers, *known)
+    assert list(network.known) == [1]
+    found = search_image(network, PIXELS, np.random.default_rng(0))
+    assert np.mean((found.values - outputs[NETWORK_INPUT].ravel()) ** 2) < 0.01
+
+
+def test_a_unit_on_the_wrong_side_of_its_kink_is_found():
+    layers, known, outputs = reading_of(projection)
+    network = KnownNetwork(layers, *known)
+    place = next(each for each in sorted(network.known) if layers[each].clips_below and not layers[each].averages)
+    sums = layers[place].convolved(outputs[layers[place].source])
+    unit = int(np.abs(sums).argmin())
+    assert np.array_equal(network.known[place].active, sums > 0)
+    network.change_side(place, unit)
+    matching = NetworkMatching(network, PIXELS)
+    assert matching.doubtful_units(outputs[NETWORK_INPUT].ravel()) == [(place, unit)]
+
+
+def test_an_image_beside_a_kink_moves_to_the_side_that_the_gradients_say():
+    layers, known, outputs = reading_of(projection)
+    sums = layers[0].convolved(outputs[NETWORK_INPUT])
+    unit = int(np.abs(sums).argmin())
+    direction = layers[0].matrix[unit].toarray().ravel()
+    image = outputs[NETWORK_INPUT].ravel()
+    moved = image - 1.1 * sums.flat[unit] * direction / (direction @ direction)
+    whole = NetworkMatching(KnownNetwork(layers, *known, solves=False), PIXELS)
+    assert whole.cost(moved, 0.0)[0] > 1e-7
+    found = with_matched_sides(layers, *known, moved, PIXELS)
+    assert whole.cost(found, 0.0)[0] < 1e-3 * whole.cost(moved, 0.0)[0]
 
 
 def test_a_search_finds_the_image():

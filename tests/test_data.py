@@ -127,8 +127,12 @@ def rename(old, new):
 
 
 MALFORMED = {
-    "cut gzip": (".gz", spoiled("images", lambda b: b[:500]), "cannot read"),
-    "damaged gzip": (".gz", spoiled("images", lambda b: b[:100] + bytes(50) + b[150:]), "cannot read"),
+    "cut gzip": (".gz", spoiled("images", lambda b: b[:500]), "damaged or truncated; fetch it again"),
+    "damaged gzip": (
+        ".gz",
+        spoiled("images", lambda b: b[:100] + bytes(50) + b[150:]),
+        "damaged or truncated; fetch it again",
+    ),
     "cut file": ("", spoiled("images", lambda b: b[:-1]), "promises 3920 bytes of data, the file has 3919"),
     "too long a file": ("", spoiled("labels", lambda b: b + b"x"), "promises 5 bytes of data, the file has more"),
     "cut header": ("", spoiled("images", lambda b: b[:7]), "not an IDX file"),

@@ -91,7 +91,7 @@ def test_signs_of_a_fully_connected_layer_show_which_pixels_are_dark(tmp_path):
 
 
 def test_signs_of_a_convolutional_network_show_more_to_an_attack_that_knows(tmp_path):
-    options = dict(network=networks.lenet, iterations=20, restarts=1)
+    options = dict(network=networks.lenet, iterations=10, restarts=1)
     assert attacked("sign", "sign", tmp_path, **options)[0] > attacked("sign", "none", tmp_path, **options)[0] + 5
 
 

@@ -441,13 +441,49 @@ def rounded(gradients):
 
 rounded.knowledge = DefenseKnowledge(lambda shared: Bounds(shared - 0.5, shared + 0.5), pull=0.3)
 
+def divides(gradients):
+    return gradients
+
+divides.knowledge = DefenseKnowledge(lambda shared: 1 / 0, pull=0.3)
+
+def exchanged(gradients):
+    return gradients
+
+exchanged.knowledge = DefenseKnowledge(lambda shared: Bounds(shared + 1, shared - 1), pull=0.3)
+
+def shorter(gradients):
+    return gradients
+
+shorter.knowledge = DefenseKnowledge(lambda shared: Bounds(shared[:1], shared[:1]), pull=0.3)
+
 def renamed(gradients):
     return {"other": gradient for gradient in gradients.values()}
 
 def careless(gradients):
     for gradient in gradients.values():
-        gradient[:] = 0
+        gradient[1:] = 0
     return gradients
+
+def zeros(gradients):
+    return {name: 0 * gradient for name, gradient in gradients.items()}
+
+def tiny(gradients):
+    return {name: 1e-30 * gradient for name, gradient in gradients.items()}
+
+def divided(gradients):
+    return {name: (gradient - 1) / (gradient - 1) for name, gradient in gradients.items()}
+
+def large(gradients):
+    return {name: gradient.astype(float) * 1e300 for name, gradient in gradients.items()}
+
+def complexly(gradients):
+    return {name: gradient * 1j for name, gradient in gradients.items()}
+
+def uneven(gradients):
+    return {name: [[1], [2, 3]] for name in gradients}
+
+def ends(gradients):
+    raise SystemExit(7)
 
 number = 3
 """
@@ -483,6 +519,19 @@ def test_a_defence_of_ones_own_tells_what_its_attacker_knows(own):
     assert parse(f"{own}:rounded").knowledge.bounds_of(shared).highest.tolist() == [1.5, -1.5]
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("divides", "own.py:divides' ends in ZeroDivisionError: division by zero"),
+        ("exchanged", "own.py:exchanged' gives a lowest value that is NaN or above the highest"),
+        ("shorter", r"own.py:shorter' gives bounds shaped \(1,\) and \(1,\), expected \(2,\)"),
+    ],
+)
+def test_bounds_that_cannot_be_some_are_refused(name, reason, own):
+    with pytest.raises(InputError, match=reason):
+        parse(f"{own}:{name}").knowledge.bounds_of(np.ones(2, np.float32))
+
+
 def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
     gradients = {"w": np.ones(3, np.float32)}
     parse(f"{own}:careless")(gradients, np.random.default_rng(0))
@@ -494,7 +543,14 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
     [
         ("missing", "has no function"),
         ("number", "has no function"),
-        ("renamed", "expected arrays of these names and shapes"),
+        ("renamed", "expected real numbers of these names and shapes"),
+        ("zeros", "own.py:zeros leaves nothing but zeros of all gradients"),
+        ("tiny", "own.py:tiny leaves no number above 1.0e-30 of all gradients"),
+        ("divided", "own.py:divided makes 3 of the 3 numbers in the gradient of 'w' NaN"),
+        ("large", "own.py:large makes the gradient of 'w' infinite"),
+        ("complexly", "returned {'w': 'complex64 shaped"),
+        ("uneven", "returned {'w': 'list'}"),
+        ("ends", r"ends in SystemExit at line \d+: it ends Python"),
         ("broken", "own.py:broken' ends in KeyError at line 6: 'nowhere'; it is given a dict"),
     ],
 )
@@ -506,3 +562,10 @@ def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):
 def test_a_file_that_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be run"):
         parse(f"{tmp_path / 'nowhere.py'}:halved")
+    (tmp_path / "script.py").write_text("import sys; sys.exit(2)")
+    with pytest.raises(InputError, match="it ends Python"):
+        parse(f"{tmp_path / 'script.py'}:halved")
+
+
+def test_gradients_that_are_zero_already_are_not_blamed_on_a_defence():
+    assert parse("int8")({"w": np.zeros(2, np.float32)}, np.random.default_rng(0))["w"].tolist() == [0, 0]

@@ -149,15 +149,19 @@ def test_a_divergent_step_ends_the_attack_at_the_last_numbers(batch, tmp_path):
     assert not (tmp_path / "result_3000.png").exists()
 
 
-def test_ctrl_c_gives_what_was_recovered_until_then(batch, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_gives_what_was_recovered_until_then(batch, tmp_path, monkeypatch, number):
     arguments = participant(networks.softmax, *batch).attack_arguments
+    sent = []
+    monkeypatch.setattr("os.kill", lambda _, again: sent.append(again))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     descend = GradientDescent.descend
     runs = []
 
     def interrupted(self, *given):
         runs.append(given)
         if len(runs) == 4:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return descend(self, *given)
 
     monkeypatch.setattr(GradientDescent, "descend", interrupted)
@@ -168,6 +172,10 @@ def test_ctrl_c_gives_what_was_recovered_until_then(batch, tmp_path, monkeypatch
     assert [iteration for iteration, _ in result.history] == [0, 1, 2, 3]
     written = np.asarray(Image.open(tmp_path / "result_3.png"))
     assert (written == np.hstack(pictures.pictures(result.feature))).all()
+    assert not (tmp_path / "unfinished_run").exists()
+    # SIGTERM ends the process, but after all is written.
+    assert sent == ([number] if number is signal.SIGTERM else [])
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def test_ctrl_c_while_the_programs_are_built_is_heard_afterwards(batch, tmp_path, monkeypatch):

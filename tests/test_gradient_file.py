@@ -267,7 +267,7 @@ def test_metadata_that_is_rewritten_to_the_same_is_read(file):
         ({"gradient_1.npy": packed(ONE["w"])}, "it holds 2 gradients, its metadata names 1"),
         ({"gradient_0.npy": b""}, "unpacks to 0 bytes, which does not fit the gradient of 'w'"),
         ({"gradient_0.npy": b"\x93NUMPY" + bytes(60)}, "expected (1, 0)"),
-        ({"gradient_0.npy": b"x" * 152}, "damaged or not from gradient_file.save"),
+        ({"gradient_0.npy": b"x" * 152}, "it is damaged; give a file that gradient_file.save wrote"),
         ({"gradient_0.npy": packed(ONE["w"] * np.nan)}, "the gradient of 'w' holds NaN or infinity"),
         ({"gradient_0.npy": packed(ONE["w"].astype("i4"))}, "is int32 shaped (2, 3), the metadata says float32"),
         ({"gradient_0.npy": packed(ONE["w"]) + b"more"}, "does not end after the 24 bytes"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 
 import pytest
 
-from dlg.interrupts import CtrlC, interrupts_deferred, interrupts_ignored
+from dlg.interrupts import CtrlC, interrupts_deferred, interrupts_ignored, sigterm_as_ctrl_c
 
 
 def press():
@@ -118,3 +119,38 @@ def test_signals_can_be_ignored_over_a_block():
         press()
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def sigterm():
+    """Whatever handler of SIGTERM a test sets is taken away again."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda handler: signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def test_sigterm_may_be_ctrl_c_over_a_block_and_ends_the_process_after_it(sigterm, monkeypatch):
+    sigterm(signal.SIG_DFL)
+    sent, done = [], []
+    monkeypatch.setattr("os.kill", lambda *what: sent.append(what))
+
+    @sigterm_as_ctrl_c()
+    def block():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            done.append("results written" if not sent else "too late")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done == ["results written"]
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])
+def test_a_programs_own_answer_to_sigterm_stays(sigterm, handler):
+    sigterm(handler)
+    with sigterm_as_ctrl_c():
+        assert signal.getsignal(signal.SIGTERM) is handler
+        signal.raise_signal(signal.SIGTERM)

@@ -449,7 +449,7 @@ BAD_ARGUMENTS = {
         lambda: {"gradients": lambda g: {n: v.numpy().ravel() for n, v in g.items()}},
         "'0.weight' is shaped (48,)",
     ),
-    "no file": (lambda: {"weights": "missing.pdparams"}, "'missing.pdparams' cannot be loaded"),
+    "no file": (lambda: {"weights": "missing.pdparams"}, "cannot load weights from 'missing.pdparams': there is no"),
     "no state": (lambda: {"weights": 3}, "weights is a int"),
     "a weight missing": (lambda: {"weights": first_alone(perceptron().state_dict())}, "weights has no '0.bias'"),
     "a weight too many": (lambda: {"weights": {"other": 1}}, "weights has 'other'"),

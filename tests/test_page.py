@@ -164,9 +164,9 @@ def test_the_attacks_are_compared_where_they_were_run(page):
     rows = table(page[0].read_text(), "<caption>lenet: pictures recovered at")
     assert [row[0] for row in rows] == list(BEST)
     assert rows[0][1:] == [
-        "2 of 2 (34–100 %) 60.0 dB 2 of 2 labels",
-        "1 of 2 (9–91 %) 20.0 dB 2 of 2 labels",
-        "0 of 2 (0–66 %) 10.0 dB 0 of 2 labels",
+        "2 of 2 (34–100 %) 60.0 dB 2 of 2 (34–100 %) labels",
+        "1 of 2 (9–91 %) 20.0 dB 2 of 2 (34–100 %) labels",
+        "0 of 2 (0–66 %) 10.0 dB 0 of 2 (0–66 %) labels",
     ]
     # On softmax they were not.
     assert "<caption>softmax: pictures recovered at" not in page[0].read_text()
@@ -203,7 +203,7 @@ def test_the_price_of_a_defence_is_that_on_the_networks_that_are_named(summary_o
         cell_result("softmax", "prune:0.5", best=79.0, relative_error=0.021),
         cell_result("lenet", "prune:0.5", best=14.0, best_ssim=0.1, relative_error=0.057),
     )
-    assert "prune:0.5 on softmax: 2 of 2 (34–100 %) pictures, 2 of 2 labels; price 0.021; 1 seed" in text
+    assert "prune:0.5 on softmax: 2 of 2 (34–100 %) pictures, 2 of 2 (34–100 %) labels; price 0.021; 1 seed" in text
     assert "0.021 to 0.057" not in text
 
 
@@ -211,6 +211,41 @@ def test_networks_whose_undefended_pictures_stay_hidden_are_named(summary_of):
     dark = {"best": 9.0, "best_ssim": 0.1}
     assert "Not comparable: on mlp no" in summary_of(cell_result(**dark), cell_result(defense="sign", **dark))
     assert "Not comparable" not in summary_of(cell_result(best=90.0), cell_result(defense="sign", **dark))
+
+
+@pytest.mark.parametrize(("kind", "word"), [("tokens", "texts"), ("table", "samples")])
+def test_what_is_no_picture_is_not_called_one(tmp_path, kind, word):
+    for which in ("target", "recovered"):
+        (tmp_path / f"{which}.json").write_text("[[1, 2], [3, 4]]")
+    dark = {"best": 9.0, "best_ssim": 0.1, "sample_kind": kind}
+    rows = [
+        cell_result(sample_kind=kind, best=90.0),
+        cell_result(defense="int8", sample_kind=kind),
+        cell_result(defense="prune:0.9", **dark),
+        cell_result(defense="sign", verdict="failed", **dark),
+    ]
+    text = render(audit_results(rows), lambda cell, which: tmp_path / f"{which}.png")
+    assert ("share of right tokens" in text) is (kind == "tokens")
+    assert ("PSNR of a table" in text) is (kind == "table")
+    assert ("SSIM" in text) is (kind == "table")
+    assert f'2 of 2 <span class="soft">(34–100 %)</span> {word}' in text
+    # But for names of elements and of the style.
+    read = re.sub(r"<style>.*?</style>|<[^>]*>|id=\S*", "", text, flags=re.DOTALL)
+    assert not re.search("picture", read)
+
+
+def test_a_defence_of_ones_own_is_called_by_its_file_and_name(tmp_path):
+    content = "def halved(gradients):\n    return {name: gradient / 2 for name, gradient in gradients.items()}\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.py").write_text(content)
+        (tmp_path / folder / "same.py").write_text(content)
+    own, *alike = (f"{tmp_path}/{end}:halved" for end in ("a/a.py", "a/same.py", "b/same.py"))
+    rows = [failed_result(defense=spec, error=f"the defense {own!r} ends") for spec in ("none", own, *alike)]
+    text = render(audit_results(rows), None)
+    assert own not in text
+    assert "the defense &#39;a.py:halved&#39; ends" in text
+    assert all(spec in text for spec in alike)
 
 
 def test_every_section_is_shown_and_linked(page, outline):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from token_networks import (
 )
 
 from dlg import InputError, attack_layer, dlg_attack
-from dlg.attack.tokens import rolled_within_samples
+from dlg.attack.tokens import labels_exchanged, rolled_within_samples
 from dlg.graph.programs import dynamic_mode
 from dlg.attack.features import Layout, Rows
 
@@ -121,14 +122,14 @@ class TextClassifier(paddle.nn.Layer):
         return self.last(paddle.mean(paddle.tanh(self.mixing(hidden)), axis=1))
 
 
-def test_a_layer_in_dynamic_mode_gives_its_tokens_away_in_order(tmp_path):
-    tokens, labels = texts(1)
+def attack_classifier(tokens, labels, folder, **options):
+    """Attack a `TextClassifier` in dynamic mode."""
     with dynamic_mode():
         paddle.seed(0)
         layer = TextClassifier()
         paddle.nn.functional.cross_entropy(layer(paddle.to_tensor(tokens)), paddle.to_tensor(labels)).backward()
         gradients = {name: parameter.grad.numpy() for name, parameter in layer.named_parameters()}
-    result = attack_layer(
+    return attack_layer(
         layer,
         paddle.nn.functional.cross_entropy,
         gradients,
@@ -136,12 +137,39 @@ def test_a_layer_in_dynamic_mode_gives_its_tokens_away_in_order(tmp_path):
         label=paddle.static.InputSpec([None, 1], "int64"),
         batch_size=1,
         optimizer="auto",
-        result_dir=tmp_path,
-        vocabulary=WORDS,
+        result_dir=folder,
+        **options,
     )
+
+
+def test_a_layer_in_dynamic_mode_gives_its_tokens_away_in_order(tmp_path, capsys):
+    tokens, labels = texts(1)
+    result = attack_classifier(tokens, labels, tmp_path, vocabulary=WORDS, target=tokens, target_label=labels)
     assert result.feature.tolist() == tokens.tolist()
     assert result.verdict == "explained"
     assert " ".join(WORDS[token] for token in tokens[0]) in (tmp_path / "result.txt").read_text()
+    assert f"{LENGTH} of {LENGTH}" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "summary.json").read_text())["texts"]
+    assert (row["right"], row["true_label"], row["recovered_label"]) == (LENGTH, labels[0, 0], labels[0, 0])
+
+
+@pytest.mark.parametrize("target", [np.zeros((1, LENGTH)), np.zeros((1, LENGTH + 1), np.int64)])
+def test_a_target_of_tokens_is_integers_of_the_features_shape(target, tmp_path):
+    with pytest.raises(InputError, match=r"target is .* expected integers shaped \(1, 6\)"):
+        attack_classifier(*texts(1), tmp_path, target=target, target_label=np.zeros(1, np.int64))
+
+
+def test_labels_are_exchanged_between_texts_that_begin_alike():
+    tokens = {0: np.array([[1, 2, 3], [1, 2, 4], [5, 2, 3]])}
+    labels = np.array([[2, 3, 7], [2, 4, 8], [2, 3, 9]])
+    assert labels_exchanged(tokens, labels).tolist() == [[2, 4, 7], [2, 3, 8], [2, 3, 9]]
+    assert labels_exchanged({0: tokens[0][[0, 2]]}, labels[[0, 2]]) is None
+    assert labels_exchanged({0: tokens[0][[0, 0]]}, labels[:2]) is not None
+    assert labels_exchanged(tokens, labels[:, 0]) is None
+
+
+def test_equal_texts_that_differ_in_one_label_are_no_other_batch():
+    assert labels_exchanged({0: np.array([[1, 2], [1, 2]])}, np.array([[2, 5], [2, 6]])) is None
 
 
 WORDS = [f"word{number}" for number in range(VOCABULARY)]

@@ -72,3 +72,15 @@ def test_an_address_without_a_dask_scheduler_is_refused(address, monkeypatch):
     with pytest.raises(InputError, match=r"tcp://HOST:PORT") as refusal:
         connect(address)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_machine_too_busy_for_dasks_thread_is_one_line(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+
+    def too_late(*args, **options):
+        raise AssertionError  # as LoopRunner does
+
+    monkeypatch.setattr(distributed, "Client", too_late)
+    with pytest.raises(InputError, match=r"thread did not start within ten seconds.*tcp://HOST:PORT") as refusal:
+        connect("tcp://127.0.0.1:8786")
+    assert "\n" not in str(refusal.value)

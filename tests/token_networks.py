@@ -58,9 +58,9 @@ def encoder(feature, label):
     return classified(paddle.mean(nn.TransformerEncoder(layer, 1)(hidden), axis=1), label)
 
 
-def hidden_of_layers(feature, mask=None, width=32):
+def hidden_of_layers(feature, mask=None, width=32, tokens=None):
     """Two encoder layers with trained positions, wide enough for the spans of two texts."""
-    hidden = embedding(width=width)(feature) + table(feature.shape[1], width)
+    hidden = (tokens or embedding(width=width))(feature) + table(feature.shape[1], width)
     layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, activation="gelu")
     return nn.TransformerEncoder(layer, 2)(hidden, mask)
 
@@ -82,6 +82,21 @@ def decoder(feature, label):
 def language_model(feature, label):
     """Each token sees those before it, and the next one is predicted."""
     prediction = nn.Linear(32, VOCABULARY)(hidden_of_layers(feature, causal_mask()))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def masked_language_model(feature, label):
+    """The next token is predicted, and the loss leaves the first two places out."""
+    prediction = nn.Linear(32, VOCABULARY)(hidden_of_layers(feature, causal_mask()))
+    losses = F.cross_entropy(prediction, label, reduction="none")
+    return prediction, paddle.mean(losses[:, 2:])
+
+
+def tied_language_model(feature, label):
+    """The same, with the table for the last layer's weight."""
+    tokens = embedding(width=32)
+    hidden = hidden_of_layers(feature, causal_mask(), tokens=tokens)
+    prediction = paddle.matmul(hidden, tokens.weight, transpose_y=True)
     return prediction, F.cross_entropy(prediction, label)
 
 

@@ -168,6 +168,13 @@ class Layout:
             filled[:, rows.start : rows.stop] = rows.looked_up(tokens[rows.feature], tables[rows.table])
         return filled
 
+    def tokens_of(self, rows: Rows, indices: np.ndarray) -> dict[int, np.ndarray]:
+        """The feature, by its number, whose lookup reads these rows of the table, (B, L); 0 where it reads none."""
+        shape = self.shapes[rows.feature]
+        tokens = np.zeros((len(indices), math.prod(shape)), np.int64)
+        tokens[:, rows.places] = indices - rows.offsets
+        return {rows.feature: tokens.reshape(len(indices), *shape)}
+
     def random_tokens(
         self, batch_size: int, tables: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[int, np.ndarray]:

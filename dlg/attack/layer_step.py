@@ -16,7 +16,7 @@ from dlg.attack.dummies import DUMMY_LABEL
 from dlg.attack.objective import FEATURES, SHARED
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import DUMMY_DATA, LABEL, NetworkCall, SharedStep
-from dlg.errors import InputError, one_line, quoted
+from dlg.errors import InputError, quoted
 from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import unchanged_gradients
 from dlg.graph.failures import named_failures
@@ -24,7 +24,7 @@ from dlg.graph.lookups import lookups_of
 from dlg.graph.programs import in_program, new_scope
 from dlg.graph.traced_layer import TracedLayer
 from dlg.graph.values import Value, is_real, numpy_dtype
-from dlg.shared_update import SharedUpdate
+from dlg.shared_update import SharedUpdate, load_weights
 
 # What messages call the layer's two inputs.
 _FEATURE = "feature"
@@ -241,10 +241,7 @@ def _scope_of(arrays: Mapping[str, np.ndarray]) -> paddle.static.Scope:
 def _state(weights: Any) -> Mapping[str, Any]:
     """Weights by name, as they were given or from a file."""
     if isinstance(weights, (str, os.PathLike)):
-        try:
-            weights = paddle.load(os.fspath(weights), return_numpy=True)
-        except Exception as error:
-            raise InputError(f"weights: {quoted(str(weights))} cannot be loaded: {one_line(error)}") from error
+        return load_weights(weights)
     if not isinstance(weights, Mapping):
         raise InputError(
             f"weights is a {type(weights).__name__}, expected a state_dict, or the path of a file with one"

@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 from paddle.base.libpaddle import pir
 
+from dlg.defenses import VANISHING, largest_magnitude
 from dlg.errors import InputError, one_line
 from dlg.graph.linear_layers import is_parameter
 from dlg.graph.programs import new_scope
@@ -24,10 +25,6 @@ from dlg.graph.values import Value, short_name
 Gradients: TypeAlias = (
     "Sequence[np.ndarray | None] | Mapping[str, np.ndarray | None] | Sequence[tuple[str | Value, np.ndarray | None]]"
 )
-# The largest number of all gradients must not be below this, the root of float32's smallest normal number. Squares of
-# smaller numbers underflow. So no distance between such gradients can be computed in float32, and any batch with small
-# gradients matches them as well as the true one does.
-_VANISHING = float(np.sqrt(np.finfo(np.float32).tiny))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +75,11 @@ def named_gradients(origin_grad: Gradients, trained: Sequence[Value]) -> dict[st
 
 def _refuse_vanishing(gradients: Mapping[str, np.ndarray]) -> None:
     """Raise InputError where all gradients are zero, or so small that no number of them can be told from zero."""
-    largest = max(float(np.abs(gradient).max(initial=0)) for gradient in gradients.values())
-    if largest < _VANISHING:
+    largest = largest_magnitude(gradients)
+    if largest < VANISHING:
         what = "nothing but zeros" if largest == 0 else f"no number above {largest:.1e}"
         raise InputError(
-            f"origin_grad holds {what}, expected at least {_VANISHING:.1e}: such gradients hold no information on the"
+            f"origin_grad holds {what}, expected at least {VANISHING:.1e}: such gradients hold no information on the"
             " batch; capture those of the step's own batch, before anything clears or scales them"
         )
 

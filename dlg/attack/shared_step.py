@@ -331,6 +331,13 @@ class SharedStep:
             return self.call().label_kind
 
     @property
+    def classes(self) -> int | None:
+        """How many classes the label is one of; None where it says something else of a sample."""
+        with in_program(paddle.static.Program()):
+            call = self.call()
+        return call.label_shape[-1] if call.label_kind is LabelKind.CLASS else None
+
+    @property
     def _is_single(self) -> bool:
         """Whether the feature is one real variable, for which the dummy data can stand as it is."""
         return isinstance(self.feature, pir.Value) and is_real(self.feature)

@@ -28,6 +28,7 @@ from dlg.attack.optimizers.levenberg_marquardt import LM_ENTRY, LevenbergMarquar
 from dlg.attack.optimizers.signed_adam import SIGNED_ADAM_STEP, SignedAdam
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.simulated_steps import SimulatedSteps
+from dlg.attack.stages import begin_stage
 from dlg.attack.verification import verify
 from dlg.defense_knowledge import NOTHING
 from dlg.errors import LabelError, PrecisionError
@@ -290,6 +291,7 @@ def _verify_once(
     step: SharedStep, objective: Objective | None, labels: np.ndarray | None, options: AttackOptions
 ) -> None:
     """Verify the derivatives, unless the program was verified for another step: its weights alone are others."""
+    begin_stage("verifying the derivatives")
     key = "verified", objective is None, labels is None, step.knowledge.bounds is None, options.range
     step.preparations.once(key, lambda: verify(step, objective, fixed_label=labels, value_range=options.range))
 
@@ -437,7 +439,10 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
             # Imported here, as below.
             from dlg.attack.analytic.signs import read_off_signs
 
-            return read_off_signs(step, options.range)
+            by_signs = read_off_signs(step, options.range)
+            # An attack that is not told of the signs takes its labels from here: no other analytic attack reads signs.
+            step.preparations.read_off.append((step.knowledge, by_signs))
+            return by_signs
         leakage = _read_off_once(step, options, nonnegative)
     except PrecisionError:
         return None

@@ -19,6 +19,7 @@ from dlg.attack.losses import gradient_matching_loss
 from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.shared_step import SharedStep
+from dlg.attack.stages import begin_stage
 from dlg.attack.strategy import Strategy
 from dlg.attack.verdict import EXPLAINED, FAILED, MATCHED, UNDETERMINED, Verdict, failure_reason
 from dlg.attack.verification import UnchangedNetwork
@@ -30,6 +31,8 @@ from dlg.options import AttackOptions
 # A place whose row has a gradient below this share of the largest is one that the loss does not depend on: float32's
 # rounding.
 _NO_GRADIENT = 1e-7
+# Which other classes are put in the place of a label, to see whether the loss depends on it.
+_OTHER_CLASSES = (1, 2)
 
 
 def tokens_present(step: SharedStep, objective: Objective) -> dict[str, np.ndarray]:
@@ -147,13 +150,13 @@ def judge_tokens(
     tokens : dict of int to ndarray
         From `nearest_tokens`.
     """
+    begin_stage("checking the tokens by the whole gradient")
     check = _Check(step, strategy, answer)
     mismatch = check.mismatch(tokens)
     known = _known(tokens_present(step, strategy.objective), strategy.objective)
     if not mismatch <= MATCHED:
-        found = "; ".join([known, *strategy.findings])
-        reason = f"{found}; what else leaks was not found: {failure_reason(mismatch, options, ended)}"
-        return Verdict(FAILED, reason, mismatch)
+        why = failure_reason(mismatch, options, ended, known="nothing else is known")
+        return Verdict(FAILED, "; ".join([known, *strategy.findings, why]), mismatch)
     match = (
         "the unchanged network's gradients at the recovered tokens, the tables' included, match the shared ones to"
         f" {mismatch:.0e} of their size"
@@ -162,6 +165,11 @@ def judge_tokens(
     rolled = rolled_within_samples(tokens, strategy.objective.layout)
     if rolled is not None and check.mismatch(rolled) <= MATCHED:
         open_parts.append("the order of a sample's tokens, which these gradients do not depend on")
+    if masked := check.labels_without_gradient(tokens):
+        open_parts.append(f"{masked} labels that the loss does not depend on, as under a mask")
+    exchanged = labels_exchanged(tokens, check.labels)
+    if exchanged is not None and check.mismatch(tokens, exchanged) <= MATCHED:
+        open_parts.append("which of the texts that begin alike has which label where they still are alike")
     if unread := check.places_without_gradient(tokens):
         open_parts.append(f"{unread} tokens whose places the loss does not depend on, as under a mask")
     if open_parts:
@@ -197,6 +205,40 @@ def rolled_within_samples(tokens: dict[int, np.ndarray], layout: Layout) -> dict
     return rolled if is_other else None
 
 
+def labels_exchanged(tokens: dict[int, np.ndarray], labels: np.ndarray) -> np.ndarray | None:
+    """The same labels, of which some are exchanged between texts that are alike up to the labels' place.
+
+    Of each group of such texts, those at the last place where they differ. Where
+    a network sees the tokens up to a place alone, as under a causal mask, the
+    gradients do not depend on this.
+
+    Parameters
+    ----------
+    tokens : dict of int to ndarray, (B, ...), int64
+    labels : ndarray, (B, ...), int64
+
+    Returns
+    -------
+    ndarray or None
+        None where there is not one label for each token, or this is no other
+        batch.
+    """
+    (texts, *others) = tokens.values()
+    if others or labels.size != texts.size:
+        return None
+    texts, flat = texts.reshape(len(texts), -1), labels.reshape(len(texts), -1)
+    exchanged, is_exchanged = flat.copy(), np.zeros(len(texts), bool)
+    for place in reversed(range(texts.shape[1])):
+        _, alike = np.unique(texts[:, : place + 1], axis=0, return_inverse=True)
+        for number in range(alike.max() + 1):
+            group = np.flatnonzero(alike.ravel() == number)
+            if len(set(flat[group, place].tolist())) > 1 and not is_exchanged[group].any():
+                exchanged[group, place] = np.roll(flat[group, place], 1)
+                is_exchanged[group] = True
+    samples, other_samples = (sorted(map(tuple, np.column_stack([texts, each]).tolist())) for each in (flat, exchanged))
+    return None if samples == other_samples else exchanged.reshape(labels.shape)
+
+
 class _Check:
     """The unchanged network at an answer whose integer features are tokens."""
 
@@ -208,10 +250,10 @@ class _Check:
         except (PrecisionError, ProgramError):
             self._network = UnchangedNetwork(step, strategy.objective, "float32", with_tables=True)
 
-    def mismatch(self, tokens: dict[int, np.ndarray]) -> float:
-        """The mismatch of all gradients, see `dlg.attack.verdict.Verdict`."""
+    def mismatch(self, tokens: dict[int, np.ndarray], labels: np.ndarray | None = None) -> float:
+        """The mismatch of all gradients, see `dlg.attack.verdict.Verdict`; by default with the answer's labels."""
         names = self._objective.trained | self._objective.tables
-        ours = self._network.gradients(self._features(tokens), self._labels)
+        ours = self._network.gradients(self._features(tokens), self._labels if labels is None else self._fed(labels))
         compared = [name for name in ours if names[name] in self._step.gradients]
         found = [np.asarray(ours[name], np.float64) for name in compared]
         shared = [np.asarray(self._step.gradients[names[name]], np.float64) / self._scale for name in compared]
@@ -231,13 +273,36 @@ class _Check:
         unread = sum(int(np.sum(values == UNREAD)) for values in tokens.values())
         return unread + sum(int(np.sum(length <= _NO_GRADIENT * largest)) for length in lengths)
 
+    def labels_without_gradient(self, tokens: dict[int, np.ndarray]) -> int:
+        """How many labels the loss does not depend on: its gradient by the prediction is zero whatever they are."""
+        if self._objective.label_kind is not LabelKind.CLASS:
+            return 0
+        classes = self._objective.label_probability.shape[-1]
+        is_zero = np.ones(self.labels.size, bool)
+        # An answer that the network is sure of, and one that the loss ignores, have no gradient either.
+        for shift in _OTHER_CLASSES:
+            fed = self._fed((self.labels + shift) % classes)
+            gradient = self._network.prediction_gradient(self._features(tokens), fed)
+            if gradient is None or gradient.shape[-1] != classes or gradient.size != is_zero.size * classes:
+                return 0
+            sizes = np.abs(gradient).reshape(-1, classes).max(axis=1)
+            is_zero &= sizes <= _NO_GRADIENT * sizes.max()
+        return int(is_zero.sum())
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels that the answer's probabilities say, see `recovered_label`."""
+        return recovered_label(self._objective.label_kind, self._answer.label_probability)
+
     @property
     def _labels(self) -> np.ndarray:
-        probability, kind = self._answer.label_probability, self._objective.label_kind
-        if kind is LabelKind.PROBABILITY:
-            return probability
+        if self._objective.label_kind is LabelKind.PROBABILITY:
+            return self._answer.label_probability
+        return self._fed(self.labels)
+
+    def _fed(self, labels: np.ndarray) -> np.ndarray:
         label = self._network.call.label
-        return fed_label(recovered_label(kind, probability), label.shape, numpy_dtype(label), kind)
+        return fed_label(labels, label.shape, numpy_dtype(label), self._objective.label_kind)
 
     def _features(self, tokens: dict[int, np.ndarray]) -> list[np.ndarray]:
         fed = {feature: np.where(values == UNREAD, 0, values) for feature, values in tokens.items()}

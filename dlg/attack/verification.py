@@ -173,6 +173,11 @@ class UnchangedNetwork:
         Whether the gradients of the tables that integer features are looked up
         in are wanted too, which the objective does not compare, and those of
         their rows.
+
+    Attributes
+    ----------
+    names : dict of str to str
+        From this program's names of the parameters to the objective's.
     """
 
     def __init__(self, step: SharedStep, objective: Objective, dtype: str, *, with_tables: bool = False) -> None:
@@ -180,8 +185,9 @@ class UnchangedNetwork:
         with in_program(self._program, dtype), named_failures(_CANNOT_DIFFERENTIATE, self._program):
             self._call = step.of_one_local_step().call(dtype, as_trained=True)
             rows = [lookup.rows for lookup in self._lookups()] if with_tables else []
-            gradients = unchanged_gradients(self._call.loss, [*self._call.parameters, *rows])
-        self._row_gradients = gradients[len(self._call.parameters) :]
+            values = [*self._call.parameters, self._call.prediction, *rows]
+            gradients = unchanged_gradients(self._call.loss, values)
+        self._prediction_gradient, *self._row_gradients = gradients[len(self._call.parameters) :]
         wanted = set(objective.dummy_gradients) | (set(objective.tables) if with_tables else set())
         pairs = zip(objective.parameters, gradients)
         self._gradients = {name: gradient for name, gradient in pairs if name in wanted and gradient is not None}
@@ -191,6 +197,7 @@ class UnchangedNetwork:
         self._evaluator = Evaluator(objective.executor, scope)
         own_names = {theirs: ours for ours, theirs in names.items()}
         self._compared = [scope.find_var(own_names[name]).get_tensor() for name in self._gradients]
+        self.names = names
         self._step = step
 
     @property
@@ -207,19 +214,26 @@ class UnchangedNetwork:
         """The gradients at a batch, or the mean ones of local steps, by the objective's names of the parameters."""
         fetched, rule = list(self._gradients.values()), self._step.local_steps
         if rule is None:
-            return dict(zip(self._gradients, self._run(features, labels, fetched)))
+            return dict(zip(self._gradients, self.evaluate(features, labels, fetched)))
 
         def gradients_of(samples: slice) -> list[np.ndarray]:
-            return self._run([feature[samples] for feature in features], labels[samples], fetched)
+            return self.evaluate([feature[samples] for feature in features], labels[samples], fetched)
 
         place, batch_size = self._step.place, self._step.batch_size
         return dict(zip(self._gradients, simulated_in_place(rule, self._compared, place, gradients_of, batch_size)))
 
     def row_gradients(self, features: Sequence[np.ndarray], labels: np.ndarray) -> list[np.ndarray]:
         """The loss's gradients at a batch by what each lookup of an integer feature gives, (..., d)."""
-        return self._run(features, labels, [gradient for gradient in self._row_gradients if gradient is not None])
+        return self.evaluate(features, labels, [gradient for gradient in self._row_gradients if gradient is not None])
 
-    def _run(self, features: Sequence[np.ndarray], labels: np.ndarray, fetched: list[Value]) -> list[np.ndarray]:
+    def prediction_gradient(self, features: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray | None:
+        """The loss's gradient at a batch by the prediction; None where the loss is not computed from it."""
+        if self._prediction_gradient is None:
+            return None
+        return self.evaluate(features, labels, [self._prediction_gradient])[0]
+
+    def evaluate(self, features: Sequence[np.ndarray], labels: np.ndarray, fetched: list[Value]) -> list[np.ndarray]:
+        """Compute values of this program at a batch."""
         if not fetched:
             return []
         variables = [*self._call.inputs, self._call.label]

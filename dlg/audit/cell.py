@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import io
 import multiprocessing
 import signal
@@ -18,13 +19,14 @@ from tqdm import tqdm
 
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import Preparations, SharedStep
-from dlg.attack.verdict import UNDETERMINED
+from dlg.attack.verdict import UNDETERMINED, without_checks
 from dlg.audit.attacks import Answer, answers, believed
 from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
 from dlg.audit.grid import Cell
-from dlg.audit.samples import Batch, SampleKind
+from dlg.audit.samples import Batch, SampleKind, Samples
 from dlg.audit.subject import Subject
+from dlg.defense_knowledge import NOTHING
 from dlg.errors import InputError, one_line
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.programs import new_scope
@@ -44,6 +46,41 @@ _PREPARED: dict[object, Preparations] = {}
 
 # A recovered real number is right where it is this near to the true one, as a share of the batch's largest.
 _RIGHT_VALUE = 1e-2
+
+
+def check_training(subject: Subject, samples: Samples, batch_size: int) -> None:
+    """Train one step, so that a network, weights and samples that do not fit each other are refused at the start.
+
+    Parameters
+    ----------
+    subject : Subject
+    samples : Samples
+        Where labels are classes, each must be one of the network's.
+    batch_size : int
+        Of the step.
+
+    Raises
+    ------
+    InputError
+        Where the step cannot be made, or a label is none of the network's
+        classes.
+    """
+    batch = samples.batch(batch_size, seed=0)
+    if batch.labels.dtype.kind != "f":
+        # PaddlePaddle's error for a class that is none names neither the file nor the network.
+        batch = dataclasses.replace(batch, labels=np.zeros_like(batch.labels))
+    try:
+        with _ONE_CELL_AT_A_TIME, _own_surroundings(), subject.trained_on(batch, seed=0) as trained:
+            gradients = {name: np.ones_like(gradient) for name, gradient in trained.gradients.items()}
+            classes = trained.step_of(gradients, NOTHING).classes
+    except Exception as error:
+        raise InputError(f"{subject.spec} cannot be trained on such samples: {one_line(error)}") from None
+    found = samples.labels
+    if classes is not None and not 0 <= found.min() <= found.max() < classes:
+        raise InputError(
+            f"--data: its labels are from {found.min()} to {found.max()}, expected classes from 0 to {classes - 1}, for"
+            f" {subject.name} has {classes}; take the other samples out, or give a network that has these classes"
+        )
 
 
 def run_cell(
@@ -186,7 +223,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "strategy": best.strategy.name,
         "ended": best.ended,
         "verdict": verdict.kind,
-        "reason": verdict.reason,
+        "reason": without_checks(verdict.reason),
         "mismatch": finite_or_none(verdict.mismatch),
         "rank": None if verdict.rank is None else int(verdict.rank),
         "size": batch.features.size,

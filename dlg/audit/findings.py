@@ -25,9 +25,12 @@ VISIBLE_SSIM = 0.2
 # 43 %, by Wilson's interval at 95 %.
 LEAST_SEEDS = 5
 
-# Up to this share of the batch's numbers may be determined by gradients that are said to hide its pictures. Where they
-# determine more, that the attack found other pictures is the attack's shortcoming.
+# Up to this share of the batch's numbers may be determined by gradients that are said to hide it. Where they determine
+# more, that the attack found another batch is the attack's shortcoming.
 _HIDDEN_RANK = 0.5
+
+# The attack, a key of `dlg.audit.attacks.ATTACKS`, without which nothing is said to be hidden.
+STRONGEST = "auto"
 
 # What may have leaked, and how the report says it, the worst for the participant first. Only the last two say that the
 # attack worked and that the pictures stayed hidden. After an attack that failed, nothing is known.
@@ -58,9 +61,9 @@ class Leak:
     kind : str
         A key of `LEAKS`.
     decided_by : str
-        What decided so: "PSNR", "SSIM", "the attack's verdict", "other pictures"
-        with a reason, "an error", or "PSNR and SSIM". "oracle's" before it says that the attacker took another
-        answer, and that only the oracle's shows it.
+        What decided so: "PSNR", "SSIM", "the attack's verdict", "another batch"
+        with a reason, "an error", or "PSNR and SSIM". "oracle's" before it says
+        that the attacker took another answer, and that only the oracle's shows it.
     """
 
     kind: str
@@ -75,8 +78,9 @@ class Leak:
 def leak_of(rows: Iterable[CellResult]) -> Leak:
     """What leaked in some cells. The worst cell decides, and in it the best picture: one leaked picture is a leak.
 
-    A cell whose attack failed is worse than one whose pictures the attack did
-    not recover: nothing is known of it. So is a cell that could not be run. What
+    A cell whose attack failed, or whose strongest attack could not be run, is
+    worse than one whose pictures the attack did not recover: nothing is known of
+    it. So is a cell that could not be run. What
     only the oracle's choice of the attack shows counts too: an attacker may look
     at the answers of all attacks, and would know a picture.
     """
@@ -95,12 +99,16 @@ def leak_of(rows: Iterable[CellResult]) -> Leak:
         return Leak("partly", "oracle's SSIM")
     if not all(each.is_explained for each in scores):
         return Leak("unknown", "the attack's verdict")
+    if any(STRONGEST not in each.attacks for each in scores):
+        return Leak("unknown", "an error: the strongest attack could not be run")
     if any(each.verdict == EXPLAINED for each in scores):
         # Other pictures match, and none near them does, so the network takes batches that are far apart for the same.
         # That says of no defence that it hides pictures.
-        return Leak("unknown", "other pictures, which the attack took for the batch")
+        return Leak("unknown", "another batch, which the attack took for the true one")
+    if any(each.rank is None for each in scores):
+        return Leak("unknown", "another batch, and how much of the true one the gradients determine is not known")
     if any(each.rank is not None and each.rank > _HIDDEN_RANK * each.size for each in scores):
-        return Leak("unknown", "other pictures, though the gradients determine most of the batch")
+        return Leak("unknown", "another batch, though the gradients determine most of the true one")
     if len(scores) < len(rows) or not rows:
         return Leak("not_run", "an error")
     return Leak("not_recovered", "PSNR and SSIM")
@@ -189,7 +197,8 @@ def findings(rows: Iterable[CellResult]) -> list[Finding]:
 
     A defence is said to stop the attacks where no picture leaked on
     `LEAST_SEEDS` seeds or more of each batch size, the attacks found other
-    pictures that explain the gradients, and pictures do leak without a defence.
+    pictures that explain the gradients, and pictures of each of these batch
+    sizes do leak without a defence.
     """
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for row in rows:
@@ -198,14 +207,21 @@ def findings(rows: Iterable[CellResult]) -> list[Finding]:
     return [_stopping(each) if _stops(each, found) else each for each in found]
 
 
-def comparable_networks(found: Iterable[Finding]) -> set[str]:
-    """The networks of which a picture leaked without a defence."""
-    return {finding.network for finding in found if finding.defense == "none" and finding.leak.kind == "leaks"}
+def is_comparable(finding: Finding, found: Iterable[Finding]) -> bool:
+    """Whether a picture leaked without a defence, at each batch size of a finding."""
+    undefended = {
+        row.cell.batch_size
+        for each in found
+        if (each.network, each.defense) == (finding.network, "none")
+        for row in each.rows
+        if leak_of([row]).kind == "leaks"
+    }
+    return {row.cell.batch_size for row in finding.rows} <= undefended
 
 
 def _stops(finding: Finding, found: Sequence[Finding]) -> bool:
     hidden = finding.leak.kind == "not_recovered" and finding.seeds >= LEAST_SEEDS
-    return hidden and finding.network in comparable_networks(found)
+    return hidden and is_comparable(finding, found)
 
 
 def _stopping(finding: Finding) -> Finding:
@@ -292,8 +308,9 @@ class Summary:
         The defences by what leaked on the network where they did worst, a key of
         `LEAKS`, in the order there.
     not_comparable : tuple of str
-        The networks of which no undefended picture was recovered. What was not
-        recovered under a defence there need not be the defence's merit.
+        The networks of which, at some batch size, no undefended picture was
+        recovered. What was not recovered under a defence there need not be the
+        defence's merit.
     cheapest : DefenseSummary or None
         The defence that stops the attacks and moves the gradient least.
     failed_cells : int
@@ -321,12 +338,11 @@ class Summary:
             DefenseSummary.of([finding for finding in defended if finding.defense == name], networks)
             for name in dict.fromkeys(finding.defense for finding in defended)
         ]
-        comparable = comparable_networks(found)
         return cls(
             undefended=tuple(undefended),
             defenses={kind: tuple(each for each in summaries if each.kind == kind) for kind in LEAKS},
             not_comparable=tuple(
-                dict.fromkeys(finding.network for finding in defended if finding.network not in comparable)
+                dict.fromkeys(finding.network for finding in defended if not is_comparable(finding, found))
             ),
             cheapest=min(
                 (each for each in summaries if each.kind == "stops" and each.most_error is not None),
@@ -361,9 +377,9 @@ class Claim:
     finding: Finding
 
     @property
-    def agrees(self) -> bool:
-        """Whether pictures leak here where theirs did, and do not leak here where theirs did not."""
-        return self.finding.leak.kind != "not_run" and self.stops != self.finding.leak.is_seen
+    def agrees(self) -> bool | None:
+        """Whether pictures leak here where theirs did, and do not leak where theirs did not. None: it is not known."""
+        return None if self.finding.leak.kind in ("unknown", "not_run") else self.stops != self.finding.leak.is_seen
 
 
 def claims(found: Iterable[Finding]) -> list[Claim]:

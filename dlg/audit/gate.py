@@ -26,7 +26,7 @@ def worst_cell(rows: Sequence[CellResult], gate: str) -> CellResult | None:
     ----------
     rows : sequence of CellResult
         Cells without a defence are there to compare with, so they count only
-        where no other was tried.
+        where no other was tried, or where they could not be run.
     gate : str
         A key of `GATES`.
 
@@ -36,7 +36,8 @@ def worst_cell(rows: Sequence[CellResult], gate: str) -> CellResult | None:
         None where all cells pass.
     """
     defended = [row for row in rows if row.cell.defense != "none"]
-    held = [row for row in defended or rows if leak_of([row]).kind in GATES[gate]]
+    counted = [row for row in rows if row in defended or not defended or row.error is not None]
+    held = [row for row in counted if leak_of([row]).kind in GATES[gate]]
     return min(held, key=_severity, default=None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dlg import defenses
 from dlg.audit.bound import DARKEST_DECIBELS, as_data_uri
@@ -34,11 +34,19 @@ from dlg.audit.findings import (
 from dlg.audit.frontier import MOST_DECIBELS, tradeoff
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
+from dlg.audit.samples import SampleKind
 from dlg.results.metrics import RECOVERED, wilson_interval
 from dlg.results.pages import template_environment
 
 # From where on something leaks, for the templates.
 _LEVELS = {"recovered_psnr": RECOVERED, "visible_psnr": VISIBLE_PSNR, "visible_ssim": VISIBLE_SSIM}
+
+# What one sample of each kind is called, and several.
+_NOUNS = {
+    SampleKind.PICTURE.value: ("picture", "pictures"),
+    SampleKind.TABLE.value: ("sample", "samples"),
+    SampleKind.TOKENS.value: ("text", "texts"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +76,24 @@ class Report:
         """The spellings of the defences that have a row, ``none`` included."""
         return list(dict.fromkeys(finding.defense for finding in self.found))
 
+    @property
+    def nouns(self) -> tuple[str, str]:
+        """What one sample is called, and several. All rows are of the same data."""
+        kinds = [row.scores.sample_kind for row in self.results.rows if row.scores is not None]
+        return _NOUNS[kinds[0] if kinds else SampleKind.PICTURE.value]
+
+    @property
+    def plain_words(self) -> dict[str, str]:
+        """What to say in the place of other words, in reasons and errors too."""
+        words = self.shown_defenses
+        return words | {"SSIM": "share of right tokens"} if self.nouns == _NOUNS[SampleKind.TOKENS.value] else words
+
+    @property
+    def shown_defenses(self) -> dict[str, str]:
+        """What the page calls each defence: one's own by its file and name, by its folder too where two are alike."""
+        short = {spec: Path(spec).name for spec in self.defenses}
+        return {spec: name if list(short.values()).count(name) == 1 else spec for spec, name in short.items()}
+
     def of_network(self, network: str) -> list[Finding]:
         """The findings of one network."""
         return [finding for finding in self.found if finding.network == network]
@@ -91,7 +117,7 @@ def _paper(report: Report) -> dict[str, Any] | None:
 
 
 def _figures(report: Report) -> dict[str, Any] | None:
-    figures = {name: tradeoff(report.of_network(name)) for name in report.networks}
+    figures = {name: tradeoff(report.of_network(name), report.shown_defenses) for name in report.networks}
     drawn = [{"name": name, "figure": figure} for name, figure in figures.items() if figure is not None]
     return {"networks": drawn, "most_decibels": MOST_DECIBELS, **_LEVELS} if drawn else None
 
@@ -209,6 +235,9 @@ class Section:
     context: Callable[[Report], dict[str, Any] | None]
 
 
+# The one section in which the whole path of a file matters.
+_REPEAT = Section("repeat", "How to repeat it", "repeat.html", _repeat)
+
 # In the order of the page.
 SECTIONS = (
     Section("verdict", "What leaked", "verdict.html", _verdict),
@@ -221,7 +250,7 @@ SECTIONS = (
     Section("bound", "What any unbiased attack could know", "bound.html", _bound),
     Section("reading", "How to read this", "reading.html", _reading),
     Section("rows", "All cells", "rows.html", _rows),
-    Section("repeat", "How to repeat it", "repeat.html", _repeat),
+    _REPEAT,
 )
 
 
@@ -241,11 +270,15 @@ def render(results: AuditResults, picture: PictureOf) -> str:
     """
     report = Report(results, tuple(findings(results.rows)), picture)
     environment = _environment()
+    environment.globals["picture"], environment.globals["pictures"] = report.nouns
     shown = []
     for section in SECTIONS:
         context = section.context(report)
         if context is not None:
             body = environment.get_template(section.template).render(context)
+            if section is not _REPEAT:
+                for word, plain in report.plain_words.items():
+                    body = body.replace(escape(word), escape(plain))
             # The template has escaped its variables.
             shown.append({"id": section.id, "title": section.title, "body": Markup(body)})
     return environment.get_template("report.html").render(report=report, sections=shown)
@@ -287,4 +320,6 @@ def _ground(leak: Leak, best_psnr: float | None, best_ssim: float | None) -> Mar
         return Markup("SSIM {}").format(_number(best_ssim, ".2f"))
     if best_psnr is None:
         return Markup("")
+    if math.isinf(best_psnr):
+        return Markup("PSNR: equal")
     return Markup("PSNR {}").format(_decibels(best_psnr, " dB"))

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dlg.audit import PROGRAM, page
-from dlg.audit.cell import DELTA, run_cell
+from dlg.audit.cell import DELTA, check_training, run_cell
 from dlg.audit.cell_result import CellResult, Outcome, Scores
 from dlg.audit.findings import LEAKS, leak_of
 from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
 from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
-from dlg.audit.samples import Samples, load
+from dlg.audit.samples import SampleKind, Samples, load
 from dlg.audit.subject import Subject, subjects_of
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
 from dlg.errors import error_line, quoted
@@ -32,6 +32,8 @@ from dlg.results.versions import versions
 
 # With several processes each has one thread, and the audit of one cell is to give what it gives in a larger grid.
 _SEVERAL = 2
+# The exit code where no cell could be run.
+NOTHING_RUN = 1
 # The files that the end of a run replaces.
 _RESULT_FILES = r"results\.json|results\.csv|report\.html"
 
@@ -47,8 +49,9 @@ def audit(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 3 where the gate of ``fail_on`` was not passed, or 130
-        after Ctrl-C and 143 after SIGTERM. What was finished by then is written.
+        The exit code: 0, or 1 where no cell could be run, or 3 where the gate of
+        ``fail_on`` was not passed, or 130 after Ctrl-C and 143 after SIGTERM. What
+        was finished by then is written.
 
     Raises
     ------
@@ -65,10 +68,12 @@ def audit(args: argparse.Namespace) -> int:
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Grid)}
     cells = Grid(**options | {"networks": list(subjects)}).cells()
     samples = load(args.data, args.feature_shape)
-    # Refuses batches that the samples do not fill, and networks that cannot be loaded, before anything is written.
+    # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before
+    # anything is written.
     samples.batch(max(args.batch_sizes), seed=0)
     for subject in subjects.values():
         subject.check()
+        check_training(subject, samples, max(args.batch_sizes))
     attacks = args.iterations, args.time_limit, args.bound, args.compare
     settings = audit_settings(args.data, samples, subjects.values(), *attacks, args.defenses)
     refuse_another_audit(args.result_dir, settings, args.resume)
@@ -95,16 +100,21 @@ def audit(args: argparse.Namespace) -> int:
         raise lost
     if rows.interrupted:
         return ctrl_c.exit_code
-    return _pass_gate(args.fail_on, results.rows)
+    return _exit_code(args.fail_on, results.rows)
 
 
-def _pass_gate(gate: str | None, rows: Sequence[CellResult]) -> int:
-    """The exit code of a finished audit; the cell that the gate does not let pass is one line on standard error."""
+def _exit_code(gate: str | None, rows: Sequence[CellResult]) -> int:
+    """The exit code of a finished audit; what is not 0 is one line on standard error."""
     worst = None if gate is None else worst_cell(rows, gate)
-    if worst is None:
-        return 0
-    sys.stderr.write(error_line(PROGRAM, f"--fail_on {gate}: {in_one_line(worst)}"))
-    return NOT_PASSED
+    if worst is not None:
+        sys.stderr.write(error_line(PROGRAM, f"--fail_on {gate}: {in_one_line(worst)}"))
+        return NOT_PASSED
+    if all(row.error is not None for row in rows):
+        sys.stderr.write(
+            error_line(PROGRAM, f"no cell could be run, so nothing is known; the first: {in_one_line(rows[0])}")
+        )
+        return NOTHING_RUN
+    return 0
 
 
 def _collect(
@@ -213,7 +223,8 @@ class Rows:
 def in_one_line(result: CellResult) -> str:
     """What came of a cell, for the terminal."""
     cell, scores = result.cell, result.scores
-    name = f"{cell.network}, batch {cell.batch_size}, {cell.defense}, seed {cell.seed}"
+    # Of a defence of one's own, the file and the name: its folder would fill the line.
+    name = f"{cell.network}, batch {cell.batch_size}, {Path(cell.defense).name}, seed {cell.seed}"
     if scores is None:
         return f"{name}: could not be run: {result.error}"
     best = f"best {scores.best_psnr:.1f} dB" if math.isfinite(scores.best_psnr) else "equal"
@@ -225,10 +236,11 @@ def in_one_line(result: CellResult) -> str:
 
 def _ground(decided_by: str, scores: Scores) -> str:
     """What decided, where the best PSNR that the line ends with did not."""
+    similarity = "a share of right tokens of" if scores.sample_kind == SampleKind.TOKENS.value else "SSIM"
     if decided_by == "SSIM":
-        return f" by SSIM {scores.best_ssim:.2f}"
+        return f" by {similarity} {scores.best_ssim:.2f}"
     if decided_by == "oracle's SSIM":
-        return f" by SSIM {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
+        return f" by {similarity} {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
     if decided_by == "oracle's PSNR":
         return f" by {scores.oracle_best_psnr:.1f} dB ({scores.oracle_attack})"
     return ""

@@ -6,12 +6,12 @@ import dataclasses
 import enum
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dlg.errors import InputError, one_line, quoted
+from dlg.errors import InputError, quoted
 from dlg.participant import data
 from dlg.results import metrics
 from dlg.results.pictures import picture_shape
@@ -196,23 +196,37 @@ def load(sources: Sequence[str], feature_shape: Sequence[int] | None = None) -> 
 
 
 def _load_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The two arrays of a file, which is not trusted: an object in it could run code of whoever made it."""
     try:
-        # An object could run code of whoever made the file.
+        if file.exists() and not file.is_file():  # to open a named pipe would wait for a writer
+            raise InputError("it is no regular file")
+        with file.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise InputError("it is empty" if file.stat().st_size == 0 else "it is truncated, or no .npz file")
         with np.load(file, allow_pickle=False) as arrays:
             if not {"features", "labels"} <= set(arrays):
-                raise InputError(
-                    f"--data {quoted(str(file))}: has the arrays {', '.join(arrays) or 'none'}, expected features and"
-                    " labels; write it with numpy.savez(FILE, features=..., labels=...)"
-                )
-            features, labels = arrays["features"], arrays["labels"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"--data {quoted(str(file))}: cannot be read ({one_line(error)}); expected a file of numpy.savez with the"
-            " arrays features and labels"
-        ) from None
-    return _checked(file, "features", features), _checked_labels(file, labels, len(features))
+                raise InputError(f"it has the arrays {quoted(sorted(arrays))}, expected features and labels")
+            features, labels = (_array(arrays, name) for name in ("features", "labels"))
+    except InputError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except Exception:  # on damaged bytes zipfile, zlib and NumPy raise a dozen types of error
+        reason = "it is damaged"
+    else:
+        return _checked(file, "features", features), _checked_labels(file, labels, len(features))
+    raise InputError(f"--data {quoted(str(file))}: {reason}; write it with numpy.savez(FILE, features=..., labels=...)")
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    try:
+        array = arrays[name]
+    except ValueError:
+        array = None
+    # NumPy gives the bytes of an entry that is no array.
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{name} is damaged, or holds Python objects in the place of numbers")
+    return array
 
 
 def _checked(file: Path, name: str, array: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from dlg.interrupts import interrupts_deferred
 from dlg.options import AttackOptions
 from dlg.participant.networks import NETWORKS
 from dlg.participant.training_step import TrainingStep
+from dlg.shared_update import load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +252,7 @@ def _module(file: str) -> Any:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{quoted(file)}: importing it ended in {type(error).__name__}: {one_line(error)}; give a file that Python"
             " can import"
@@ -261,20 +262,11 @@ def _module(file: str) -> Any:
 
 @functools.cache
 def _state_in(weights: str) -> Mapping[str, np.ndarray]:
-    """The arrays of a file of weights, by name."""
+    """The arrays of a file of weights, by name. The file is not trusted."""
     try:
-        state = paddle.load(weights, return_numpy=True)
-    except Exception as error:
-        raise InputError(
-            f"--weights {quoted(weights)}: cannot be loaded: {one_line(error)}; give a file that paddle.save made of a"
-            " state_dict"
-        ) from None
-    if not isinstance(state, Mapping):
-        raise InputError(
-            f"--weights {quoted(weights)}: holds a {type(state).__name__}, expected a state_dict; give a file that"
-            " paddle.save made of one"
-        )
-    return {name: np.asarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        return {name: value for name, value in load_weights(weights).items() if isinstance(value, np.ndarray)}
+    except InputError as error:
+        raise InputError(f"--weights: {error}") from None
 
 
 def _set_state(layer: paddle.nn.Layer, weights: str) -> None:

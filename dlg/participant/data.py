@@ -181,8 +181,12 @@ def _read_idx(file: Path, magic: int) -> np.ndarray:
                 )
             content = stream.read(expected)
             rest = stream.read(1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {quoted(str(file))}: {error}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise InputError(
+            f"{quoted(str(file))}: what gzip packed in it is damaged or truncated; fetch it again"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {quoted(str(file))}: {error.strerror or error}; give one that can be") from None
     if len(content) != expected or rest:
         found = "more" if rest else str(len(content))
         raise InputError(

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from dlg.errors import InputError, one_line, quoted
+from dlg.errors import InputError, quoted
 from dlg.results.folder import write_whole
 from dlg.results.versions import versions
 
@@ -159,8 +159,8 @@ def load(path: str | os.PathLike[str]) -> SavedGradients:
         reason = str(error)
     except OSError as error:
         reason = f"{error.strerror or error}; give a file that gradient_file.save wrote, as --save_gradients does"
-    except Exception as error:  # on damaged bytes zipfile, zlib, json and NumPy raise a dozen types of error
-        reason = f"it is damaged or not from gradient_file.save ({type(error).__name__}: {quoted(one_line(error))})"
+    except Exception:  # on damaged bytes zipfile, zlib, json and NumPy raise a dozen types of error
+        reason = "it is damaged; give a file that gradient_file.save wrote, as --save_gradients does"
     raise InputError(f"cannot load gradients from {quoted(str(path))}: {reason}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from dlg.results import metrics, pictures, progress_figure
 from dlg.results.folder import ResultFolder
 from dlg.results.label_rows import label_row, label_text
+from dlg.results.text import TextScore, compare_texts
 from dlg.results.versions import threads, versions
 
 # The files beside the attack's snapshots.
@@ -43,18 +44,22 @@ def write_results(
         What summary.json says of the run's options.
     recovered : dlg.Reconstruction
         What the attack recovered.
-    target : ndarray, shape (B, ...), float in [0, 1], optional
-        The true batch. Without it, or its labels, nothing is compared.
+    target : ndarray, shape (B, ...), float in [0, 1] or integer, optional
+        The true batch; integers are tokens. Without it, or its labels, nothing
+        is compared.
     target_label : ndarray, shape (B, ...), optional
         Its labels: (B,) where they are classes.
 
     Returns
     -------
     list of dict
-        What summary.json says of each true image; empty where nothing was compared.
+        What summary.json says of each true image or text; empty where nothing was
+        compared.
     """
     rows = []
-    if target is not None and target_label is not None:
+    if target is not None and target_label is not None and np.issubdtype(target.dtype, np.integer):
+        rows = [_row_of_text(score, target_label, recovered) for score in compare_texts(target, recovered.feature)]
+    elif target is not None and target_label is not None:
         scores = metrics.compare(target, recovered.feature)
         rows = [_comparison_row(score, target_label, recovered) for score in scores]
         pictures.save_batch(folder, "target.png", target)
@@ -72,6 +77,18 @@ def _comparison_row(score: metrics.ImageScore, true_label: np.ndarray, recovered
         "psnr": _finite_or_none(score.psnr),
         "ssim": _finite_or_none(score.ssim),
         "mse": score.mse,
+    }
+
+
+def _row_of_text(score: TextScore, true_label: np.ndarray, recovered: Any) -> dict:
+    """What summary.json says of a text."""
+    return {
+        "text": score.text,
+        "recovered_text": score.recovered,
+        **label_row(recovered.label_kind, true_label[score.text], recovered.label[score.recovered]),
+        "tokens": score.tokens,
+        "right": score.right,
+        "right_in_any_order": score.right_in_any_order,
     }
 
 
@@ -102,7 +119,8 @@ def _save_summary(folder: ResultFolder, options: Mapping[str, Any], recovered: A
         "history": recovered.history,
         "label_kind": recovered.label_kind,
         "recovered_labels": recovered.label.tolist(),
-        "images": rows,
+        "images": [row for row in rows if "image" in row],
+        "texts": [row for row in rows if "text" in row],
     }
     folder.write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
@@ -125,16 +143,30 @@ def print_outcome(recovered: Any, rows: Sequence[dict], result_dir: Path) -> Non
     if len(recovered.starts) > 1:
         best = min(range(len(recovered.starts)), key=lambda index: recovered.starts[index].loss)
         print(f"the best of {len(recovered.starts)} starts by its loss, number {best + 1}:")
-    if rows:
-        print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
-    else:
+    if not rows:
         print(f"recovered labels: {', '.join(map(label_text, recovered.label))}")
-    for row in rows:
-        psnr, ssim = metrics.decibels(row["psnr"]), "-" if row["ssim"] is None else f"{row['ssim']:.3f}"
-        true, found = label_text(row["true_label"]), label_text(row["recovered_label"])
-        print(f"{row['image']:>5}  {true:>10}  {found:>15}  {psnr:>8}  {ssim:>6}")
+    elif "text" in rows[0]:
+        _print_texts(rows)
+    else:
+        _print_images(rows)
     if pictures.picture_shape(recovered.feature.shape[1:]) is None:
         print(f"summary.json is in {result_dir}")
     else:
         first = "progress.png" if rows else f"result_{recovered.iterations}.png"
         print(f"pictures and summary.json are in {result_dir}; look at {first} first")
+
+
+def _print_images(rows: Sequence[dict]) -> None:
+    print(f"{'image':>5}  {'true label':>10}  {'recovered label':>15}  {'PSNR':>8}  {'SSIM':>6}")
+    for row in rows:
+        psnr, ssim = metrics.decibels(row["psnr"]), "-" if row["ssim"] is None else f"{row['ssim']:.3f}"
+        true, found = label_text(row["true_label"]), label_text(row["recovered_label"])
+        print(f"{row['image']:>5}  {true:>10}  {found:>15}  {psnr:>8}  {ssim:>6}")
+
+
+def _print_texts(rows: Sequence[dict]) -> None:
+    print(f"{'text':>5}  {'true label':>10}  {'recovered label':>15}  {'right tokens':>12}  {'in any order':>12}")
+    for row in rows:
+        right, in_any_order = (f"{row[name]} of {row['tokens']}" for name in ("right", "right_in_any_order"))
+        true, found = label_text(row["true_label"]), label_text(row["recovered_label"])
+        print(f"{row['text']:>5}  {true:>10}  {found:>15}  {right:>12}  {in_any_order:>12}")

@@ -1,35 +1,34 @@
-"""Which units pass a gradient through a mean over a whole map, from the gradient of the convolution before it.
+"""Which units pass a gradient through means over a map, from the gradient of the convolution before it.
 
-Behind ReLU and a mean over all P positions of a map, the gradients at the filter
-o's outputs are g[o] / P times a pattern of zeros and ones. So the filters'
+Behind ReLU and means over windows of k positions, the gradients at the filter
+o's outputs are D[o, p] = M[o, p] g[o, q] / k with a pattern M of zeros and ones, and
+the known gradient g at the mean of the window q that has the position p. The filters'
 gradient at the tap that is a rows and b columns away from the middle is
 
-    G[a, b] = M S[a, b] Hᵀ    with the pattern M, (out, P), and the input H, (in, P)
+    G[a, b] = D S[a, b] Hᵀ    with D, (out, P), and the input H, (in, P)
 
 where S[a, b] = S[a, 0] S[0, b] shifts the map and lets in zeros at its border.
-The shifts are known, and give M away. Matrices with the blocks G[a, b] have the
-factors M S[a, 0], one above the other, and S[0, b] Hᵀ, side by side. A singular value
-decomposition gives U[a] = M S[a, 0] T with an unknown T, (P, P), and one with the roles
-of rows and columns exchanged U'[b] = M S[0, b] T'. S[1, 0] + S[−1, 0] has the
-eigenvectors v_jk, sines along both sides, with the eigenvalues λ_j = 2 cos(π j / (n + 1)), and
-S[0, 1] + S[0, −1] has them with λ_k. So for each pair (j, k) the vectors r and r'
-for which T r = T' r' = v_jk solve
+The shifts are known, and give D away. The matrix with the blocks G[a, b] in its row a and
+column b has the factors D S[a, 0], one above the other, and S[0, b] Hᵀ, side by side. So
+where the second one has rank P, the columns of the first span the same space as those
+of the matrix, and with Q an orthonormal basis of that
 
-    (U[1] + U[−1] − λ_j U[0]) r = 0,    (U'[1] + U'[−1] − λ_k U'[0]) r' = 0,    U[0] r = U'[0] r'
+    (1 − Q Qᵀ) [D S[−1, 0]; D; D S[1, 0]] = 0
 
-U[0] r is then M v_jk up to a factor. The factors of all pairs together solve the
-equations of the single shifts up to one number that is left, which makes M
-one of zeros and ones. Nothing is searched for. M may lack up to about a quarter of the
-P independent rows, and H two thirds. The construction is this project's own; the use of shifts is
-that of ESPRIT (Roy and Kailath 1989).
+and the same with rows and columns exchanged. Both are linear in D. The
+solution is the eigenvector of the least eigenvalue of a sum of squares, found by Lanczos
+iterations. M is a multiple of it, over g, and its entries are zeros and ones. Nothing is searched for.
+Filters that are silent, or active everywhere, do no harm: of the P independent rows that
+M might have, 34 of 64 were enough. The construction is this project's own; the use of
+shifts is that of ESPRIT (Roy and Kailath 1989).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, upstream_equations
 
@@ -39,25 +38,9 @@ _STEPS = (-1, 0, 1)
 _HALF = 0.5
 # Right patterns leave this share of the gradient or less unexplained: they came to 1e-6, wrong ones to 1e-1.
 _EXPLAINED = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class _Side:
-    """What is known along one side of the map.
-
-    Attributes
-    ----------
-    shifted : dict of int to ndarray
-        U or U' of the module's text, (out, P), by the step.
-    shifts : dict of int to ndarray
-        S[a, 0] or S[0, b], (P, P), by the step.
-    eigenvalues : ndarray, shape (P,)
-        λ_j or λ_k of each pair.
-    """
-
-    shifted: dict[int, np.ndarray]
-    shifts: dict[int, np.ndarray]
-    eigenvalues: np.ndarray
+# The error at which Lanczos' iterations end, and the most of their restarts.
+_TOLERANCE = 1e-8
+_RESTARTS = 50
 
 
 def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarray | None:
@@ -66,49 +49,44 @@ def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarra
     Parameters
     ----------
     layer : ConvolutionLayer
-        With ReLU and a mean over its whole map.
-    gradient : ndarray, shape (out,)
+        With ReLU and means over windows that do not overlap.
+    gradient : ndarray, shape (out · Q,)
         The loss's gradient at the means.
 
     Returns
     -------
     ndarray, shape (out, P), bool, or None
-        The pattern. None where none is found that explains the gradient, where
-        the map has more positions than three times the channels or about four
-        thirds of the filters, where the mean leaves some out, or where the
-        convolution does not keep the map's shape.
+        The pattern; positions outside all windows have none. None where none is
+        found that explains the gradient, where the windows have as many positions as
+        three times the filters or more, or more than three times the channels,
+        and where the convolution does not keep the map's shape.
     """
-    by_step, positions = _by_step(layer), layer.taps.shape[1]
-    is_whole = layer.windows.shape == (1, positions)
-    filters, channels = layer.weight.shape[:2]
-    (height, row_values, row_modes), (width, column_values, column_modes) = map(_modes, layer.input_shape[1:])
-    # With fewer, other vectors solve a pair's equations: height + width + 2 d dimensions in positions − d equations,
-    # where d rows are missing.
-    has_filters = 3 * (positions - filters) <= positions - height - width
-    if by_step is None or not is_whole or not has_filters or positions > len(_STEPS) * channels or not gradient.all():
+    by_step, (filters, channels) = _by_step(layer), layer.weight.shape[:2]
+    inside = np.zeros(layer.taps.shape[1], bool)
+    inside[layer.windows] = True
+    inside = inside.reshape(layer.input_shape[1:])
+    reached = max(_reached(inside), _reached(inside.T))
+    if by_step is None or not channels * len(_STEPS) >= reached < filters * len(_STEPS):
         return None
-    products = {step: taps / gradient[:, None] * positions for step, taps in by_step.items()}
-    rows = _Side(
-        _factors(products, positions),
-        {step: np.kron(np.eye(height, k=step), np.eye(width)) for step in _STEPS},
-        np.repeat(row_values, width),
-    )
-    columns = _Side(
-        _factors({(b, a): product for (a, b), product in products.items()}, positions),
-        {step: np.kron(np.eye(height), np.eye(width, k=step)) for step in _STEPS},
-        np.tile(column_values, height),
-    )
-    modes = np.kron(row_modes, column_modes)
-    solutions = np.stack([_solution(rows, columns, pair) for pair in range(positions)], axis=1)
-    found = rows.shifted[0] @ solutions[:positions]
-    normal = np.zeros((positions, positions))
-    for side, solution in ((rows, solutions[:positions]), (columns, solutions[positions:])):
-        for step in (-1, 1):
-            normal += _factors_equations(side.shifted[step] @ solution, found, modes.T @ side.shifts[step] @ modes)
-    pattern = found * np.linalg.eigh(normal)[1][:, 0] @ modes.T
+    passed = mean_gradients(layer, gradient)
+    # Every filter counts alike.
+    sizes = np.linalg.norm(passed, axis=1, keepdims=True)
+    weights = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    scaled = {step: taps * weights for step, taps in by_step.items()}
+    upstream = _solution(scaled, passed * weights, inside)
+    if upstream is None:
+        return None
     # Of zeros and ones, the sum of squares is the sum.
-    pattern = pattern * pattern.sum() / np.sum(pattern**2) > _HALF
-    return pattern if _explains(pattern * gradient[:, None] / positions, layer) else None
+    scale = np.sum(upstream**2) / np.sum(upstream * passed * weights)
+    pattern = (upstream / scale * np.sign(passed) > _HALF * np.abs(passed) * weights) & (passed != 0)
+    return pattern if _explains(pattern * passed, layer) else None
+
+
+def mean_gradients(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarray:
+    """The gradients, (out, P), that means over windows give back to what is active; zero outside the windows."""
+    passed = np.zeros((len(layer.weight), layer.taps.shape[1]))
+    passed[:, layer.windows.T] = gradient.reshape(len(passed), 1, -1) / layer.windows.shape[1]
+    return passed
 
 
 def _explains(upstream: np.ndarray, layer: ConvolutionLayer) -> bool:
@@ -136,31 +114,49 @@ def _by_step(layer: ConvolutionLayer) -> dict[tuple[int, int], np.ndarray] | Non
     return by_step
 
 
-def _modes(size: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """A side's size, the eigenvalues of the sum of the shifts to and fro, (size,), and the eigenvectors as columns."""
-    numbers = np.arange(1, size + 1)
-    angles = np.pi * numbers / (size + 1)
-    return size, 2 * np.cos(angles), np.sqrt(2 / (size + 1)) * np.sin(np.outer(numbers, angles))
+def _solution(by_step: dict[tuple[int, int], np.ndarray], start: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
+    """D of the module's text, (out, P), up to a factor, from what it would be if all units were active."""
+    height, width = inside.shape
+    positions = height * width
+    # The columns of D lie in the space of these.
+    basis = np.linalg.svd(np.hstack(list(by_step.values())), full_matrices=False)[0][:, :positions]
+    count = basis.shape[1]
+    by_rows = _normal_matrix(basis, by_step, inside)
+    by_columns = _normal_matrix(basis, {(b, a): taps for (a, b), taps in by_step.items()}, inside.T)
+
+    def product(values: np.ndarray) -> np.ndarray:
+        maps = values.reshape(count, height, width)
+        along = (by_rows @ maps.reshape(-1, width)).reshape(maps.shape)
+        turned = maps.transpose(0, 2, 1)
+        across = (by_columns @ turned.reshape(-1, height)).reshape(turned.shape)
+        # ARPACK compares errors with the eigenvalue, so that it must not be zero.
+        return values.ravel() + (along + across.transpose(0, 2, 1)).ravel()
+
+    size = count * positions
+    operator = LinearOperator((size, size), matvec=product, dtype=float)
+    options = {"k": 1, "which": "SA", "tol": _TOLERANCE, "maxiter": _RESTARTS, "v0": (basis.T @ start).ravel()}
+    try:
+        vectors = eigsh(operator, **options)[1]
+    except ArpackNoConvergence:
+        return None
+    return basis @ vectors.reshape(count, positions)
 
 
-def _factors(products: dict[tuple[int, int], np.ndarray], positions: int) -> dict[int, np.ndarray]:
-    """U of the module's text, by the first of the two steps."""
-    blocks = np.block([[products[a, b] for b in _STEPS] for a in _STEPS])
-    left, sizes, _ = np.linalg.svd(blocks, full_matrices=False)
-    return dict(zip(_STEPS, np.split(left[:, :positions] * sizes[:positions], len(_STEPS))))
+def _reached(inside: np.ndarray) -> int:
+    """How many positions are in a window, (height, width), or a step along the rows from one: the factor's columns."""
+    return int(np.sum(sum(np.eye(len(inside), k=step) @ inside for step in _STEPS) > 0))
 
 
-def _solution(rows: _Side, columns: _Side, pair: int) -> np.ndarray:
-    """The vectors r and r' of the module's text for one pair, one after the other, (2 P,)."""
-    along, across = (
-        side.shifted[1] + side.shifted[-1] - side.eigenvalues[pair] * side.shifted[0] for side in (rows, columns)
-    )
-    nothing = np.zeros_like(along)
-    equations = np.block([[along, nothing], [nothing, across], [rows.shifted[0], -columns.shifted[0]]])
-    return np.linalg.svd(equations, full_matrices=False)[2][-1]
-
-
-def _factors_equations(shifted: np.ndarray, found: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The normal matrix of ``shifted · diag(s) = found · diag(s) · shift`` for the factors s."""
-    mixed = found.T @ shifted * shift
-    return np.diag(np.sum(shifted**2, axis=0)) + found.T @ found * (shift @ shift.T) - mixed - mixed.T
+def _normal_matrix(basis: np.ndarray, by_step: dict[tuple[int, int], np.ndarray], inside: np.ndarray) -> np.ndarray:
+    """The normal matrix of the module's equations along the rows of a map, (count · height, count · height)."""
+    size = len(inside)
+    blocks = np.block([[by_step[a, b] for b in _STEPS] for a in _STEPS])
+    spanned = np.linalg.svd(blocks, full_matrices=False)[0][:, : _reached(inside)]
+    parts = [basis.T @ part for part in np.split(spanned, len(_STEPS))]
+    count = basis.shape[1]
+    normal = np.zeros((count, size, count, size))
+    for first, second in itertools.product(range(len(_STEPS)), repeat=2):
+        outside = np.eye(count) * (first == second) - parts[first] @ parts[second].T
+        shifts = np.eye(size, k=_STEPS[first]) @ np.eye(size, k=_STEPS[second]).T
+        normal += np.einsum("ij,kl->ikjl", outside, shifts)
+    return normal.reshape(count * size, count * size)

@@ -11,21 +11,19 @@ scale. It needs linearly independent u_b, so B ≤ d. That counts are whole
 numbers is the test. Putting the table's gradient into this form is the
 project's own. The order of the tokens is in no gradient.
 
-With the samples known, the features h_b of the last layer and the
-probabilities p_b are too, and the labels solve dW = (1/B) Σ_b h_b (p_b − y_b)ᵀ.
+The labels follow from the last layer, see `dlg.attack.analytic.labels_of_tokens`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic.embeddings import Table, tokens_of_counts, whole_counts
+from dlg.attack.analytic.labels_of_tokens import LabelsOfTokens
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.features import PADDING, Rows
-from dlg.attack.objective import Objective
 from dlg.attack.verification import UnchangedNetwork
 
 # How closely the gradients of a sample's rows must agree at random tokens, in float64, relative to their size.
@@ -38,8 +36,6 @@ _MIXTURE = 1e-4
 _RANK_TOLERANCE = 1e-6
 # A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
 _SAME_SCALE = 1e-5
-# A label is whole where each entry is this near to 0 or 1.
-_WHOLE_LABEL = 0.2
 
 
 def read_off(reading: Reading) -> Leakage | None:
@@ -67,11 +63,11 @@ def read_off(reading: Reading) -> Leakage | None:
         return None
     indices = tokens_of_counts(counts, padding)
     data = rows.at(indices, table.weight)
-    probe = reading.probe.with_tokens_read_elsewhere({rows.feature: indices - rows.offsets})
-    labels = labels_of(reading, probe, data)
+    tokens = layout.tokens_of(rows, indices)
+    labels = LabelsOfTokens(reading).of(tokens)
     if labels is None:
         return None
-    objective = probe.with_labels(labels)
+    objective = reading.probe.with_tokens_read_elsewhere(tokens).with_labels(labels)
     scale = objective.gradient_scale_at([data])
     objective = objective.with_gradient_scale(1.0 if abs(scale - 1) < _SAME_SCALE else scale)
     return Leakage(objective, labels, certain=True, inputs=data, source="the embedding")
@@ -124,25 +120,6 @@ def extreme_rays(vectors: np.ndarray) -> np.ndarray:
         return kept
     distances = [nnls(np.delete(kept, index, axis=0).T, vector)[1] for index, vector in enumerate(kept)]
     return kept[np.array(distances) > _MIXTURE]
-
-
-def labels_of(reading: Reading, probe: Objective, data: np.ndarray) -> np.ndarray | None:
-    """The labels of samples that are known, (B,), int64, from the last layer's gradient; None unless they are whole."""
-    last = reading.softmax_regression
-    if last is None or probe.features is None:
-        return None
-    features = np.asarray(probe.evaluate([data], [probe.features])[0], np.float64)
-    probabilities = softmax(features @ last.weight + last.bias, axis=1)
-    augmented = np.hstack([features, np.ones((len(features), 1))])
-    errors = len(data) * np.linalg.lstsq(augmented.T, last.stacked_gradient, rcond=None)[0]
-    labels = errors.argmin(axis=1)
-    each = np.arange(len(data))
-    # A factor on the gradients multiplies the errors; the labels' entries give it.
-    missing = 1 - probabilities[each, labels]
-    factor = float(np.median(-errors[each, labels] / missing))
-    implied = probabilities - errors / factor
-    is_whole = factor > 0 and np.abs(implied - np.eye(probabilities.shape[1])[labels]).max() < _WHOLE_LABEL
-    return labels.astype(np.int64) if is_whole else None
 
 
 def _pools(reading: Reading, rows: Rows) -> bool:

@@ -12,8 +12,8 @@ many. What a block adds to its shortcut gets the same gradient as the shortcut, 
 sums are no obstacle. Each value is solved for when all layers that read it are
 known, and D is propagated back.
 
-A pattern of ReLU in front of a mean over the whole map is found from the shifts
-of the map (`dlg.attack.analytic.averaged_pattern`). The first layers, whose maps
+A pattern of ReLU in front of means is found from the shifts of the map
+(`dlg.attack.analytic.averaged_pattern`). The first layers, whose maps
 are large and whose filters few, do not determine their inputs. What is known
 behind them, equations that are linear in these inputs, is then solved for the image
 (`dlg.attack.analytic.network_search`).
@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dlg.attack.analytic.averaged_pattern import averaged_pattern
+from dlg.attack.analytic.averaged_pattern import averaged_pattern, mean_gradients
 from dlg.attack.analytic.convolution_layer import ZERO, ConvolutionLayer, KnownOutputs, upstream_equations
 from dlg.attack.deadline import check_deadline
 from dlg.graph.convolution_blocks import NETWORK_INPUT
@@ -36,8 +36,10 @@ from dlg.graph.convolution_blocks import NETWORK_INPUT
 _LEAST_SINGULAR_VALUE = 1e-4
 # An output of ReLU is zero where it is below this many standard deviations of what rounding makes of it,
 _LEAST_DEVIATIONS = 4
-# and where it is below this many times the most negative one in standard deviations, whose true value is zero.
+# where it is below this many times the most negative one in standard deviations, whose true value is zero.
 _ROUNDING_MARGIN = 1.3
+# and where it is below this share of the largest one: rounding left up to 1.3e-7 where the deviations were lower still.
+_LEAST_OUTPUT = 3e-7
 # How many of a layer's outputs, those nearest to that limit, may be on its other side.
 _MOST_DOUBTFUL = 16
 # Equations that miss this share of their right side or more contradict: one unit on the wrong side of the limit left
@@ -60,6 +62,8 @@ class KnownNetwork:
         Each behind those that it reads.
     features, gradient : ndarray, shape (d,), float64
         The last layer's output, and the loss's gradient there.
+    solves : bool, optional
+        Whether it goes back from there; otherwise nothing else is known.
 
     Attributes
     ----------
@@ -82,7 +86,9 @@ class KnownNetwork:
         Where the time of the deadline in force is over.
     """
 
-    def __init__(self, layers: Sequence[ConvolutionLayer], features: np.ndarray, gradient: np.ndarray) -> None:
+    def __init__(
+        self, layers: Sequence[ConvolutionLayer], features: np.ndarray, gradient: np.ndarray, *, solves: bool = True
+    ) -> None:
         last = len(layers) - 1
         self.layers = layers
         self.outputs: dict[int, np.ndarray] = {last: features.ravel()}
@@ -91,7 +97,12 @@ class KnownNetwork:
         self._doubtful: dict[int, np.ndarray] = {}
         self.seen: dict[int, np.ndarray] = {last: np.ones(features.size, bool)}
         self.gradients: dict[int, np.ndarray] = {last: gradient.ravel()}
-        for place in range(last, NETWORK_INPUT, -1):
+        if solves:
+            self._solve_back()
+
+    def _solve_back(self) -> None:
+        """Go back, layer by layer, as far as the equations determine what they read."""
+        for place in range(len(self.layers) - 1, NETWORK_INPUT, -1):
             check_deadline()
             if not self._solve(place) or not self._read_pattern(place):
                 break
@@ -127,9 +138,8 @@ class KnownNetwork:
             best = min(residuals, key=lambda flip: residuals[flip], default=None)
             if best is None or residuals[best] > (1 - _LEAST_REDUCTION) * solution.residual:
                 break
-            reader, before = best[0], self.known[best[0]].upstream
-            self.known[reader], solution = self._flipped(*best), tried[best]
-            self._propagate_back(reader, self.known[reader].upstream - before)
+            self.change_side(*best)
+            solution = tried[best]
         return solution
 
     def _solution(self, readers: Sequence[int], flipped: Mapping[int, KnownOutputs] | None = None) -> _Solution | None:
@@ -146,6 +156,12 @@ class KnownNetwork:
         active.flat[unit] = not active.flat[unit]
         upstream.flat[unit] = self.gradients[place][unit] if active.flat[unit] else 0.0
         return dataclasses.replace(known, active=active, upstream=upstream)
+
+    def change_side(self, place: int, unit: int) -> None:
+        """Take one of a layer's units for active where it was not, or the reverse."""
+        before = self.known[place].upstream
+        self.known[place] = self._flipped(place, unit)
+        self._propagate_back(place, self.known[place].upstream - before)
 
     def _read_off_sums(self, place: int) -> bool:
         """An output that is but added to others, where these sums are known: their convolution's part is taken off."""
@@ -164,13 +180,11 @@ class KnownNetwork:
     def _read_pattern(self, place: int) -> bool:
         """Find the gradients at a layer's pre-activations, and propagate them back; whether they are known now."""
         layer, gradient = self.layers[place], self.gradients[place]
-        if layer.averages and len(layer.windows) > 1:
-            return False
         if layer.averages:
             pattern = averaged_pattern(layer, gradient)
             if pattern is None:
                 return False
-            upstream = pattern * gradient[:, None] / pattern.shape[1]
+            upstream = pattern * mean_gradients(layer, gradient)
             nothing, unbounded = np.zeros(pattern.shape), np.full(pattern.shape, np.inf)
             self.known[place] = KnownOutputs(np.zeros_like(pattern), nothing, unbounded, upstream, nothing)
         else:
@@ -223,7 +237,8 @@ class _Solution:
         deviations = self.values / np.maximum(self.errors, _TINY)
         limit = max(_LEAST_DEVIATIONS, _ROUNDING_MARGIN * float(-deviations.min()))
         doubts = np.abs(np.log(np.maximum(deviations, _TINY) / limit)).ravel()
-        return np.where(deviations < limit, 0.0, self.values), np.argsort(doubts)[:_MOST_DOUBTFUL]
+        is_zero = (deviations < limit) | (self.values < _LEAST_OUTPUT * self.values.max())
+        return np.where(is_zero, 0.0, self.values), np.argsort(doubts)[:_MOST_DOUBTFUL]
 
 
 def _solve_channels(matrix: np.ndarray, right_side: np.ndarray) -> _Solution | None:

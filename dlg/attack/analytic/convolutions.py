@@ -43,7 +43,7 @@ from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.convolution_splitting import can_be_split, split_image
 from dlg.attack.analytic.layers import Layer
-from dlg.attack.analytic.network_search import search_image
+from dlg.attack.analytic.network_search import search_image, with_matched_sides
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.analytic.window_positions import with_matched_positions
@@ -78,6 +78,9 @@ _MUCH_LARGER = 2
 # The numbers of the largest image that is looked for in front of residual sums: each of a thousand steps of the search
 # would take a second and more for a larger one.
 _MOST_NUMBERS = 3 * 64 * 64
+# Where not even the last layer's pattern is known, an image is looked for behind this many units at most: the search
+# then goes through all layers and their gradients.
+_MOST_UNITS = 50_000
 # The most iterations of the estimate of a rank.
 _RANK_ITERATIONS = 1500
 # The relative residual at which it ends.
@@ -286,7 +289,9 @@ def _network_images(
     if NETWORK_INPUT in network.outputs:
         yield ImageSearch(bounds.clip(network.outputs[NETWORK_INPUT])[None], [], is_whole=True)
         return
-    if not network.known or not np.isfinite([bounds.low, bounds.high]).all():
+    units = sum(len(layer.weight) * layer.taps.shape[1] for layer in layers)
+    is_searched = network.known or units <= _MOST_UNITS
+    if not is_searched or not np.isfinite([bounds.low, bounds.high]).all():
         return
     front = network.front
     if front is not None and is_plain_chain(layers[: front + 1]):
@@ -297,7 +302,10 @@ def _network_images(
             found = dataclasses.replace(found, images=with_matched_positions(problem, found.images[0], bounds)[None])
         yield found
         return
-    yield ImageSearch(search_image(network, bounds, rng).values[None], [], is_whole=False)
+    near = search_image(network, bounds, rng).values
+    yield ImageSearch(near[None], [], is_whole=False)
+    image = with_matched_sides(layers, features, gradient, near, bounds)
+    yield ImageSearch(image[None], [], is_whole=False)
 
 
 def _first_input(
@@ -370,7 +378,7 @@ def _searched(
 def _split(
     remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
 ) -> Iterator[ImageSearch]:
-    """The image behind two convolutions, from the first one's outputs as the splitting found them, or as it found it."""
+    """The image behind two convolutions: layer by layer from the outputs that the splitting found, or as it found it."""
     found = split_image(remaining.layers, remaining.known_outputs, bounds)
     first, outputs = remaining.layers[0], found.outputs
     if outputs.residual < EXPLAINED:

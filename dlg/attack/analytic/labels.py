@@ -98,7 +98,7 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
         no gradient was shared of that layer.
     """
     gradients = _last_layer_gradients(step)
-    if len(gradients) > 1 and _is_mostly_hidden(gradients[0], step):
+    if len(gradients) > 1 and is_mostly_hidden(gradients[0], step):
         gradients = gradients[1:]
     if gradients and gradients[0].ndim == 1:
         scale = scale_of_classes(gradients[0]) if step.knowledge.is_scaled else 1.0
@@ -112,7 +112,7 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
     )
 
 
-def _is_mostly_hidden(bias_gradient: np.ndarray, step: SharedStep) -> bool:
+def is_mostly_hidden(bias_gradient: np.ndarray, step: SharedStep) -> bool:
     """Whether pruning has left fewer entries of the bias's gradient than the batch may have classes."""
     kept = int(np.count_nonzero(bias_gradient))
     return step.batch_size > 1 and step.knowledge.bounds is not None and kept < min(step.batch_size, len(bias_gradient))

@@ -20,6 +20,7 @@ from dlg.attack.analytic import (
 )
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.shared_step import SharedStep
+from dlg.attack.stages import begin_stage
 
 # Tried in this order; the first that applies decides. What recovers whole inputs comes before what recovers features.
 ANALYTIC_ATTACKS: tuple[Callable[[Reading], Leakage | None], ...] = (
@@ -65,6 +66,7 @@ def find_leakage(
     """
     reading = Reading.of(step, seed, nonnegative=nonnegative, value_range=value_range)
     for attack in ANALYTIC_ATTACKS if step.local_steps is None else ATTACKS_ON_LOCAL_STEPS:
+        begin_stage(f"reading the batch off the gradients: {attack.__module__.rpartition('.')[2].replace('_', ' ')}")
         leakage = attack(reading)
         if leakage is not None:
             return leakage

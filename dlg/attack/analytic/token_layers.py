@@ -24,6 +24,7 @@ from dlg import random_streams
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.deadline import check_deadline
 from dlg.attack.features import PADDING
+from dlg.attack.stages import begin_stage
 from dlg.graph.linear_layers import is_parameter
 from dlg.graph.values import Value
 
@@ -158,10 +159,7 @@ class TextNetwork:
 
     def tokens(self, texts: np.ndarray) -> dict[int, np.ndarray]:
         """The feature of texts, by its number."""
-        shape = self.probe.layout.shapes[self.rows.feature]
-        tokens = np.zeros((len(texts), int(np.prod(shape))), np.int64)
-        tokens[:, self.rows.places] = texts - self.rows.offsets
-        return {self.rows.feature: tokens.reshape(len(texts), *shape)}
+        return self.probe.layout.tokens_of(self.rows, texts)
 
     def data(self, texts: np.ndarray) -> np.ndarray:
         """The dummy data of texts."""
@@ -175,6 +173,8 @@ class TextNetwork:
     def in_batches(self, texts: np.ndarray, values: Sequence[Value]) -> Iterator[tuple[slice, list[np.ndarray]]]:
         """Values shaped (B, ...) at any number of texts, (K, N), batch by batch: which texts, and their values."""
         for start in range(0, len(texts), self.batch_size):
+            check_deadline()
+            begin_stage(f"evaluating the network at texts: {start} of {len(texts)}")
             some = texts[start : start + self.batch_size]
             batch = np.concatenate([some, np.repeat(some[:1], self.batch_size - len(some), axis=0)])
             found = [each.reshape(self.batch_size, -1, *each.shape[1:]) for each in self.evaluate(batch, values)]

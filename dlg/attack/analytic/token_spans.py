@@ -19,23 +19,27 @@ width of the others.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from dlg.attack.analytic import softmax_regression
 from dlg.attack.analytic.attention_members import texts_by_attention
-from dlg.attack.analytic.bags import labels_of
+from dlg.attack.analytic.labels_of_tokens import LabelsOfTokens
 from dlg.attack.analytic.reading import Leakage, Reading
-from dlg.attack.analytic.token_layers import IN_SPAN, TextNetwork, TokenLayer, find_token_layers, read_at_tokens
+from dlg.attack.analytic.token_layers import IN_SPAN, TextNetwork, TokenLayer, find_token_layers
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 from dlg.errors import TimeLimitReachedError
-from dlg.graph.label_readers import LabelKind
 
 # How many prefixes are followed, for each sample of the batch.
 _PREFIXES_PER_SAMPLE = 16
 # How many texts are evaluated at most.
 _MOST_TEXTS = 50_000
+# How many texts beyond B are kept to choose the batch from, and how many batches of them are tried.
+_MOST_SPARE_TEXTS = 6
+_MOST_BATCHES = 50
 # A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
 _SAME_SCALE = 1e-5
 
@@ -63,9 +67,8 @@ def read_off(reading: Reading) -> Leakage | None:
         texts = find_texts(network, layers, candidates)
     except TimeLimitReachedError:
         return None
-    if len(texts) < reading.batch_size:
-        return _partial_leakage(reading, network, texts, candidates)
-    return _leakage(reading, network, texts[: reading.batch_size])
+    leakage = _leakage(reading, network, texts) if len(texts) else None
+    return _partial_leakage(reading, network, texts, candidates) if leakage is None else leakage
 
 
 def find_texts(network: TextNetwork, layers: Sequence[TokenLayer], candidates: Sequence[np.ndarray]) -> np.ndarray:
@@ -130,6 +133,7 @@ def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidate
         if left < 0:
             return np.zeros((0, network.length), np.int64)
         check_deadline()
+        begin_stage(f"building up texts: {place} of {network.length} tokens, {len(prefixes)} beginnings")
         # What stands behind a place does not matter.
         texts = np.pad(longer, ((0, 0), (0, network.length - place - 1)), mode="edge")
         distances = network.distances(layers, texts)[:, place]
@@ -144,24 +148,41 @@ def texts_in_spans(network: TextNetwork, layers: Sequence[TokenLayer], candidate
 
 
 def _leakage(reading: Reading, network: TextNetwork, texts: np.ndarray) -> Leakage | None:
-    """What is claimed of the batch's texts; None where no labels fit."""
-    data = network.data(texts)
-    probe = reading.probe.with_tokens_read_elsewhere(network.tokens(texts))
-    has_one_label = reading.softmax_regression is not None
-    labels = labels_of(reading, probe, data) if has_one_label else labels_at_places(network, texts)
-    if labels is None:
-        return None
-    objective = probe.with_labels(labels)
-    scale = objective.gradient_scale_at([data])
-    scale = 1.0 if abs(scale - 1) < _SAME_SCALE else scale
-    return Leakage(
-        objective.with_gradient_scale(scale),
-        labels,
-        certain=True,
-        inputs=data,
-        gradient_scale=scale,
-        source="the layers on tokens",
-    )
+    """What is claimed of the batch of these texts that matches the whole gradient best; None where no labels fit.
+
+    Where there are fewer texts than samples, some are in the batch more than once.
+    A factor on the gradients is claimed only where the whole gradient matches with it.
+    """
+    reader, best = LabelsOfTokens(reading), None
+    if len(texts) < reading.batch_size:
+        missing = np.repeat(texts[:1], reading.batch_size - len(texts), axis=0)
+        copies = reader.copies(network.tokens(np.concatenate([texts, missing])), len(texts))
+        if copies is None:
+            return None
+        texts = np.repeat(texts, copies, axis=0)
+    numbers = range(min(len(texts), reading.batch_size + _MOST_SPARE_TEXTS))
+    # The texts that are nearest to the spans come first.
+    batches = sorted(itertools.combinations(numbers, reading.batch_size), key=sum)
+    for chosen in batches[:_MOST_BATCHES]:
+        begin_stage("reading the labels of texts off the last layer")
+        batch = texts[list(chosen)]
+        try:
+            labels, data = reader.of(network.tokens(batch)), network.data(batch)
+        except TimeLimitReachedError:
+            break
+        if labels is None:
+            continue
+        objective = reading.probe.with_tokens_read_elsewhere(network.tokens(batch)).with_labels(labels)
+        scale = objective.gradient_scale_at([data])
+        scale = 1.0 if abs(scale - 1) < _SAME_SCALE else scale
+        scaled = objective.with_gradient_scale(scale)
+        loss = scaled.gradient_matching_loss_at([data])
+        if scaled.explains(loss):
+            source = "the layers on tokens"
+            return Leakage(scaled, labels, certain=True, inputs=data, gradient_scale=scale, source=source)
+        if best is None or loss < best[0]:
+            best = loss, Leakage(objective, labels, certain=False, start=data)
+    return None if best is None else best[1]
 
 
 def _partial_leakage(
@@ -186,35 +207,3 @@ def _findings(texts: np.ndarray, candidates: Sequence[np.ndarray], reading: Read
         lines = ", ".join(f"{' '.join(map(str, tokens.tolist()))} at place {place}" for place, tokens in tight.items())
         findings.append(f"at {len(tight)} places the first layers' spans hold no more tokens than texts: {lines}")
     return findings
-
-
-def labels_at_places(network: TextNetwork, texts: np.ndarray) -> np.ndarray | None:
-    """The class of each place of texts that are known, as of the next token, (B, N), int64.
-
-    The last layer's gradient is dW = Hᵀ E, where H holds its inputs, which are
-    known, and E = c (p − y) is the cross entropy's derivative. So
-    E = pinv(Hᵀ) dW, and y is where E is least. It needs H of rank B · N, and the
-    sign of c.
-
-    Parameters
-    ----------
-    network : TextNetwork
-    texts : ndarray, shape (B, N), int64
-
-    Returns
-    -------
-    ndarray or None
-        None where the label is not one class for each place, or no layer on
-        tokens gives the logits.
-    """
-    probe, gradients = network.probe, network.step.gradients
-    *places, classes = probe.label_probability.shape
-    if probe.label_kind is not LabelKind.CLASS or list(places) != list(texts.shape):
-        return None
-    for inputs, weights in reversed(read_at_tokens(network)):
-        gradient = gradients[probe.trained[weights[0]]].astype(np.float64)
-        if gradient.shape[1] == classes:
-            (hidden,) = network.evaluate(texts, [inputs])
-            errors = np.linalg.lstsq(hidden.reshape(texts.size, -1).T, gradient, rcond=None)[0]
-            return errors.argmin(axis=1).reshape(texts.shape).astype(np.int64)
-    return None

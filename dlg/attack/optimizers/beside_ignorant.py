@@ -9,7 +9,9 @@ yardstick, and no truth is looked at.
 
 from __future__ import annotations
 
-from dlg.attack.optimizers.interface import DummyBatch, Observer
+import numpy as np
+
+from dlg.attack.optimizers.interface import BestShown, DummyBatch, Observer
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 
 # Where the search that knows ends within this factor of the loss that noise leaves the right batch, the other one has
@@ -62,61 +64,20 @@ class BesideIgnorant:
         The observer sees the iterations of all three in one row, each of which
         may take as many as `iterations`.
         """
-        run = _Run(observe, start, self._expected_loss)
-        self._knowing.run(start, iterations, report_every, run.follow)
-        is_arrived = self._knowing.explains(run.latest.loss) or run.latest.loss <= _NEAR_NOISE * self._expected_loss
-        if start is not self._first or run.is_over or is_arrived:
+        first = BestShown(observe, start, lambda loss, best: True)
+        self._knowing.run(start, iterations, report_every, first)
+        answer = first.latest
+        is_arrived = self._knowing.explains(answer.loss) or answer.loss <= _NEAR_NOISE * self._expected_loss
+        if start is not self._first or first.is_over or is_arrived:
             return
-        before = run.iteration
+        run = BestShown(first.of_next(), answer, lambda loss, best: max(loss, self._expected_loss) < best)
         self._ignorant.run(
             self._ignorant.evaluate(start.values[0]),
             iterations,
             report_every,
-            lambda iteration, batch, decisive: run.keep_best(
-                before + iteration, self._knowing.evaluate(batch.values[0]), decisive
-            ),
+            lambda iteration, batch, decisive: run(iteration, self._knowing.evaluate(batch.values[0]), decisive),
         )
-        if run.is_over or run.latest.loss > _WORTH_A_SEARCH * run.best.loss:
-            return
-        before = run.iteration
-        self._knowing.run(
-            run.latest,
-            iterations,
-            report_every,
-            lambda iteration, batch, decisive: run.keep_best(before + iteration, batch, decisive),
-        )
-
-
-class _Run:
-    """What the observer has seen of a run.
-
-    Attributes
-    ----------
-    iteration : int
-        The iterations done.
-    latest : DummyBatch
-        What the search that runs, or ran last, has come to.
-    best : DummyBatch
-        What the observer was shown last.
-    is_over : bool
-        Whether the observer has ended the run.
-    """
-
-    def __init__(self, observe: Observer, start: DummyBatch, expected_loss: float) -> None:
-        self._observe, self._expected_loss = observe, expected_loss
-        self.latest = self.best = start
-        self.iteration, self.is_over = 0, False
-
-    def follow(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
-        """Show the observer a batch."""
-        self.iteration, self.latest, self.best = iteration, batch, batch
-        self.is_over = self._observe(iteration, batch, decisive)
-        return self.is_over
-
-    def keep_best(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
-        """Show the observer a batch, or the best before it where that has the lower loss."""
-        self.iteration, self.latest = iteration, batch
-        if max(batch.loss, self._expected_loss) < self.best.loss:
-            self.best = batch
-        self.is_over = self._observe(iteration, self.best, decisive)
-        return self.is_over
+        # From where the first search ended, or began, there is nothing new.
+        is_new = all(not np.array_equal(run.latest.values[0], each.values[0]) for each in (start, answer))
+        if is_new and not run.is_over and run.latest.loss <= _WORTH_A_SEARCH * run.best.loss:
+            self._knowing.run(run.latest, iterations, report_every, run.of_next())

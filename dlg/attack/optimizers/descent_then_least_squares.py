@@ -11,11 +11,9 @@ kept, because it is all that an attacker can compare.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from dlg.attack.optimizers.interface import DummyBatch, Observer
+from dlg.attack.optimizers.interface import BestShown, DummyBatch, Observer
 from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.optimizers.signed_adam import SignedAdam
 
@@ -55,7 +53,7 @@ class DescentThenLeastSquares:
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
         """Descend, then go on by least squares. From what was recovered in part, least squares begins at once."""
-        run = _Run(observe, start)
+        run = BestShown(observe, start)
         count = 0 if start is self._given else min(self._descent.iterations, iterations)
         if count:
             self._descent.run(
@@ -63,15 +61,10 @@ class DescentThenLeastSquares:
                 count,
                 report_every,
                 # How far descent has come says little of where least squares will lead, so it is not to decide.
-                lambda iteration, batch, decisive: run.show(iteration, self._as_search_has_it(batch), False),
+                lambda iteration, batch, decisive: run(iteration, self._as_search_has_it(batch), False),
             )
         if not run.is_over and count < iterations:
-            self._search.run(
-                run.latest,
-                iterations - count,
-                report_every,
-                lambda iteration, batch, decisive: run.show(count + iteration, batch, decisive),
-            )
+            self._search.run(run.latest, iterations - count, report_every, run.of_next())
 
     def _as_descent_has_it(self, batch: DummyBatch) -> DummyBatch:
         data = batch.values[0].astype(self._descent.dtype)
@@ -79,30 +72,3 @@ class DescentThenLeastSquares:
 
     def _as_search_has_it(self, batch: DummyBatch) -> DummyBatch:
         return self._search.evaluate(batch.values[0].astype(np.float64))
-
-
-class _Run:
-    """What the observer has seen of a run.
-
-    Attributes
-    ----------
-    latest : DummyBatch
-        What the part that runs, or ran last, has come to, as long as its loss
-        was a number.
-    is_over : bool
-        Whether the observer has ended the run.
-    """
-
-    def __init__(self, observe: Observer, start: DummyBatch) -> None:
-        self._observe = observe
-        self.latest = self._best = start
-        self.is_over = False
-
-    def show(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
-        """Show the observer the best batch so far: a later one may have the higher loss."""
-        if math.isfinite(batch.loss):
-            self.latest = batch
-        if batch.loss < self._best.loss:
-            self._best = batch
-        self.is_over = self._observe(iteration, self._best, decisive)
-        return self.is_over

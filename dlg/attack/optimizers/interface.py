@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -42,6 +43,58 @@ class DummyBatch:
 # Returns whether the optimiser should stop. It may be shown further iterations, as time allows; no decision may depend
 # on those, or a run could not be repeated.
 Observer: TypeAlias = Callable[[int, DummyBatch, bool], bool]
+
+
+def is_lower(loss: float, best: float) -> bool:
+    """Whether a loss is below the best one."""
+    return loss < best
+
+
+class BestShown:
+    """An observer that shows another one the best batch so far, for a search may go on to worse ones.
+
+    Parameters
+    ----------
+    observe : Observer
+        The other one.
+    start : DummyBatch
+        The best so far.
+    is_better : callable (float, float) -> bool
+        Whether a batch of this loss takes the place of the best, given its loss.
+
+    Attributes
+    ----------
+    iteration : int
+        The iterations done.
+    latest : DummyBatch
+        What the search has come to, as long as its loss was a number.
+    best : DummyBatch
+        What the other observer was shown last.
+    is_over : bool
+        Whether the other observer has ended the run.
+    """
+
+    def __init__(
+        self, observe: Observer, start: DummyBatch, is_better: Callable[[float, float], bool] = is_lower
+    ) -> None:
+        self._observe, self._is_better = observe, is_better
+        self.latest = self.best = start
+        self.iteration, self.is_over = 0, False
+
+    def __call__(self, iteration: int, batch: DummyBatch, decisive: bool) -> bool:
+        """Take note of a batch, and show the best."""
+        self.iteration = iteration
+        if math.isfinite(batch.loss):
+            self.latest = batch
+        if self._is_better(batch.loss, self.best.loss):
+            self.best = batch
+        self.is_over = self._observe(iteration, self.best, decisive)
+        return self.is_over
+
+    def of_next(self) -> Observer:
+        """The observer of a further search, whose iterations follow those done."""
+        done = self.iteration
+        return lambda iteration, batch, decisive: self(done + iteration, batch, decisive)
 
 
 class Optimizer(Protocol):

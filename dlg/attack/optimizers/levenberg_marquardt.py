@@ -18,6 +18,7 @@ from dlg.attack.objective import PRECISE_ROUNDING, Objective
 from dlg.attack.optimizers.gauss_newton_step import DampedStep, GaussNewtonStep
 from dlg.attack.optimizers.interface import (
     BatchKnowledge,
+    BestShown,
     DummyBatch,
     Observer,
     OptimizerEntry,
@@ -105,10 +106,6 @@ _COARSE_LEAST_REDUCTION = 0.05
 # The mean absolute difference of neighbouring pixels, as a share of their range, that the prior expects where a
 # defence adds noise.
 _EXPECTED_DIFFERENCE = 0.1
-# The share of that prior's weight where the factor on the gradients is open too: it would shrink the contrast of the
-# pictures, which the factor hides. On softmax regression under clip:1:1e-3 two digits came back at 40 and 42 dB with a
-# share of 0, 0.1 or 0.3, and at 31 and 33 dB with 1.
-_SHARE_WITHOUT_SCALE = 0.3
 # The weight of the total variation where only signs are known. On LeNet, one digit came back at 18.6 dB with it, at
 # 15.7 dB with ten times as much or a tenth, and at 14.5 dB with none.
 _VARIATION_WEIGHT_OF_SIGNS = 1e-3
@@ -260,7 +257,7 @@ class LevenbergMarquardt:
             if observe(iteration, batch, True):
                 return
         if not self._objective.knowledge.needs_prior and not self._objective.knowledge.is_scaled:
-            observe = self._lowest_shown(observe, batch)
+            observe = BestShown(observe, batch, lambda loss, best: loss < best or self.explains(loss))
         batch, iteration, done = self._search(batch, iteration, iterations, observe, in_range=True)
         if self._is_robust and self._objective.explains(batch.loss):
             self._end_robustly(batch, iteration, iterations, observe)
@@ -303,18 +300,6 @@ class LevenbergMarquardt:
             if search.is_stuck or search.is_within_noise or (search.is_still and self._objective.explains(batch.loss)):
                 break
         return batch, iteration, self._objective.explains(batch.loss)
-
-    def _lowest_shown(self, observe: Observer, start: DummyBatch) -> Observer:
-        """An observer of the batch of the lowest loss so far, the start included, or of the last that explains."""
-        best = start
-
-        def observe_best(iteration: int, batch: DummyBatch, decisive: bool) -> bool:
-            nonlocal best
-            if batch.loss < best.loss or self.explains(batch.loss):
-                best = batch
-            return observe(iteration, best, decisive)
-
-        return observe_best
 
     def _new_search(self) -> Search:
         low, high = self._knowledge.value_range or (0.0, 1.0)
@@ -434,8 +419,7 @@ class LevenbergMarquardt:
         if knowledge.has_signs_only:
             return _VARIATION_WEIGHT_OF_SIGNS
         # Noise σ and a Laplace distribution of the differences, of the mean b, ask for σ² / b: the posterior.
-        weight = self._step.noise**2 / _EXPECTED_DIFFERENCE
-        return weight * _SHARE_WITHOUT_SCALE if knowledge.is_scaled else weight
+        return self._step.noise**2 / _EXPECTED_DIFFERENCE
 
 
 class Damping:
