@@ -1,7 +1,7 @@
 """What `auto` recovers from convolutional networks.
 
     python -m benchmarks.convolutions [--network lenet lenet-trained zhu zhu-colour strides-22 ...] [--seeds 20]
-        [--batch_size 1] [--data bundled | FOLDER] [--time_limit SECONDS] [--against torch]
+        [--first_seed 0] [--batch_size 1] [--data bundled | FOLDER] [--time_limit SECONDS] [--against torch]
 
 Each seed is one target: it draws the images, the weights and the attack's random
 numbers. Grey images are digits; colour ones are random crops of scikit-image's
@@ -359,7 +359,8 @@ def attack_seed(
         processor = time.process_time() - before
         rank = f"rank {found.rank}"
         if found.verdict == FAILED:
-            rank = f"rank at the target {rank_at(target, batch, label).rank} of {batch.size}"
+            part = rank_at(target, batch, label)
+            rank = f"rank at the target {'not known' if part.rank is None else part.rank} of {batch.size}"
         shown = seen_part(target, batch, label)
         auto = Attacked(_psnrs(batch, found.feature), _psnrs(batch, shown), found.seconds, processor)
         _print_line(f"{name} seed {seed}", auto, f"{found.verdict}, {rank}")
@@ -429,6 +430,7 @@ def main() -> None:
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--data", default="bundled")
     parser.add_argument("--time_limit", type=float, help="of each attack, in seconds of the clock (none by default)")
@@ -451,7 +453,7 @@ def main() -> None:
                 with_reference=bool(args.against),
                 time_limit=args.time_limit,
             )
-            for seed in range(args.seeds)
+            for seed in range(args.first_seed, args.first_seed + args.seeds)
         ]
         rows += [row(each, [one[each] for one in found], args.batch_size) for each in found[0]]
     times = "seconds, median (most) | processor seconds, median (most)"

@@ -18,6 +18,7 @@ from paddle import nn
 
 from dlg import defenses, dlg_attack
 from dlg.attack import determination
+from dlg.attack.objective import build_precise_objective
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
 from dlg.attack.verdict import failure_reason, judge, without_checks
@@ -210,17 +211,53 @@ def two_classes(feature, label):
 
 def test_numbers_that_were_not_shown_to_be_determined_are_counted(monkeypatch):
     monkeypatch.setattr(determination, "_PRODUCTS", 1)
+    monkeypatch.setattr(determination, "_MOST_PRODUCTS", 1)
     images, labels = digits(1)
     trained = participant(networks.softmax, images, labels)
     step, options = trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")
     strategy = choose(step, options)
     verdict = judge(step, strategy, evaluate(strategy.objective, [images.astype(np.float64)]), options, "converged")
-    assert verdict.kind == "explained"
-    assert re.search(r"about \d+ of the batch's 784 numbers were not shown to be determined", verdict.reason)
+    assert verdict.kind == "undetermined"
+    assert verdict.rank is None
+    assert re.search(r"whether they determine about \d+ of the batch's 784 numbers was not shown", verdict.reason)
+
+
+def test_more_products_are_taken_where_the_first_ones_show_nothing(monkeypatch):
+    monkeypatch.setattr(determination, "_PRODUCTS", 1)
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    assert (part.dimensions, part.unsettled) == (0, 0)
+
+
+def test_no_rank_is_claimed_where_units_are_at_a_kink():
+    """The bias is zero, so that black pixels leave the units that see nothing else at ReLU's kink."""
+
+    def network(feature, label):
+        hidden = F.relu(nn.Conv2D(1, 4, 3, padding=1)(feature))
+        prediction = nn.Linear(4 * 36, 5)(paddle.flatten(hidden, 1))
+        return prediction, F.cross_entropy(prediction, label)
+
+    image = np.zeros((1, 1, 6, 6), np.float32)
+    image[..., 2:4, 2:4] = 0.8
+    trained = participant(network, image, np.array([[3]]))
+    objective = build_precise_objective(trained.shared_step(), fixed_label=np.array([3]))
+    part = determination.open_part(objective, [image.astype(np.float64)], 0.0, (0.0, 1.0))
+    assert part.rank is None
+    assert part.unsettled > 0
+
+
+@pytest.mark.parametrize(("mismatch", "says"), [(0.01, "may be near all the same"), (0.5, "nothing is known")])
+def test_a_failure_says_whether_the_batch_may_be_near(mismatch, says):
+    reason = failure_reason(mismatch, AttackOptions.from_keywords(batch_size=1, optimizer="auto"), "converged")
+    assert f"match to {mismatch} of their size only" in reason
+    assert says in reason
+    assert "safe" in reason
 
 
 def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monkeypatch):
-    monkeypatch.setattr(determination, "_projection", lambda jacobian, change, damping: 1e3 * change)
+    monkeypatch.setattr(determination, "_projections", lambda jacobian, change, damping: [1e3 * change])
     images, labels = digits(1)
     trained = participant(networks.softmax, images, labels)
     objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective

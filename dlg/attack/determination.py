@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -31,8 +31,13 @@ from dlg.attack.losses import gradient_matching_divisor
 from dlg.attack.objective import FEATURES, SHARED, Objective
 from dlg.defense_knowledge import NOTHING
 
-# How many products with JᵀJ the projection takes. LeNet with one image took 0.5 s.
+# How many products with JᵀJ the projection takes before it is asked what it shows, and how much longer it goes on each
+# time that it shows nothing. LeNet with one image took 0.5 s for 150.
 _PRODUCTS = 150
+# The most products: two digits in the LeNet of Zhu et al. needed 400 to 1000.
+_MOST_PRODUCTS = 900
+# The most numbers of gradients in all products together, unless the first ones have more: 10 s of a small network.
+_MOST_WORK = 3e7
 # The projection ends where its remainder is at most this share of the right side,
 _ACCURACY = 1e-9
 # or at most this share of the damping times the change. No eigenvalue of JᵀJ plus the damping is below the damping, so
@@ -124,25 +129,26 @@ def open_part(
         seen_from = rounding * math.sqrt(jacobian.size / jacobian.count)
         damping = (rounding / visible) ** 2
     change = random_streams.probe().standard_normal(jacobian.size)
-    seen = jacobian.product(change)
-    back = jacobian.transposed_product(seen)
-    square = float(sum(np.sum(vector**2) for vector in seen))
-    has_kinks = abs(float(np.sum(change * back)) - square) > _CONSISTENT * square
-    left = change - _projection(jacobian, change, damping)
-    length = float(np.sqrt(np.mean(left**2)))
-    moved = jacobian.relative_size(left) * visible / max(length, _TINY)
+    is_matrix, is_unseen = _probed(jacobian, change)
+    # Of a defence, the damped estimate counts all the same.
+    has_kinks = not is_matrix and objective.knowledge == NOTHING
     # A number that only signs depend on is seen, if not by the equations here.
-    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(back == 0))
+    unseen = 0 if objective.knowledge.has_signs_only else int(np.sum(is_unseen))
     # Too few products show nothing, and what they do not show may still be open.
     counted = open_by_counting(objective)
     least = unseen if counted is None else max(unseen, counted.dimensions)
-    estimate = min(round(float(np.sum(left**2))), jacobian.size)
-    # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away instead.
-    has_diverged = float(np.sum(left**2)) > _DIVERGED * float(np.sum(change**2))
-    if moved > seen_from or has_diverged or has_kinks:
+    for projection in _projections(jacobian, change, damping):
+        left = change - projection
+        open_square = float(np.sum(left**2))
+        length = math.sqrt(open_square / jacobian.size)
+        moved = jacobian.relative_size(left) * visible / max(length, _TINY)
+        # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away.
+        shows_nothing = has_kinks or open_square > _DIVERGED * float(np.sum(change**2))
+        estimate = jacobian.size if shows_nothing else min(round(open_square), jacobian.size)
+        if shows_nothing or moved <= seen_from or estimate <= least or objective.knowledge != NOTHING:
+            break
+    if moved > seen_from or shows_nothing:
         if objective.knowledge == NOTHING:
-            if has_kinks or has_diverged:
-                estimate = jacobian.size
             return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
         # What damping for a defence leaves of the change says nothing of the projection.
         shown = open_at_least(jacobian, change, damping)
@@ -265,6 +271,14 @@ def _hidden(objective: Objective) -> list[np.ndarray]:
     return [(within.highest - within.lowest) / math.sqrt(12) for within in objective.differences_within]
 
 
+def _probed(jacobian: Jacobian, change: np.ndarray) -> tuple[bool, np.ndarray]:
+    """Whether J is a matrix at the point, as far as one change shows, and which numbers no gradient depends on."""
+    seen = jacobian.product(change)
+    back = jacobian.transposed_product(seen)
+    square = float(sum(np.sum(vector**2) for vector in seen))
+    return abs(float(np.sum(change * back)) - square) <= _CONSISTENT * square, back == 0
+
+
 def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> float:
     """The least number of open dimensions that a random change shows, whether conjugate gradients end or not.
 
@@ -312,22 +326,28 @@ def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: f
     return errors
 
 
-def _projection(jacobian: Jacobian, change: np.ndarray, damping: float) -> np.ndarray:
-    """What of a change the gradients see: the solution of (JᵀJ + damping) z = JᵀJ v."""
+def _projections(jacobian: Jacobian, change: np.ndarray, damping: float) -> Iterator[np.ndarray]:
+    """What of a change the gradients see, nearer and nearer: the solution of (JᵀJ + damping) z = JᵀJ v."""
     right_side = jacobian.transposed_product(jacobian.product(change))
     enough = _ACCURACY**2 * float(np.sum(right_side**2))
-    return _solved(
-        jacobian, right_side, damping, max(enough, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
-    )
+    enough = max(enough, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
+    return _iterates(jacobian, right_side, damping, enough)
 
 
 def _solved(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: float) -> np.ndarray:
-    """Solve (JᵀJ + damping) z = b by conjugate gradients, until the remainder's square is small enough."""
+    """Solve (JᵀJ + damping) z = b by the first products of conjugate gradients, see `_iterates`."""
+    return next(_iterates(jacobian, right_side, damping, enough))
+
+
+def _iterates(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: float) -> Iterator[np.ndarray]:
+    """Conjugate gradients on (JᵀJ + damping) z = b, until the remainder's square is small enough: z now and then."""
     solution, remainder, direction = np.zeros_like(right_side), right_side, right_side
     square = float(np.sum(remainder**2))
-    for _ in range(_PRODUCTS):
+    for number in range(int(np.clip(_MOST_WORK / jacobian.count, _PRODUCTS, _MOST_PRODUCTS))):
         if square <= enough:
             break
+        if number and number % _PRODUCTS == 0:
+            yield solution
         image = jacobian.transposed_product(jacobian.product(direction)) + damping * direction
         curvature = float(np.sum(direction * image))
         if not curvature > 0:
@@ -336,4 +356,4 @@ def _solved(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: 
         remainder = remainder - square / curvature * image
         square, before = float(np.sum(remainder**2)), square
         direction = remainder + square / before * direction
-    return solution
+    yield solution

@@ -54,7 +54,16 @@ _FEATURE_WEIGHT = 1.0
 # How many iterations descent has before least squares.
 _DESCENT_ITERATIONS = 1500
 # Ops whose derivative jumps. A step of least squares takes it for constant, and so does not see where it leads.
-_KINKS = {f"pd_op.{name}" for name in ("relu", "relu6", "leaky_relu", "prelu", "abs", "max_pool2d_with_index")}
+_KINKED_ACTIVATIONS = """
+    relu relu6 leaky_relu prelu rrelu thresholded_relu selu maxout abs clip hardtanh hardsigmoid hardswish softshrink
+    hardshrink
+"""
+# Ops that choose some of their numbers; their derivatives jump with the choice.
+_CHOICES = """
+    max_pool2d_with_index fractional_max_pool2d maximum minimum fmax fmin max min amax amin median nanmedian argsort
+    topk kthvalue mode cummax cummin
+"""
+_KINKS = {f"pd_op.{name}" for name in (_KINKED_ACTIVATIONS + _CHOICES).split()}
 
 
 @dataclasses.dataclass(frozen=True)

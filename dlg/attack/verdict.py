@@ -397,7 +397,7 @@ def _matched(
         return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
     if part.dimensions == 0:
         unsettled = f"whether they determine about {part.unsettled} of the batch's {part.size} numbers was not shown"
-        return Verdict(UNDETERMINED, f"{match}; {unsettled}, so the batch may be right and complete", mismatch)
+        return Verdict(UNDETERMINED, f"{match}; {unsettled}", mismatch)
     causes = []
     if part.unseen:
         causes.append(f"{part.unseen} of them no gradient depends on")
@@ -456,10 +456,11 @@ def failure_reason(mismatch: float, options: AttackOptions, ended: str, known: s
     """Why an attack has failed whose gradients mismatch by so much, what is `known` then, and what to check."""
     early = _EARLY_ENDS.get(ended, "")
     stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
-    return (
-        f"the gradients match to {mismatch:.2g} of their size only{early}, so {known} about what leaks,"
-        f" which does not mean that the gradients are safe{_LEADS_TO_CHECKS}{'; '.join(_CHECKS)}{stronger}"
-    )
+    match = f"the gradients match to {mismatch:.2g} of their size only{early}"
+    meaning = f"so {known} about what leaks, which does not mean that the gradients are safe"
+    if mismatch <= _NEARLY_MATCHED:
+        meaning += "; the answer may be near all the same, as where a single unit is on the wrong side of a kink"
+    return f"{match}, {meaning}{_LEADS_TO_CHECKS}{'; '.join(_CHECKS)}{stronger}"
 
 
 def without_checks(reason: str) -> str:

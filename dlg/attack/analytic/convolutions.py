@@ -378,7 +378,7 @@ def _searched(
 def _split(
     remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
 ) -> Iterator[ImageSearch]:
-    """The image behind two convolutions, layer by layer from the outputs that the splitting found, or as it found it."""
+    """The image behind two convolutions: by the outputs that the splitting found, or the image that it found."""
     found = split_image(remaining.layers, remaining.known_outputs, bounds)
     first, outputs = remaining.layers[0], found.outputs
     if outputs.residual < EXPLAINED:
