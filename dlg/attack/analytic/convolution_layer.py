@@ -103,6 +103,15 @@ class ConvolutionLayer:
         return self.activation in KINKED
 
     @property
+    def has_pattern(self) -> bool:
+        """Whether gradients jump with a pattern of active units or of maxima."""
+        return self.has_kink or self.windows.shape[1] > 1
+
+    def most_determined(self, batch_size: int) -> int:
+        """How many numbers of its inputs the layer can determine where all of its outputs are known and active."""
+        return self.weight.size + batch_size * len(self.weight) * self.taps.shape[1]
+
+    @property
     def outputs(self) -> np.ndarray:
         """The index of each output in each window, shape (out, Q, k); −1 in the padding."""
         positions = self.taps.shape[1]
