@@ -255,7 +255,7 @@ ROWS = (
         partial(encoder, width=128),
         partial(texts, length=12),
         in_order,
-        (2, 4, 6, 7),
+        (2, 4, 6),
     ),
     Row("decoder", "tokens in order", decoder, partial(texts, length=16), in_order, (1, 4)),
     Row("language-model", "tokens in order", language_model, partial(continued_texts, length=16), in_order, (4,)),

@@ -25,6 +25,20 @@ def test_the_interval_counts_batches_for_the_images_of_one_are_not_independent()
     assert defenses.cell(outcomes, 4, 30.0).startswith("15 of 20 (23% to 96%), 40.0 dB")
 
 
+@pytest.mark.parametrize(
+    ("attack", "spec", "told"),
+    [
+        ("knowing", "laplacian:0.001", "laplacian:0.001"),
+        ("gaussian", "laplacian:0.001", "gaussian:0.001"),
+        ("gaussian", "int8", "int8"),
+        ("ignorant", "int8", "none"),
+        ("zhu", "int8", "none"),
+    ],
+)
+def test_what_each_attack_is_told(attack, spec, told):
+    assert defenses.ATTACKS[attack][1](spec) == told
+
+
 @pytest.mark.slow
 def test_every_attack_has_a_column(capsys):
     options = ["--network", "softmax", "--batch_size", "1", "--defense", "int8", "--seeds", "2", "--iterations", "20"]

@@ -104,6 +104,13 @@ def test_clipping_with_noise_hides_no_more_than_noise_of_the_same_size(tmp_path)
     assert psnr[clipped] > psnr[noise] - 2
 
 
+def test_the_prior_leaves_the_contrast_to_the_gradients(tmp_path):
+    for spec in ("clip:1:1e-3", "gaussian:3e-2"):
+        _, result = attacked(spec, spec, tmp_path, restarts=1)
+        found = np.clip(result.feature, 0, 1)
+        assert np.sum(found * digits(1)[0]) / np.sum(found**2) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.slow
 def test_a_prior_for_pictures_helps_under_strong_noise(tmp_path):
     options = dict(network=networks.lenet, iterations=25, restarts=1)

@@ -35,11 +35,24 @@ def test_a_batch_and_its_labels_come_back(network, spec):
     assert [found[score.recovered] for score in scores] == [labels[score.image, 0] for score in scores]
 
 
-def test_of_other_networks_the_labels_come_back():
-    _, labels, (inputs, found) = recovered(networks.lenet, 3, "gaussian:1e-3")
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+def test_the_rank_of_the_gradients_gives_back_what_pruning_took(network):
+    images, _, (inputs, _) = recovered(network, 3, "prune:0.5")
+    assert min(score.psnr for score in metrics.compare(images, inputs.astype(np.float32))) > 60
+
+
+@pytest.mark.parametrize("spec", ["gaussian:1e-3", "prune:0.5"])
+def test_of_other_networks_the_labels_come_back(spec):
+    _, labels, (inputs, found) = recovered(networks.lenet, 3, spec)
     assert inputs is None
     assert sorted(found) == sorted(labels[:, 0])
 
 
-def test_nothing_comes_back_beyond_the_rank_of_the_last_layer():
-    assert recovered(networks.softmax, 10, "gaussian:1e-3")[-1] is None
+def test_the_likeliest_labels_come_back_beyond_the_rank_of_the_last_layer():
+    _, labels, (inputs, found) = recovered(networks.softmax, 10, "gaussian:1e-3")
+    assert inputs is None
+    assert sorted(found) == sorted(labels[:, 0])
+
+
+def test_labels_are_not_read_off_a_bias_that_is_mostly_pruned():
+    assert recovered(networks.softmax, 10, "prune:0.9")[-1] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from benchmarks.participant import participant
 
 from paddle import nn
 
-from dlg import dlg_attack
+from dlg import defenses, dlg_attack
 from dlg.attack import determination
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
@@ -233,3 +234,27 @@ def test_a_reason_without_checks_still_says_that_nothing_is_known():
     reason = without_checks(failure_reason(0.5, AttackOptions(), "iterations"))
     assert reason.endswith("so nothing is known about what leaks, which does not mean that the gradients are safe")
     assert without_checks("the gradients match") == "the gradients match"
+
+
+def test_units_that_noise_takes_to_the_wrong_side_of_zero_are_no_failure(tmp_path):
+    images, labels = digits(2)
+    trained = participant(shallow_perceptron, images, labels)
+    shared = defenses.parse("gaussian:1e-3")(trained.step(), np.random.default_rng(0))
+    step = trained.shared_step(shared)
+    step.knowledge = defenses.parse("gaussian:1e-3").knowledge
+    options = AttackOptions.from_keywords(batch_size=2, optimizer="lm", knows="gaussian:1e-3")
+    strategy = choose(step, options)
+    strategy = dataclasses.replace(strategy, objective=strategy.objective.with_labels(labels[:, 0]))
+
+    def verdict(error):
+        # The same error at all pixels moves units near zero.
+        found = evaluate(strategy.objective, [np.clip(images + error, 0, 1).astype(np.float64)])
+        return judge(step, strategy, found, options, "converged")
+
+    exact = verdict(0.0)
+    assert exact.kind == "explained"
+    # These alone are more than the noise leaves.
+    near = verdict(5e-3)
+    assert near.kind == "explained"
+    assert near.mismatch > 1.1 * exact.mismatch
+    assert verdict(0.03).kind == "failed"

@@ -10,8 +10,9 @@ some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
 their rounding. Where units lie on a kink, as ReLU's do behind black pixels and a
 bias of zero, J is no matrix: differences along v see one side of each kink, and
-Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence hides more than rounding does, the projection is
-damped, so that directions which move the gradients by less than that are open.
+Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence
+hides more than rounding does, the projection is damped, so that directions which
+move the gradients by less than that are open.
 
 Where the equations are ill-conditioned, the products do not suffice to show what
 is open. A bound by counting then still holds: see `dlg.attack.counting`.
@@ -53,9 +54,9 @@ _UNSEEN = 4
 _NOTHING = 10 * float(np.finfo(np.float32).eps)
 # The accuracy to which the error by noise is solved for.
 _NOISE_ACCURACY = 1e-2
-# Where the projection has not ended, a defence leaves the batch open from this share of its numbers on. All directions
-# known to within 30 dB, just, would be a half. Right answers under prune:0.5, prune:0.9 and gaussian:1e-2, behind softmax
-# regression, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
+# Where the projection has not ended, a defence leaves the batch open from this share of its numbers on. If all
+# directions were known to within 30 dB, just, it would be a half. Right answers behind softmax regression, under
+# prune:0.5, prune:0.9 and gaussian:1e-2, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
 _MOST_OPEN = 0.25
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300

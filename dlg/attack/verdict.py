@@ -40,9 +40,9 @@ _ROUNDING_MARGIN = 4.0
 _MOST_ROUNDING = 1e-2
 _ROUNDED_POINTS = 5
 _NEAR = 1e-4
-# Right answers behind kinks exceeded what the noise leaves by 0.1 to 2.5 times what the median of three batches that are
-# as far from them as the noise may have moved them does: of perceptrons with one digit and with four, under gaussian:1e-3
-# and gaussian:1e-2, nine in all.
+# Behind kinks, a right answer may mismatch by more than the noise: by at most this many times what batches do, in the
+# median, that are as far from it as the noise may have moved it. Of perceptrons with one digit and with four, under
+# gaussian:1e-3 and gaussian:1e-2, it was 0.1 to 2.5 times, in seven of seven.
 _KINK_MARGIN = 4.0
 _NOISE_DRAWS = 3
 # From a mismatch of at most this, a polish by least squares may still reach a match.
@@ -287,9 +287,9 @@ def _verdict_beside_kinks(
     fetched = list(judged.dummy_gradients.values())
     ours = [np.asarray(gradient) for gradient in judged.evaluate(answer.values, fetched)]
     left, moved, errors = _squared_distance(ours, judged.shared_gradients), [], []
-    for error in errors_by_noise(judged, answer.values, high - low, _NOISE_DRAWS):
-        moved.append(_squared_distance(ours, judged.evaluate([answer.values[0] + error], fetched)))
-        errors.append(float(np.sqrt(np.mean(error**2))) / (high - low))
+    for drawn in errors_by_noise(judged, answer.values, high - low, _NOISE_DRAWS):
+        moved.append(_squared_distance(ours, judged.evaluate([answer.values[0] + drawn], fetched)))
+        errors.append(float(np.sqrt(np.mean(drawn**2))) / (high - low))
     # Written so that NaN is refused too.
     if not left <= noise**2 * _most_squares(judged) + _KINK_MARGIN * np.median(moved):
         return None

@@ -15,10 +15,11 @@ class.
 
 Where the last layer's weight is the table that the tokens are looked up in, the
 table's gradient has the lookups' gradients besides, which depend on the labels.
-Its rows of other tokens show the labels that are no tokens of the texts. For
-those that are, another layer decides, the last one before it on each token: with
-its inputs a_i, the gradient Σ_i a_i d_iᵀ of its weight gives each d_i, which
-depends on the label i alone. The label is the token whose d_i is nearest.
+Its rows of other tokens show the labels that are no tokens of the texts.
+Between these and the tokens another layer decides, the last one before it on
+each token: with its inputs a_i, the gradient Σ_i a_i d_iᵀ of its weight gives
+each d_i, which depends on the label i alone. The label is the one whose d_i is
+nearest.
 
 The weights c_i are those of the network's own gradient at labels that are
 known. The equation is tested there, so the loss is not assumed.
@@ -103,24 +104,17 @@ class LabelsOfTokens:
             return None
         expected = layer.next_tokens()
         if layer.is_table:
-            expected = self._among_tokens(layer, layer.solved(expected)[0], expected)
+            expected = self._beside_lookups(layer, expected)
         labels, is_whole = layer.solved(expected)
         if layer.is_table and (labels != expected).any():
             # The lookups' gradients were those of other labels.
             return None
         return labels.reshape(self._reading.probe.label_probability.shape[:-1]) if is_whole else None
 
-    def _among_tokens(self, layer: _KnownLayer, solved: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    def _beside_lookups(self, layer: _KnownLayer, expected: np.ndarray) -> np.ndarray:
         """The labels, (n,), where the last layer's gradient has that of the lookups besides.
 
-        Parameters
-        ----------
-        layer : _KnownLayer
-        solved : ndarray, shape (n,), int64
-            The labels without regard to it, which are right where they are no
-            tokens of the texts.
-        expected : ndarray, shape (n,), int64
-            The labels that are kept where the layer before has their gradient.
+        Those that are expected are kept where they give the layer before its gradient.
         """
         network = TextNetwork(self._reading)
         (texts,) = layer.tokens.values()
@@ -148,13 +142,13 @@ class LabelsOfTokens:
             return np.linalg.norm(shared - factor * outputs, axis=1)
 
         is_other = distances(of_expected) > _OTHER_LABEL * np.median(np.linalg.norm(shared, axis=1))
-        is_among = np.isin(solved, tokens)
-        labels = np.where(is_other & ~is_among, solved, expected)
-        undecided = np.flatnonzero(is_other & is_among)
-        if len(undecided):
-            of_tokens = [distances(at_outputs(np.full(len(expected), token)))[undecided] for token in tokens]
-            labels[undecided] = tokens[np.argmin(of_tokens, axis=0)]
-        return labels
+        if not is_other.any():
+            return expected
+        # The rows of the table that are no tokens of the texts have no lookup's gradient.
+        others = layer.solved(expected, left_out=tokens)[0]
+        tried = [others, *(np.full(len(expected), token) for token in tokens)]
+        nearest = np.argmin([distances(at_outputs(labels)) for labels in tried], axis=0)
+        return np.where(is_other, np.array(tried)[nearest, np.arange(len(expected))], expected)
 
     def copies(self, tokens: dict[int, np.ndarray], count: int) -> np.ndarray | None:
         """How often each of the texts that differ is in the batch, by the classes that are nobody's label.
@@ -194,6 +188,9 @@ class LabelsOfTokens:
         )
         if logits.shape != (count, classes):
             return None
+        # A label that the network is sure of has no gradient, and does not show its weight.
+        any_labels = np.where(any_labels == logits.argmax(axis=1), (any_labels + 1) % classes, any_labels)
+        fed = _fed(self._reading, network, tokens, any_labels)
         shared, own = step.gradients[trained[layer.weight]].astype(np.float64), network.gradients(*fed)[layer.weight]
         if layer.is_transposed:
             shared, own = shared.T, own.T
@@ -251,14 +248,19 @@ class _KnownLayer:
         following = np.pad(texts[:, 1:], ((0, 0), (0, 1))).ravel()
         return np.where(following < self.probabilities.shape[1], following, 0).astype(np.int64)
 
-    def solved(self, labels: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The labels by the equation, (n,), with the lookups' gradients at other labels; and whether they are whole."""
+    def solved(self, labels: np.ndarray, left_out: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
+        """The labels by the equation, (n,), with the lookups' gradients at other labels; and whether they are whole.
+
+        Classes that are left out are nobody's label.
+        """
         gradient = self.without_lookups(self.gradient, labels)
         groups = _equal_inputs(self.hidden, self.weights)
         first = [group[0] for group in groups]
         sizes = np.array([len(group) for group in groups])
         totals = np.array([self.weights[group].sum() for group in groups])
         counts = _counts(self.hidden[first], self.probabilities[first], totals, sizes, gradient)
+        if left_out is not None:
+            counts[:, left_out] = 0
         whole = np.rint(counts)
         is_whole = bool(np.abs(counts - whole).max() < _WHOLE and (whole.sum(axis=1) == sizes).all())
         found = labels.copy()

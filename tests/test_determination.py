@@ -1,0 +1,52 @@
+"""What a defence leaves open, by conjugate gradients on a small Jacobian that is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from attacking import digits
+from benchmarks.participant import participant
+
+from dlg import random_streams
+from dlg.attack import determination
+from dlg.attack.objective import build_precise_objective
+from dlg.defense_knowledge import DefenseKnowledge
+from dlg.participant import networks
+
+
+class Diagonal:
+    """A Jacobian with these singular values."""
+
+    def __init__(self, values):
+        self._values = np.asarray(values)
+
+    def product(self, direction):
+        return [self._values * direction]
+
+    def transposed_product(self, vectors):
+        return self._values * vectors[0]
+
+
+@pytest.mark.parametrize("products", [3, 150])
+def test_open_dimensions_are_counted_from_below_whether_conjugate_gradients_end_or_not(products, monkeypatch):
+    monkeypatch.setattr(determination, "_PRODUCTS", products)
+    values, damping = np.concatenate([np.linspace(1, 2, 300), np.full(100, 1e-6)]), 1e-4
+    change = random_streams.probe().standard_normal(400)
+    exact = float(np.sum(change**2 * damping / (values**2 + damping)))
+    shown = determination.open_at_least(Diagonal(values), change, damping)
+    assert shown <= exact * (1 + 1e-6)
+    assert shown == pytest.approx(exact, rel=1e-3) or products == 3
+    assert exact == pytest.approx(100, rel=0.3)
+
+
+def test_the_error_by_noise_is_that_of_least_squares():
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=labels)
+    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-3))
+    (error,) = determination.errors_by_noise(noisy, [images.astype(np.float64)], 1.0, 1)
+    # x = dW δ / |δ|² is off by the noise over |δ|, and the bias's gradient is δ.
+    (delta,) = (gradient for gradient in objective.shared_gradients if gradient.ndim == 1)
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(1e-3 / np.linalg.norm(delta), rel=0.1)
