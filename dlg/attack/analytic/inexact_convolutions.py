@@ -55,8 +55,9 @@ _UNBOUNDED = Bounds(-np.inf, np.inf)
 _POSITIVE = Bounds(0.0, np.inf)
 # No entry of a gradient is known to less than this share of the gradient's root mean square.
 _LEAST_ERROR = 1e-5
-# How often f and δ are fitted in turn.
-_RANK_ONE_ROUNDS = 30
+# How often f and δ are fitted in turn, at most, and the share of f below which a change ends that.
+_RANK_ONE_ROUNDS = 300
+_SETTLED = 1e-9
 # How many units of a filter may be doubtful: the sums of all their subsets are tried.
 _MOST_DOUBTFUL = 10
 # The error of the gradients at a layer's outputs, as a share of their root mean square.
@@ -188,12 +189,16 @@ def _rank_one(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
     gradient = layer.stacked_gradient
     errors = [entry_errors(each, knowledge) for each in (layer.weight_gradient, layer.bias_gradient)]
     weights = 1 / np.vstack(errors) ** 2
-    left, values, right = np.linalg.svd(gradient, full_matrices=False)
-    features, delta = left[:, 0] / left[-1, 0], values[0] * right[0] * left[-1, 0]
+    left = np.linalg.svd(gradient, full_matrices=False)[0]
+    features = left[:, 0] / left[-1, 0]
     for _ in range(_RANK_ONE_ROUNDS):
+        before = features
         delta = features @ (weights * gradient) / (features**2 @ weights)
         features = (weights * gradient) @ delta / (weights @ delta**2)
-        features[-1] = 1.0
+        # The scale is divided out, not held: held, it would take hundreds of rounds where half of the entries count.
+        features, delta = features / features[-1], delta * features[-1]
+        if np.abs(features - before).max() <= _SETTLED * np.abs(features).max():
+            break
     misfit = np.sqrt(np.mean(weights * (gradient - np.outer(features, delta)) ** 2))
     deviations = max(1.0, float(misfit)) / np.sqrt(weights @ delta**2)
     return _Outputs(features[:-1], deviations[:-1], layer.weight.astype(np.float64) @ delta)
