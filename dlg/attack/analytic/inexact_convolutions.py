@@ -76,19 +76,21 @@ _MOST_INPUTS = 4000
 # The most steps of the last fit, and how often a step may change what is held at a bound.
 _MOST_STEPS = 25
 _MOST_BOUND_CHANGES = 20
+# The damping of a step, relative to the mean curvature.
+_RIDGE = 1e-12
 # How many searches for the maxima of a first layer there are, from other positions that are drawn.
 _MOST_SEARCHES = 2
 # A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
 _EXPLAINED_COST = 0.12
-# The fit ends where the root mean square of a step is below this share of the range.
-_STILL = 3e-5
-# How often single pixels are put at a bound, and the share of the cost that this has to win.
+# How often single pixels are put at a bound, and the share of the cost that this, or a step, has to win.
 _MOST_CLEARINGS = 4
 _STALLED = 1e-3
 # The shares of a step that are tried.
 _SHARES = (1.0, 0.5, 0.2)
 # A pixel may be at a bound where it is nearer than one of these shares of the range.
 _AT_BOUND = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+# Single pixels are put at a bound where they are nearer than this share of the range.
+_NEAR_BOUND = 0.1
 # The median of a normal distribution's magnitudes, for a standard deviation of 1.
 _MEDIAN = 0.6745
 # Residuals beyond this many standard deviations come with a wrong pattern, and count less.
@@ -348,7 +350,7 @@ class _Fit:
             upstream = layer.input_gradient(at_outputs).ravel()
         return np.concatenate(residuals)
 
-    def matrix(self, image: np.ndarray) -> np.ndarray:
+    def matrix(self, image: np.ndarray) -> sparse.csr_matrix:
         """The derivatives of the equations' left sides by the pixels, where the patterns stay."""
         hidden, derivative = image, sparse.identity(image.size, format="csr")
         kept, derivatives = [], []
@@ -366,7 +368,7 @@ class _Fit:
             if self._bias_gradients[place] is not None:
                 matrices.append(sparse.csr_matrix((len(layer.weight), image.size)))
             upstream = layer.input_gradient(at_outputs).ravel()
-        return sparse.vstack(matrices).toarray()
+        return sparse.vstack(matrices).tocsr()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -426,7 +428,7 @@ def _with_pixels_at_bounds(fit: _Fit, image: np.ndarray, bounds: Bounds) -> np.n
     """The image with each pixel near a bound there if that lowers the cost, the nearest first."""
     nearest = np.where(image - bounds.low < bounds.high - image, bounds.low, bounds.high)
     distance = np.abs(image - nearest)
-    near = np.flatnonzero((distance > 0) & (distance < _AT_BOUND[-1] * (bounds.high - bounds.low)))
+    near = np.flatnonzero((distance > 0) & (distance < _NEAR_BOUND * (bounds.high - bounds.low)))
     image, least = image.copy(), _cost(fit.residual(image), 1.0)
     for pixel in near[np.argsort(distance[near])]:
         before, image[pixel] = image[pixel], nearest[pixel]
@@ -439,45 +441,56 @@ def _with_pixels_at_bounds(fit: _Fit, image: np.ndarray, bounds: Bounds) -> np.n
 
 
 def _descended(fit: _Fit, image: np.ndarray, bounds: Bounds, held: np.ndarray) -> np.ndarray:
-    """Gauss and Newton's method on the pixels that are not held."""
-    moved, spread = image, np.inf
-    for step in range(_MOST_STEPS):
+    """Gauss and Newton's method on the pixels that are not held, until the cost falls no more."""
+    spread = max(1.0, float(np.median(np.abs(fit.residual(image)))) / _MEDIAN)
+    moved, failures = image, 0
+    for _ in range(_MOST_STEPS):
         check_deadline()
-        spread = min(spread, max(1.0, float(np.median(np.abs(fit.residual(image)))) / _MEDIAN))
         candidates = [
             bounds.snapped(image + share * (moved - image), margin) for share in _SHARES for margin in _AT_BOUND
         ]
         costs = [_cost(fit.residual(candidate), spread) for candidate in candidates]
-        before, image = image, candidates[int(np.argmin(costs))]
-        if step and np.sqrt(np.mean((image - before) ** 2)) < _STILL * (bounds.high - bounds.low):
+        before, cost, image = image, _cost(fit.residual(image), spread), candidates[int(np.argmin(costs))]
+        failures = failures + 1 if min(costs) > (1 - _STALLED) * cost else 0
+        # The first candidates are the start's.
+        if failures > 1 or (moved is not before and not np.any(image != before)):
             break
         residual = fit.residual(image)
+        spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
         weights = 1 / np.sqrt(1 + (residual / (_OUTLYING * spread)) ** 2)
-        moved = image + _bounded_step(weights[:, None] * fit.matrix(image), weights * residual, image, bounds, held)
+        matrix = sparse.diags(weights) @ fit.matrix(image)
+        moved = image + _bounded_step(matrix, weights * residual, image, bounds, held)
     return image
 
 
 def _bounded_step(
-    matrix: np.ndarray, residual: np.ndarray, image: np.ndarray, bounds: Bounds, fixed: np.ndarray
+    matrix: sparse.csr_matrix, residual: np.ndarray, image: np.ndarray, bounds: Bounds, held: np.ndarray
 ) -> np.ndarray:
-    """The step that lowers the residual's squares the most and keeps the pixels within bounds, by an active set."""
-    normal, descent = matrix.T @ matrix, matrix.T @ residual
+    """The step that lowers the residual's squares the most and keeps the pixels within bounds, by an active set.
+
+    Pixels at a bound that the first slope does not draw inside stay there.
+    """
+    slope = matrix.T @ residual
+    leaves = ((image <= bounds.low) & (slope <= 0)) | ((image >= bounds.high) & (slope >= 0))
+    columns = np.flatnonzero(~held & ~leaves)
+    dense = matrix[:, columns].toarray()
+    normal = dense.T @ dense
     # Pixels that no equation has stay.
-    normal[np.diag_indices_from(normal)] += _LEAST_EIGENVALUE**2 * np.trace(normal) / len(normal) + _TINY
-    low, high = bounds.low - image, bounds.high - image
-    step, held = np.zeros_like(image), fixed
+    normal[np.diag_indices_from(normal)] += _RIDGE * np.trace(normal) / max(len(normal), 1) + _TINY
+    low, high = (bounds.low - image)[columns], (bounds.high - image)[columns]
+    part, free = np.zeros(len(columns)), np.ones(len(columns), bool)
     for _ in range(_MOST_BOUND_CHANGES):
-        free = np.flatnonzero(~held)
-        step[free] = solve(
-            normal[np.ix_(free, free)], descent[free] - normal[np.ix_(free, held)] @ step[held], assume_a="pos"
-        )
-        outside = (step < low) | (step > high)
-        step = np.clip(step, low, high)
-        slope = descent - normal @ step
-        released = held & ~fixed & (((step <= low) & (slope > 0)) | ((step >= high) & (slope < 0)))
+        right_side = slope[columns][free] - normal[np.ix_(free, ~free)] @ part[~free]
+        part[free] = solve(normal[np.ix_(free, free)], right_side, assume_a="pos")
+        outside = (part < low) | (part > high)
+        part = np.clip(part, low, high)
+        descent = slope[columns] - normal @ part
+        released = ~free & (((part <= low) & (descent > 0)) | ((part >= high) & (descent < 0)))
         if not outside.any() and not released.any():
             break
-        held = (held | outside) & ~released
+        free = (free & ~outside) | released
+    step = np.zeros_like(image)
+    step[columns] = part
     return step
 
 
