@@ -152,7 +152,14 @@ def open_part(
             return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
         # What damping for a defence leaves of the change says nothing of the projection.
         shown = open_at_least(jacobian, change, damping)
-        return OpenPart(jacobian.size, max(round(shown) if shown > _MOST_OPEN * jacobian.size else 0, least), unseen)
+        if not 0 <= shown <= float(np.sum(change**2)):
+            # No matrix leaves more than the change: units at a kink have led conjugate gradients astray.
+            return OpenPart(jacobian.size, least, unseen, jacobian.size - least)
+        return OpenPart(
+            jacobian.size,
+            max(min(round(shown), jacobian.size) if shown > _MOST_OPEN * jacobian.size else 0, least),
+            unseen,
+        )
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
     return OpenPart(jacobian.size, max(estimate, least, 1), unseen)
 

@@ -79,7 +79,7 @@ _MOST_BOUND_CHANGES = 20
 # The damping of a step, relative to the mean curvature.
 _RIDGE = 1e-12
 # How many searches for the maxima of a first layer there are, from other positions that are drawn.
-_MOST_SEARCHES = 2
+_MOST_SEARCHES = 3
 # A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
 _EXPLAINED_COST = 0.12
 # How often single pixels are put at a bound, and the share of the cost that this, or a step, has to win.
@@ -147,7 +147,7 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
 def _recovered(reading: Reading, layers: Sequence[ConvolutionLayer], first: Layer, bounds: Bounds) -> np.ndarray | None:
     """The image, (n,), from the first fully connected layer's gradients on."""
     knowledge, bias_gradients = reading.step.knowledge, _bias_gradients(reading)
-    outputs = last = _rank_one(first, knowledge)
+    outputs = last = outputs_behind(first, knowledge)
     for place in range(len(layers) - 1, 0, -1):
         outputs = _layer_input(layers[place], outputs, bias_gradients[place], knowledge, layers[place - 1].clips_below)
     fit = _Fit(layers, last, bias_gradients, knowledge)
@@ -190,7 +190,7 @@ def _bias_gradients(reading: Reading) -> list[np.ndarray | None]:
     return [reading.step.gradients.get(reading.probe.trained.get(name or "", "")) for name in names]
 
 
-def _rank_one(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
+def outputs_behind(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
     """The f and δ of a layer's gradients [f, 1]ᵀ δ, by weighted least squares in turn."""
     gradient = layer.stacked_gradient
     errors = [entry_errors(each, knowledge) for each in (layer.weight_gradient, layer.bias_gradient)]
@@ -249,11 +249,11 @@ def _active(
     return chosen.ravel()
 
 
-def _trust(layer: ConvolutionLayer, errors: np.ndarray) -> np.ndarray:
-    """By how much each entry of the filters' gradient counts, (out, M): less where it is known to much less than others."""
+def trust(layer: ConvolutionLayer, errors: np.ndarray) -> np.ndarray:
+    """By how much each entry of the filters' gradient counts, (out, M): less where a defence hides more of it."""
     usual = _WELL_KNOWN * np.sqrt(np.mean(layer.weight_gradient**2))
-    trust = 1 / np.maximum(errors, usual)
-    return (trust / trust.max()).reshape(layer.filters.shape)
+    counts = 1 / np.maximum(errors, usual)
+    return (counts / counts.max()).reshape(layer.filters.shape)
 
 
 def _explained(problem: LayerEquations, errors: np.ndarray) -> float:
@@ -276,9 +276,9 @@ def _layer_input(
     """What the layer before gave, and the gradients there."""
     known = _known(layer, outputs, bias_gradient, knowledge)
     errors = entry_errors(layer.weight_gradient, knowledge)
-    trust = _trust(layer, errors)
-    explained = _explained(LayerEquations(layer, known, trust=trust), errors)
-    found = recover_input(layer, known, _POSITIVE if is_positive else _UNBOUNDED, explained, trust)
+    counts = trust(layer, errors)
+    explained = _explained(LayerEquations(layer, known, trust=counts), errors)
+    found = recover_input(layer, known, _POSITIVE if is_positive else _UNBOUNDED, explained, counts)
     return _Outputs(found.values, _deviations(found), layer.input_gradient(found.upstream).ravel())
 
 
@@ -453,7 +453,7 @@ def _descended(fit: _Fit, image: np.ndarray, bounds: Bounds, held: np.ndarray) -
         before, cost, image = image, _cost(fit.residual(image), spread), candidates[int(np.argmin(costs))]
         failures = failures + 1 if min(costs) > (1 - _STALLED) * cost else 0
         # The first candidates are the start's.
-        if failures > 1 or (moved is not before and not np.any(image != before)):
+        if failures > 2 or (moved is not before and not np.any(image != before)):
             break
         residual = fit.residual(image)
         spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
