@@ -14,9 +14,10 @@ hold up to a known error instead of float32's rounding:
 - The inequalities of a first layer's windows are loosened by the errors of their
   maxima.
 
-Last, the image is fitted to the outputs and to all filters' gradients together,
-each weighed by its error, while the pattern of active units and of maxima is
-that of the image so far: Gauss and Newton's method within the pixels' range.
+Last, the image is fitted to the outputs and to all gradients of filters and biases
+together, each weighed by its error, while the pattern of active units and of
+maxima is that of the image so far: Gauss and Newton's method within the pixels'
+range. Single pixels near a bound are then put there where that lowers the cost.
 The answer is a start for a search that knows the defence. Weighing the equations
 of the layers by what a defence leaves is this project's own.
 """
