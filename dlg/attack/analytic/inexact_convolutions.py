@@ -71,7 +71,7 @@ _MOST_OUTPUT_ERROR = 0.05
 # The output of an active unit is at least this share of the largest, so that `KnownOutputs` does not take it for zero.
 _LEAST_ACTIVE = 2e-5
 # Eigenvalues below this share of the largest say nothing.
-_LEAST_EIGENVALUE = 1e-6
+_LEAST_EIGENVALUE = 1e-9
 # The most numbers of a layer's input: the covariance has the square of that, 128 MB in float64.
 _MOST_INPUTS = 4000
 # The most steps of the last fit, and how often a step may change what is held at a bound.
@@ -288,9 +288,12 @@ def _deviations(found: LayerInput) -> np.ndarray:
     matrix = found.equations.matrix
     residual = matrix @ found.values - found.equations.right_side
     values, vectors = eigh((matrix.T @ matrix).toarray())
-    values = np.maximum(values, _LEAST_EIGENVALUE * values[-1])
     freedom = max(len(residual) - len(values), len(residual) // 10, 1)
-    return np.linalg.norm(residual) / np.sqrt(freedom) * np.sqrt(vectors**2 @ (1 / values))
+    variances = np.sum(residual**2) / freedom / np.maximum(values, _LEAST_EIGENVALUE * values[-1])
+    # Of a direction that the equations do not determine, no more is known than how large such inputs are.
+    usual = np.mean(found.values**2)
+    variances = np.where(values > _LEAST_EIGENVALUE * values[-1], np.minimum(variances, usual), usual)
+    return np.sqrt(vectors**2 @ variances)
 
 
 def _first_input(
