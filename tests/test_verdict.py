@@ -267,6 +267,21 @@ def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monk
     assert part.unsettled == images.size
 
 
+@pytest.mark.parametrize(("left", "unsettled"), [(0.3, 1), (0.9, 1), (3.0, 3), (1e-3, 0)])
+def test_what_is_left_of_a_change_may_be_one_open_direction(left, unsettled, monkeypatch):
+    """A normal number's square is below a half as often as above it, so a half is no sign that nothing is open."""
+
+    def projections(jacobian, change, damping):
+        yield change - np.sqrt(left / jacobian.size)
+
+    monkeypatch.setattr(determination, "_projections", projections)
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    assert (part.dimensions, part.unsettled) == (0, unsettled)
+
+
 def test_a_reason_without_checks_still_says_that_nothing_is_known():
     reason = without_checks(failure_reason(0.5, AttackOptions(), "iterations"))
     assert reason.endswith("so nothing is known about what leaks, which does not mean that the gradients are safe")
