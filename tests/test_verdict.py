@@ -309,4 +309,6 @@ def test_units_that_noise_takes_to_the_wrong_side_of_zero_are_no_failure(tmp_pat
     near = verdict(5e-3)
     assert near.kind == "explained"
     assert near.mismatch > 1.1 * exact.mismatch
+    assert "as closely as gaussian:0.001 allows but for units near zero" in near.reason
+    assert "near zero" not in exact.reason
     assert verdict(0.03).kind == "failed"

@@ -297,6 +297,14 @@ def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> flo
     the damping λ. All of them together are E λ vᵀ (JᵀJ + λ)⁻¹ v for a change
     v ~ N(0, I). The iterates zₖ of conjugate gradients on (JᵀJ + λ) z = v approach
     that from below: vᵀ zₖ rises with k (Hestenes and Stiefel 1952, theorem 6:1).
+
+    Parameters
+    ----------
+    jacobian : Jacobian
+    change : ndarray, shape (size,), float64
+        v.
+    damping : float
+        λ, over 0.
     """
     solution = _solved(jacobian, change, damping, _ACCURACY * float(np.sum(change**2)))
     return damping * float(np.sum(change * solution))
@@ -338,7 +346,7 @@ def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: f
 
 
 def _projections(jacobian: Jacobian, change: np.ndarray, damping: float) -> Iterator[np.ndarray]:
-    """What of a change the gradients see, nearer and nearer: the solution of (JᵀJ + damping) z = JᵀJ v."""
+    """What of a change the gradients see, the solution of (JᵀJ + damping) z = JᵀJ v; see `_iterates`."""
     right_side = jacobian.transposed_product(jacobian.product(change))
     enough = _ACCURACY**2 * float(np.sum(right_side**2))
     enough = max(enough, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
@@ -346,12 +354,15 @@ def _projections(jacobian: Jacobian, change: np.ndarray, damping: float) -> Iter
 
 
 def _solved(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: float) -> np.ndarray:
-    """Solve (JᵀJ + damping) z = b by the first products of conjugate gradients, see `_iterates`."""
+    """Solve (JᵀJ + damping) z = b by the first `_PRODUCTS` products of conjugate gradients, see `_iterates`."""
     return next(_iterates(jacobian, right_side, damping, enough))
 
 
 def _iterates(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: float) -> Iterator[np.ndarray]:
-    """Conjugate gradients on (JᵀJ + damping) z = b, until the remainder's square is small enough: z now and then."""
+    """Conjugate gradients on (JᵀJ + damping) z = b, until the remainder's square is small enough.
+
+    Gives z after every `_PRODUCTS` products, and at the end.
+    """
     solution, remainder, direction = np.zeros_like(right_side), right_side, right_side
     square = float(np.sum(remainder**2))
     for number in range(int(np.clip(_MOST_WORK / jacobian.count, _PRODUCTS, _MOST_PRODUCTS))):
