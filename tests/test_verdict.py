@@ -22,6 +22,7 @@ from dlg.attack.objective import build_precise_objective
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
 from dlg.attack.verdict import failure_reason, judge, without_checks
+from dlg.defense_knowledge import NOTHING, DefenseKnowledge
 from dlg.options import AttackOptions
 from dlg.participant import networks
 from dlg.results import metrics
@@ -231,7 +232,8 @@ def test_more_products_are_taken_where_the_first_ones_show_nothing(monkeypatch):
     assert (part.dimensions, part.unsettled) == (0, 0)
 
 
-def test_no_rank_is_claimed_where_units_are_at_a_kink():
+@pytest.mark.parametrize("knowledge", [NOTHING, DefenseKnowledge(noise=1e-4)], ids=["nothing", "noise"])
+def test_no_rank_is_claimed_where_units_are_at_a_kink(knowledge):
     """The bias is zero, so that black pixels leave the units that see nothing else at ReLU's kink."""
 
     def network(feature, label):
@@ -243,9 +245,10 @@ def test_no_rank_is_claimed_where_units_are_at_a_kink():
     image[..., 2:4, 2:4] = 0.8
     trained = participant(network, image, np.array([[3]]))
     objective = build_precise_objective(trained.shared_step(), fixed_label=np.array([3]))
+    objective = dataclasses.replace(objective, knowledge=knowledge)
     part = determination.open_part(objective, [image.astype(np.float64)], 0.0, (0.0, 1.0))
     assert part.rank is None
-    assert part.unsettled > 0
+    assert part.dimensions + part.unsettled == image.size
 
 
 @pytest.mark.parametrize(("mismatch", "says"), [(0.01, "may be near all the same"), (0.5, "nothing is known")])

@@ -8,11 +8,12 @@ w = v − z, is open, and E ‖w‖² is the number of open dimensions for v ~ N
 the data's size less the rank of J. Products with JᵀJ that do not suffice leave
 some of v in w that the gradients do see, so w counts only if moving the data
 along it, as far as would spoil a picture, changes the gradients by less than
-their rounding. Where units lie on a kink, as ReLU's do behind black pixels and a
-bias of zero, J is no matrix: differences along v see one side of each kink, and
-Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, and nothing is claimed. Where a defence
-hides more than rounding does, the projection is damped, so that directions which
-move the gradients by less than that are open.
+their rounding. Where units lie on a kink, as ReLU's do behind black pixels and
+a bias of zero, J is no matrix: differences along v see one side of each kink,
+and Jᵀ another. Then ‖J v‖² is not v · JᵀJ v, conjugate gradients lead anywhere,
+and nothing is claimed, under a defence neither. Where a defence hides more than
+rounding does, the projection is damped, so that directions which move the
+gradients by less than that are open.
 
 Where the equations are ill-conditioned, the products do not suffice to show what
 is open. A bound by counting then still holds: see `dlg.attack.counting`.
@@ -133,8 +134,6 @@ def open_part(
         damping = (rounding / visible) ** 2
     change = random_streams.probe().standard_normal(jacobian.size)
     is_matrix, is_unseen = _probed(jacobian, change)
-    # Of a defence, the damped estimate counts all the same.
-    has_kinks = not is_matrix and objective.knowledge == NOTHING
     if objective.knowledge.has_signs_only:
         # A number that only signs depend on is seen, if not by the equations here.
         is_unseen = np.zeros_like(is_unseen)
@@ -148,16 +147,17 @@ def open_part(
         length = math.sqrt(open_square / jacobian.size)
         moved = jacobian.relative_size(left) * visible / max(length, _TINY)
         # A projection shortens. Kinks within the differences' steps make conjugate gradients leave for far away.
-        shows_nothing = has_kinks or open_square > _DIVERGED * float(np.sum(change**2))
+        shows_nothing = not is_matrix or open_square > _DIVERGED * float(np.sum(change**2))
         estimate = jacobian.size if shows_nothing else unseen + _open_dimensions(left[~is_unseen])
         if shows_nothing or moved <= seen_from or estimate <= least or objective.knowledge != NOTHING:
             break
-    if moved > seen_from or shows_nothing:
-        if objective.knowledge == NOTHING:
-            return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
+    if shows_nothing or (moved > seen_from and objective.knowledge == NOTHING):
+        return OpenPart(jacobian.size, least, unseen, max(estimate - least, 0))
+    if moved > seen_from:
         # What damping for a defence leaves of the change says nothing of the projection.
         shown = open_at_least(jacobian, change, damping)
-        return OpenPart(jacobian.size, max(round(shown) if shown > _MOST_OPEN * jacobian.size else 0, least), unseen)
+        shown = min(round(shown), jacobian.size) if shown > _MOST_OPEN * jacobian.size else 0
+        return OpenPart(jacobian.size, max(shown, least), unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.
     return OpenPart(jacobian.size, max(estimate, least, 1), unseen)
 
