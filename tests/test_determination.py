@@ -21,6 +21,7 @@ class Diagonal:
 
     def __init__(self, values):
         self._values = np.asarray(values)
+        self.count = len(self._values)
 
     def product(self, direction):
         return [self._values * direction]

@@ -83,8 +83,8 @@ _BEYOND_KINK = 1e-6
 _LEAST_SHARE = 0.3
 # How often units change sides and the image is solved for, at most.
 _MOST_TURNS = 4
-# A start has arrived below this cost. Beside the image it was 4e-3; where little is known it was 1e-6 to 1e-5 near it, and
-# other starts came no nearer.
+# A start has arrived below this cost. Beside the image it was 4e-3; where little is known it was 1e-6 to 1e-5 near it,
+# and other starts came no nearer.
 _ARRIVED = 1e-5
 # How many random starts there are at most.
 _STARTS = 3
