@@ -17,9 +17,9 @@ of the matrix, and with Q an orthonormal basis of that
 
 and the same with rows and columns exchanged. Both are linear in D. The
 solution is the eigenvector of the least eigenvalue of a sum of squares, found by Lanczos
-iterations. M is a multiple of it, over g, and its entries are zeros and ones. Nothing is searched for.
-Filters that are silent, or active everywhere, do no harm: of the P independent rows that
-M might have, fewer than 40 of 49 are enough. The construction is this project's own; the use of
+iterations. Its entries over those of g are the zeros and ones of M, up to one factor. Nothing
+is searched for. Filters may be silent, or active everywhere: on a map of 49 positions, fewer
+than 40 independent rows of M were enough. The construction is this project's own; the use of
 shifts is that of ESPRIT (Roy and Kailath 1989).
 """
 

@@ -471,7 +471,20 @@ def exact_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds) -> 
 
 
 def least_squares_of(equations: Equations, x: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Least squares for the free numbers, (n,) of bool, the others held; of all of them those nearest to x."""
+    """Solve equations for some of their unknowns; of several least-squares solutions the one nearest to x.
+
+    Parameters
+    ----------
+    equations : Equations
+    x : ndarray, shape (n,), float64
+        Where the solver begins, and what the other numbers are held at.
+    free : ndarray, shape (n,), bool
+        Which numbers are solved for.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+    """
     columns = np.flatnonzero(free)
     missing = equations.right_side - equations.matrix @ x
     options = {"atol": _SOLVER_TOLERANCE, "btol": _SOLVER_TOLERANCE, "maxiter": _SOLVER_ITERATIONS}
