@@ -77,8 +77,9 @@ _MOST_INPUTS = 4000
 # The most steps of the last fit, and how often a step may change what is held at a bound.
 _MOST_STEPS = 25
 _MOST_BOUND_CHANGES = 20
-# The damping of a step, relative to the mean curvature.
-_RIDGE = 1e-12
+# The damping of a step, relative to the mean curvature: above the rounding of the largest curvature, so that the
+# factorisation exists.
+_RIDGE = 1e-10
 # How many searches for the maxima of a first layer there are, from other positions that are drawn.
 _MOST_SEARCHES = 3
 # A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
@@ -456,7 +457,7 @@ def _descended(fit: _Fit, image: np.ndarray, bounds: Bounds, held: np.ndarray) -
         costs = [_cost(fit.residual(candidate), spread) for candidate in candidates]
         before, cost, image = image, _cost(fit.residual(image), spread), candidates[int(np.argmin(costs))]
         failures = failures + 1 if min(costs) > (1 - _STALLED) * cost else 0
-        # The first candidates are the start's.
+        # The first candidates are those at the start, before any step.
         if failures > 2 or (moved is not before and not np.any(image != before)):
             break
         residual = fit.residual(image)
