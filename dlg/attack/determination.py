@@ -67,6 +67,11 @@ _NOISE_ACCURACY = 1e-2
 # directions were known to within 30 dB, just, it would be a half. Right answers behind softmax regression, under
 # prune:0.5, prune:0.9 and gaussian:1e-2, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
 _MOST_OPEN = 0.25
+# Bounds that are as far apart as this many times the root mean square of a gradient say of an entry that it is small.
+# Those of all 7065 entries that prune:0.9 took from four digits behind softmax regression are; those of int8 came to 0.1
+# at most, and those of bf16 to 0.5. Of ten such batches under prune:0.9, of which 785 entries say more of 3136 numbers,
+# one was called explained at 14 to 23 dB when all entries counted.
+_TELLING_WIDTH = 1.0
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
 
@@ -182,8 +187,22 @@ def open_by_counting(objective: Objective) -> OpenPart | None:
         determine the batch.
     """
     size = sum(math.prod(dummy.shape) for dummy in objective.dummies)
-    dimensions = size - objective.most_determined
+    dimensions = size - min(objective.most_determined, _telling(objective))
     return OpenPart(size, dimensions, unseen=0) if dimensions > 0 else None
+
+
+def _telling(objective: Objective) -> float:
+    """How many entries of the gradients say more than that they are small; infinite without bounds of sizes.
+
+    The true entry may be anywhere within its bounds, and an answer that is not
+    the batch may lie within all of them.
+    """
+    if objective.differences_within is None or objective.knowledge.has_signs_only:
+        return math.inf
+    return sum(
+        int(np.sum(within.highest - within.lowest < _TELLING_WIDTH * np.sqrt(np.mean(np.square(shared)))))
+        for shared, within in zip(objective.shared_gradients, objective.differences_within, strict=True)
+    )
 
 
 class Jacobian:

@@ -36,12 +36,13 @@ from dlg import random_streams
 from dlg.attack.analytic.convolution_layer import KINKED
 from dlg.attack.analytic.gradient_span import GradientSpan
 from dlg.attack.analytic.labels import is_mostly_hidden, scale_of_classes
+from dlg.attack.analytic.labels_within_bounds import labels_within_bounds
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.likely_labels import likely_counts, likely_labels
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.softmax_regression import affordable_starts, random_guesses
 from dlg.attack.deadline import check_deadline
-from dlg.defense_knowledge import DefenseKnowledge
+from dlg.defense_knowledge import Bounds, DefenseKnowledge
 from dlg.errors import TimeLimitReachedError
 
 # How many random starts the last layer's equations are solved from, unless their work is too much.
@@ -66,6 +67,8 @@ _SETTLING_STEPS = 50
 _LEAST_SINGULAR_VALUE = 1e-3
 # Hidden units below this many times the size of the negative ones, which are noise, are taken for inactive.
 _INACTIVE = 2.0
+# An activation that is negative nowhere here is negative nowhere.
+_MANY_NUMBERS = np.linspace(-50.0, 50.0, 1001)
 
 
 def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None:
@@ -89,6 +92,9 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
     completed = _completed(last, reading.batch_size, knowledge, sums_to_zero=True).divided_by(scale)
     found = rough_features(completed, reading.batch_size, reading.random_stream())
     if found is None:
+        bounded = _labels_within_bounds(reading, last, scale)
+        if bounded is not None:
+            return None, bounded
         hidden = is_mostly_hidden(last.bias_gradient, reading.step)
         return None if hidden else (None, likely_labels(completed, reading.batch_size))
     features, labels = found
@@ -107,8 +113,7 @@ def _completed(layer: Layer, rank: int, knowledge: DefenseKnowledge, *, sums_to_
     if knowledge.bounds is None:
         return layer
     gradient = layer.stacked_gradient
-    bounds = [knowledge.bounds_of(part) for part in (gradient[:-1], gradient[-1:])]
-    lowest, highest = (np.vstack(sides) for sides in zip(*bounds))
+    lowest, highest = _bounds(layer, knowledge)
     right = random_streams.probe().standard_normal((gradient.shape[1], min(rank, gradient.shape[1])))
     with contextlib.suppress(TimeLimitReachedError):
         for _ in range(_PROJECTIONS):
@@ -120,6 +125,30 @@ def _completed(layer: Layer, rank: int, knowledge: DefenseKnowledge, *, sums_to_
                 gradient -= gradient.mean(axis=1, keepdims=True)
             gradient = np.clip(gradient, lowest, highest)
     return dataclasses.replace(layer, weight_gradient=gradient[:-1], bias_gradient=gradient[-1])
+
+
+def _bounds(layer: Layer, knowledge: DefenseKnowledge) -> Bounds:
+    """Between what the stacked gradient's entries lie."""
+    gradient = layer.stacked_gradient
+    lowest, highest = zip(*(knowledge.bounds_of(part) for part in (gradient[:-1], gradient[-1:])))
+    return Bounds(np.vstack(lowest), np.vstack(highest))
+
+
+def _labels_within_bounds(reading: Reading, last: Layer, scale: float) -> np.ndarray | None:
+    """The labels by `labels_within_bounds`; None without bounds, and where features may be negative."""
+    layers, knowledge = reading.perceptron, reading.step.knowledge
+    if layers is None or knowledge.bounds is None:
+        return None
+    if len(layers) == 1:
+        least, most = reading.value_range or (-np.inf, None)
+    else:
+        activation = layers[-2].known_activation
+        assert activation is not None
+        least, most = activation.function(_MANY_NUMBERS).min(), None
+    if least < 0:
+        return None
+    lowest, highest = (side / scale for side in _bounds(last, knowledge))
+    return labels_within_bounds(last, reading.batch_size, lowest, highest, most)
 
 
 def rough_features(layer: Layer, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
