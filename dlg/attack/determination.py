@@ -176,6 +176,9 @@ def _open_dimensions(left: np.ndarray) -> int:
 def open_by_counting(objective: Objective) -> OpenPart | None:
     """What is open because the batch has more numbers than the gradients can determine.
 
+    Entries that are only known to be small, as those that pruning took, determine
+    nothing here.
+
     Parameters
     ----------
     objective : Objective
