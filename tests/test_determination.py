@@ -51,15 +51,3 @@ def test_the_error_by_noise_is_that_of_least_squares():
     # x = dW δ / |δ|² is off by the noise over |δ|, and the bias's gradient is δ.
     (delta,) = (gradient for gradient in objective.shared_gradients if gradient.ndim == 1)
     assert np.sqrt(np.mean(error**2)) == pytest.approx(1e-3 / np.linalg.norm(delta), rel=0.1)
-
-
-def test_what_no_matrix_can_leave_open_is_not_reported(monkeypatch):
-    """Units at a kink can lead conjugate gradients astray under noise, and the sum then exceeds the batch's size."""
-    monkeypatch.setattr(determination, "open_at_least", lambda jacobian, change, damping: 1e9)
-    images, labels = digits(1)
-    trained = participant(networks.softmax, images, labels)
-    objective = build_precise_objective(trained.shared_step(), fixed_label=labels)
-    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-6))
-    part = determination.open_part(noisy, [images.astype(np.float64)], 1e-6, (0.0, 1.0))
-    assert part.dimensions + part.unsettled == part.size
-    assert part.rank is None

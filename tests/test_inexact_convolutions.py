@@ -49,7 +49,7 @@ def recovered(network, spec, batch_size=1, value_range=(0.0, 1.0)):
 
 
 @pytest.mark.parametrize(
-    ("spec", "least"), [("fp16", 80), ("prune:0.2", 100), pytest.param("gaussian:1e-3", 40, marks=pytest.mark.slow)]
+    ("spec", "least"), [("fp16", 80), ("prune:0.2", 50), pytest.param("gaussian:1e-3", 40, marks=pytest.mark.slow)]
 )
 def test_an_image_behind_max_pooling_comes_back(spec, least):
     images, found = recovered(with_convolutions(F.relu), spec)
@@ -79,7 +79,10 @@ def test_the_outer_product_behind_pruned_gradients_is_exact():
     gradients = defense({"weight": np.outer(features, delta), "bias": delta}, rng)
     layer = Layer(rng.standard_normal((60, 40)), np.zeros(40), gradients["weight"], gradients["bias"])
     outputs = outputs_behind(layer, defense.knowledge)
-    np.testing.assert_allclose(outputs.values, features, atol=1e-4)
+    # Of a row that was pruned as a whole, the bounds alone are known.
+    is_kept = gradients["weight"].any(axis=1)
+    np.testing.assert_allclose(outputs.values[is_kept], features[is_kept], atol=1e-4)
+    assert outputs.errors[~is_kept].min() > outputs.errors[is_kept].max()
 
 
 def test_entries_that_pruning_hides_count_little_and_equal_errors_count_alike():

@@ -161,9 +161,6 @@ def open_part(
     if moved > seen_from:
         # What damping for a defence leaves of the change says nothing of the projection.
         shown = open_at_least(jacobian, change, damping)
-        if not 0 <= shown <= float(np.sum(change**2)):
-            # No matrix leaves more than the change: units at a kink have led conjugate gradients astray.
-            return OpenPart(jacobian.size, least, unseen, jacobian.size - least)
         shown = min(round(shown), jacobian.size) if shown > _MOST_OPEN * jacobian.size else 0
         return OpenPart(jacobian.size, max(shown, least), unseen)
     # At least one dimension is open, though the estimate of a single one is as likely below a half as above it.

@@ -14,9 +14,10 @@ hold up to a known error instead of float32's rounding:
 - The inequalities of a first layer's windows are loosened by the errors of their
   maxima.
 
-Last, the image is fitted to the outputs and to all filters' gradients together,
-each weighed by its error, while the pattern of active units and of maxima is
-that of the image so far: Gauss and Newton's method within the pixels' range.
+Last, the image is fitted to the outputs and to all gradients of filters and biases
+together, each weighed by its error, while the pattern of active units and of
+maxima is that of the image so far: Gauss and Newton's method within the pixels'
+range. Single pixels near a bound are then put there where that lowers the cost.
 The answer is a start for a search that knows the defence. Weighing the equations
 of the layers by what a defence leaves is this project's own.
 """
@@ -70,14 +71,15 @@ _MOST_OUTPUT_ERROR = 0.05
 # The output of an active unit is at least this share of the largest, so that `KnownOutputs` does not take it for zero.
 _LEAST_ACTIVE = 2e-5
 # Eigenvalues below this share of the largest say nothing.
-_LEAST_EIGENVALUE = 1e-6
+_LEAST_EIGENVALUE = 1e-9
 # The most numbers of a layer's input: the covariance has the square of that, 128 MB in float64.
 _MOST_INPUTS = 4000
 # The most steps of the last fit, and how often a step may change what is held at a bound.
 _MOST_STEPS = 25
 _MOST_BOUND_CHANGES = 20
-# The damping of a step, relative to the mean curvature.
-_RIDGE = 1e-12
+# The damping of a step, relative to the mean curvature: above the rounding of the largest curvature, so that the
+# factorisation exists.
+_RIDGE = 1e-10
 # How many searches for the maxima of a first layer there are, from other positions that are drawn.
 _MOST_SEARCHES = 3
 # A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
@@ -287,9 +289,12 @@ def _deviations(found: LayerInput) -> np.ndarray:
     matrix = found.equations.matrix
     residual = matrix @ found.values - found.equations.right_side
     values, vectors = eigh((matrix.T @ matrix).toarray())
-    values = np.maximum(values, _LEAST_EIGENVALUE * values[-1])
     freedom = max(len(residual) - len(values), len(residual) // 10, 1)
-    return np.linalg.norm(residual) / np.sqrt(freedom) * np.sqrt(vectors**2 @ (1 / values))
+    variances = np.sum(residual**2) / freedom / np.maximum(values, _LEAST_EIGENVALUE * values[-1])
+    # Of a direction that the equations do not determine, no more is known than how large such inputs are.
+    usual = np.mean(found.values**2)
+    variances = np.where(values > _LEAST_EIGENVALUE * values[-1], np.minimum(variances, usual), usual)
+    return np.sqrt(vectors**2 @ variances)
 
 
 def _first_input(
@@ -452,7 +457,7 @@ def _descended(fit: _Fit, image: np.ndarray, bounds: Bounds, held: np.ndarray) -
         costs = [_cost(fit.residual(candidate), spread) for candidate in candidates]
         before, cost, image = image, _cost(fit.residual(image), spread), candidates[int(np.argmin(costs))]
         failures = failures + 1 if min(costs) > (1 - _STALLED) * cost else 0
-        # The first candidates are the start's.
+        # The first candidates are those at the start, before any step.
         if failures > 2 or (moved is not before and not np.any(image != before)):
             break
         residual = fit.residual(image)
