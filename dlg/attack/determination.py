@@ -64,9 +64,9 @@ _NOISE_ACCURACY = 1e-2
 # prune:0.5, prune:0.9 and gaussian:1e-2, came to 0.1 at most, and a wrong one under prune:0.9 to 0.39.
 _MOST_OPEN = 0.25
 # Bounds that are as far apart as this many times the root mean square of a gradient say of an entry that it is small.
-# Those of all 7065 entries that prune:0.9 took from four digits behind softmax regression are; those of int8 came to 0.1
-# at most, and those of bf16 to 0.5. Of ten such batches under prune:0.9, of which 785 entries say more of 3136 numbers,
-# one was called explained at 14 to 23 dB when all entries counted.
+# So are those of all 7065 entries that prune:0.9 took from four digits behind softmax regression; those of int8 came to
+# 0.1 at most, and those of bf16 to 0.5. Of ten such batches under prune:0.9, with 785 entries for 3136 numbers, one was
+# called explained at 14 to 23 dB when all entries counted.
 _TELLING_WIDTH = 1.0
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
