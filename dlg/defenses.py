@@ -490,7 +490,7 @@ def _own_kind(spec: str) -> Kind:
 
 
 def _checked_bounds(spec: str, bounds: Callable[[np.ndarray], Bounds]) -> Callable[[np.ndarray], Bounds]:
-    """The same bounds, refused where they cannot be some: with wrong ones an attack finds less than what leaks."""
+    """The same bounds, refused where no gradient lies within them: an attack would find less than what leaks."""
 
     def checked(shared: np.ndarray) -> Bounds:
         try:

@@ -571,8 +571,9 @@ def _checked_target(
     real = [array for array, spec in zip(samples, specs) if not _takes_integers(spec)]
     for array in real:
         _check_samples(array, batch_size)
-    for array, spec in [] if real else zip(samples, specs):
-        _check_tokens(array, batch_size, spec)
+    if not real:
+        for array, spec in zip(samples, specs):
+            _check_tokens(array, batch_size, spec)
     labels = _as_array(target_label)
     if labels.ndim == 0 or len(labels) != batch_size:
         raise InputError(

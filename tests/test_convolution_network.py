@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import paddle.nn.functional as F
 import pytest
@@ -192,6 +194,31 @@ def test_a_search_without_time_for_one_start_says_so(monkeypatch):
     starts_that_end_in_time(monkeypatch, 0)
     with pytest.raises(TimeLimitReachedError):
         search_image(KnownNetwork(layers, *known), PIXELS, np.random.default_rng(0))
+
+
+def settled(monkeypatch, fitted):
+    """What changing sides makes of an image of the cost 1, where the search goes on so, and which units changed."""
+    changed = []
+    network = SimpleNamespace(change_side=lambda place, unit: changed.append((place, unit)))
+    matching = SimpleNamespace(doubtful_units=lambda image: [(0, 3)] if image[0] < 2 else [])
+    monkeypatch.setattr(network_search, "_fitted", fitted)
+    start = network_search.FoundImage(np.ones(1), cost=1.0)
+    return network_search._with_settled_sides(network, matching, start, PIXELS).cost, changed
+
+
+def test_units_stay_on_the_other_side_only_where_that_brings_the_cost_down(monkeypatch):
+    def to(cost):
+        return lambda *_: network_search.FoundImage(np.full(1, 2.0), cost)
+
+    assert settled(monkeypatch, to(0.5)) == (0.5, [(0, 3)])
+    assert settled(monkeypatch, to(1.5)) == (1.0, [(0, 3), (0, 3)])
+
+
+def test_an_image_is_kept_where_the_time_ends_while_units_change_sides(monkeypatch):
+    def out_of_time(*_):
+        raise TimeLimitReachedError
+
+    assert settled(monkeypatch, out_of_time)[0] == 1.0
 
 
 def test_a_unit_on_the_wrong_side_of_its_kink_is_found():

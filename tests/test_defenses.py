@@ -527,7 +527,7 @@ def test_a_defence_of_ones_own_tells_what_its_attacker_knows(own):
         ("shorter", r"own.py:shorter' gives bounds shaped \(1,\) and \(1,\), expected \(2,\)"),
     ],
 )
-def test_bounds_that_cannot_be_some_are_refused(name, reason, own):
+def test_bounds_that_no_gradient_lies_within_are_refused(name, reason, own):
     with pytest.raises(InputError, match=reason):
         parse(f"{own}:{name}").knowledge.bounds_of(np.ones(2, np.float32))
 

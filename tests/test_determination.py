@@ -66,3 +66,15 @@ def test_entries_that_are_only_known_to_be_small_do_not_determine_a_batch(spec, 
     assert (counted is not None) == is_open
     # One entry in ten is left of the weight's and of the bias's gradient.
     assert counted is None or counted.dimensions == 4 * 784 - 785
+
+
+def test_what_no_matrix_can_leave_open_is_not_reported(monkeypatch):
+    """Units at a kink can lead conjugate gradients astray under noise, and the sum then exceeds the batch's size."""
+    monkeypatch.setattr(determination, "open_at_least", lambda jacobian, change, damping: 1e9)
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=labels)
+    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-6))
+    part = determination.open_part(noisy, [images.astype(np.float64)], 1e-6, (0.0, 1.0))
+    assert part.dimensions + part.unsettled == part.size
+    assert part.rank is None

@@ -13,8 +13,9 @@ from benchmarks.participant import participant
 from paddle import nn
 
 from dlg import defenses
-from dlg.attack.analytic.inexact_convolutions import entry_errors, rough_image
+from dlg.attack.analytic.inexact_convolutions import entry_errors, outputs_behind, rough_image, trust
 from dlg.attack.analytic.labels import labels_from_gradients
+from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Reading
 from dlg.defense_knowledge import NOTHING, DefenseKnowledge
 from dlg.results.metrics import compare
@@ -47,7 +48,9 @@ def recovered(network, spec, batch_size=1, value_range=(0.0, 1.0)):
     return images, rough_image(reading, labels_from_gradients(step))
 
 
-@pytest.mark.parametrize(("spec", "least"), [("fp16", 40), pytest.param("gaussian:1e-3", 25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("spec", "least"), [("fp16", 80), ("prune:0.2", 100), pytest.param("gaussian:1e-3", 40, marks=pytest.mark.slow)]
+)
 def test_an_image_behind_max_pooling_comes_back(spec, least):
     images, found = recovered(with_convolutions(F.relu), spec)
     assert compare(images, found.astype(np.float32))[0].psnr > least
@@ -67,3 +70,24 @@ def test_the_errors_of_entries_are_those_of_the_defence():
     of_pruned = entry_errors(gradient, defenses.parse("prune:0.3").knowledge)
     assert of_pruned[1] == pytest.approx(1 / np.sqrt(3), rel=1e-4)
     assert np.all(of_pruned[[0, 2]] < 1e-4)
+
+
+def test_the_outer_product_behind_pruned_gradients_is_exact():
+    rng = np.random.default_rng(0)
+    features, delta = np.abs(rng.standard_normal(60)), rng.standard_normal(40)
+    defense = defenses.parse("prune:0.3")
+    gradients = defense({"weight": np.outer(features, delta), "bias": delta}, rng)
+    layer = Layer(rng.standard_normal((60, 40)), np.zeros(40), gradients["weight"], gradients["bias"])
+    outputs = outputs_behind(layer, defense.knowledge)
+    np.testing.assert_allclose(outputs.values, features, atol=1e-4)
+
+
+def test_entries_that_pruning_hides_count_little_and_equal_errors_count_alike():
+    images, labels = small_digits(1)
+    trained = participant(with_convolutions(F.relu), images, labels)
+    reading = Reading.of(trained.shared_step(), 0, nonnegative=False, value_range=(0.0, 1.0))
+    layer = reading.convolutional_network[1]
+    assert np.all(trust(layer, np.full(layer.weight_gradient.shape, 0.3)) == 1)
+    errors = np.where(np.arange(layer.weight_gradient.size).reshape(layer.weight_gradient.shape) % 2, 1.0, 1e-7)
+    of_hidden = trust(layer, errors * np.abs(layer.weight_gradient).max()).ravel()[1::2]
+    assert np.all(of_hidden < 1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from attacking import digits, shallow_perceptron
 from benchmarks.participant import participant
 
 from dlg import defenses
+from dlg.attack.analytic import inexact_perceptron
 from dlg.attack.analytic.inexact_perceptron import rough_batch
 from dlg.attack.analytic.reading import Reading
+from dlg.attack.deadline import Deadline, deadline_in_force
 from dlg.participant import networks
 from dlg.results import metrics
 
@@ -58,6 +61,14 @@ def test_of_other_networks_the_labels_come_back(spec):
 def test_the_likeliest_labels_come_back_beyond_the_rank_of_the_last_layer():
     _, labels, (inputs, found) = recovered(networks.softmax, 10, "gaussian:1e-3")
     assert inputs is None
+    assert sorted(found) == sorted(labels[:, 0])
+
+
+def test_the_batch_is_not_settled_further_where_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(inexact_perceptron, "_settled", None)
+    with deadline_in_force(Deadline(0, time.monotonic())):
+        _, labels, (inputs, found) = recovered(shallow_perceptron, 3, "int8")
+    assert np.isfinite(inputs).all()
     assert sorted(found) == sorted(labels[:, 0])
 
 

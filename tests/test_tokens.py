@@ -172,6 +172,11 @@ def test_equal_texts_that_differ_in_one_label_are_no_other_batch():
     assert labels_exchanged({0: np.array([[1, 2], [1, 2]])}, np.array([[2, 5], [2, 6]])) is None
 
 
+def test_a_text_that_begins_like_two_equal_ones_is_exchanged_with_them():
+    tokens, labels = np.array([[1, 2], [1, 2], [1, 3]]), np.array([[2, 5], [2, 6], [3, 7]])
+    assert labels_exchanged({0: tokens}, labels).tolist() == [[3, 5], [2, 6], [2, 7]]
+
+
 WORDS = [f"word{number}" for number in range(VOCABULARY)]
 
 

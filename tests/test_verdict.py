@@ -22,6 +22,7 @@ from dlg.attack.objective import build_precise_objective
 from dlg.attack.optimizers.interface import evaluate
 from dlg.attack.strategy import choose
 from dlg.attack.verdict import failure_reason, judge, without_checks
+from dlg.defense_knowledge import NOTHING, DefenseKnowledge
 from dlg.options import AttackOptions
 from dlg.participant import networks
 from dlg.results import metrics
@@ -231,7 +232,8 @@ def test_more_products_are_taken_where_the_first_ones_show_nothing(monkeypatch):
     assert (part.dimensions, part.unsettled) == (0, 0)
 
 
-def test_no_rank_is_claimed_where_units_are_at_a_kink():
+@pytest.mark.parametrize("knowledge", [NOTHING, DefenseKnowledge(noise=1e-4)], ids=["nothing", "noise"])
+def test_no_rank_is_claimed_where_units_are_at_a_kink(knowledge):
     """The bias is zero, so that black pixels leave the units that see nothing else at ReLU's kink."""
 
     def network(feature, label):
@@ -243,9 +245,10 @@ def test_no_rank_is_claimed_where_units_are_at_a_kink():
     image[..., 2:4, 2:4] = 0.8
     trained = participant(network, image, np.array([[3]]))
     objective = build_precise_objective(trained.shared_step(), fixed_label=np.array([3]))
+    objective = dataclasses.replace(objective, knowledge=knowledge)
     part = determination.open_part(objective, [image.astype(np.float64)], 0.0, (0.0, 1.0))
     assert part.rank is None
-    assert part.unsettled > 0
+    assert part.dimensions + part.unsettled == image.size
 
 
 @pytest.mark.parametrize(("mismatch", "says"), [(0.01, "may be near all the same"), (0.5, "nothing is known")])
@@ -265,6 +268,21 @@ def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monk
     part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
     assert part.dimensions == 0
     assert part.unsettled == images.size
+
+
+@pytest.mark.parametrize(("left", "unsettled"), [(0.3, 1), (0.9, 1), (3.0, 3), (1e-3, 0)])
+def test_what_is_left_of_a_change_may_be_one_open_direction(left, unsettled, monkeypatch):
+    """A normal number's square is below a half as often as above it, so a half is no sign that nothing is open."""
+
+    def projections(jacobian, change, damping):
+        yield change - np.sqrt(left / jacobian.size)
+
+    monkeypatch.setattr(determination, "_projections", projections)
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    assert (part.dimensions, part.unsettled) == (0, unsettled)
 
 
 def test_a_reason_without_checks_still_says_that_nothing_is_known():
@@ -294,4 +312,6 @@ def test_units_that_noise_takes_to_the_wrong_side_of_zero_are_no_failure(tmp_pat
     near = verdict(5e-3)
     assert near.kind == "explained"
     assert near.mismatch > 1.1 * exact.mismatch
+    assert "as closely as gaussian:0.001 allows but for units near zero" in near.reason
+    assert "near zero" not in exact.reason
     assert verdict(0.03).kind == "failed"

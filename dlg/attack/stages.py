@@ -45,7 +45,7 @@ def stages_told(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def begin_stage(stage: str) -> None:
-    """Say what the attack is doing from here on; it is told where nobody has heard of it for a while."""
+    """Say what the attack is doing from here on; it is told unless a line was told in the last seconds."""
     stages = _told.get()
     if stages is not None:
         stages.begin(stage)

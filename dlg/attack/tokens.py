@@ -232,11 +232,17 @@ def labels_exchanged(tokens: dict[int, np.ndarray], labels: np.ndarray) -> np.nd
         _, alike = np.unique(texts[:, : place + 1], axis=0, return_inverse=True)
         for number in range(alike.max() + 1):
             group = np.flatnonzero(alike.ravel() == number)
-            if len(set(flat[group, place].tolist())) > 1 and not is_exchanged[group].any():
-                exchanged[group, place] = np.roll(flat[group, place], 1)
-                is_exchanged[group] = True
-    samples, other_samples = (sorted(map(tuple, np.column_stack([texts, each]).tolist())) for each in (flat, exchanged))
-    return None if samples == other_samples else exchanged.reshape(labels.shape)
+            rolled = flat[group].copy()
+            rolled[:, place] = np.roll(rolled[:, place], 1)
+            # Equal texts may only change places.
+            if not is_exchanged[group].any() and _samples(texts[group], rolled) != _samples(texts[group], flat[group]):
+                exchanged[group], is_exchanged[group] = rolled, True
+    return exchanged.reshape(labels.shape) if is_exchanged.any() else None
+
+
+def _samples(texts: np.ndarray, labels: np.ndarray) -> list[tuple[int, ...]]:
+    """Texts and their labels, both (B, N), in an order that does not depend on theirs."""
+    return sorted(map(tuple, np.column_stack([texts, labels]).tolist()))
 
 
 class _Check:

@@ -40,9 +40,9 @@ _ROUNDING_MARGIN = 4.0
 _MOST_ROUNDING = 1e-2
 _ROUNDED_POINTS = 5
 _NEAR = 1e-4
-# Behind kinks, a right answer may mismatch by more than the noise: by at most this many times what batches do, in the
-# median, that are as far from it as the noise may have moved it. Of perceptrons with one digit and with four, under
-# gaussian:1e-3 and gaussian:1e-2, it was 0.1 to 2.5 times, in seven of seven.
+# Behind kinks, a right answer may mismatch by more than the noise: by this many times what moving it by an error of the
+# noise's size changes its gradients, in the median, both as sums of squares. Of perceptrons with one digit and with
+# four, under gaussian:1e-3 and gaussian:1e-2, it was 0.1 to 2.5 times, in seven of seven.
 _KINK_MARGIN = 4.0
 _NOISE_DRAWS = 3
 # From a mismatch of at most this, a polish by least squares may still reach a match.
@@ -65,6 +65,8 @@ _CHECKS = (
     "did an optimiser, clipping or a defence change the gradients",
     "do the features lie in feature_range",
 )
+# What is said of a match that units near zero keep from being one as close as the noise allows.
+_BUT_FOR_UNITS = " but for units near zero"
 # What leads from the reason of a failure to what to check.
 _LEADS_TO_CHECKS = "; check: "
 
@@ -277,8 +279,8 @@ def _verdict_beside_kinks(
 
     A unit near zero is active at the answer and not in the batch, or the other way
     round, and moves the gradients by more than the noise did. How much such units
-    matter, batches show that are as far from the answer as the noise may have moved
-    it.
+    matter is measured at batches that are as far from the answer as the noise may
+    have moved it.
     """
     noise = judged.knowledge.noise
     if not noise or not judged.is_precise or judged.fixed_label is None or step.local_steps is not None:
@@ -293,15 +295,15 @@ def _verdict_beside_kinks(
     # Written so that NaN is refused too.
     if not left <= noise**2 * _most_squares(judged) + _KINK_MARGIN * np.median(moved):
         return None
-    # The answer is as many times further off as it mismatches more.
+    # The answer may be as many times further off as it may mismatch more.
     error = _KINK_MARGIN * float(np.median(errors))
     if error > VISIBLE:
-        match = _match_in_words(step, mismatch, strategy.gradient_scale, options)
-        reason = f"{match} but for units near zero; the noise may have moved it by {error:.1%} of the features' range"
+        match = _match_in_words(step, mismatch, strategy.gradient_scale, options) + _BUT_FOR_UNITS
+        reason = f"{match}; the noise may have moved the answer by {error:.1%} of the features' range"
         return Verdict(UNDETERMINED, reason, mismatch)
     part = open_part(judged, answer.values, mismatch, options.range)
-    kind = judged.label_kind
-    return _matched(step, mismatch, part, answer, kind, strategy.gradient_scale, options)
+    kind, scale = judged.label_kind, strategy.gradient_scale
+    return _matched(step, mismatch, part, answer, kind, scale, options, exception=_BUT_FOR_UNITS)
 
 
 def _squared_distance(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
@@ -389,8 +391,11 @@ def _matched(
     kind: LabelKind,
     scale: float,
     options: AttackOptions,
+    *,
+    exception: str = "",
 ) -> Verdict:
-    match = _match_in_words(step, mismatch, scale, options)
+    """The verdict on an answer that matches, but for an exception in words, by what it leaves open of the batch."""
+    match = _match_in_words(step, mismatch, scale, options) + exception
     if part is None:
         return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0 and not part.unsettled:

@@ -197,7 +197,7 @@ def connect(address: str) -> Any:
 def _reason(error: Exception) -> str:
     """Why there is no client, in one line."""
     if isinstance(error, AssertionError):
-        # Dask asserts, without a message, that its thread is there after ten seconds. Once it was not, in CI.
+        # Dask asserts, without a message, that its thread is there after ten seconds. On a busy machine it may not be.
         return "Dask's thread did not start within ten seconds, since this machine is busy; try again"
     if isinstance(error, TimeoutError) and "workers" in str(error):
         return "it has no workers"

@@ -41,13 +41,13 @@ _TOLERANCE = 1e-9
 _WEIGHT_OF_SUMS = 10.0
 # How often the denominators are computed anew, for one pair.
 _MOST_ROUNDS = 100
-# Two pairs are tried for so many rounds; then the half with the larger residuals is dropped, and so on.
+# After how many rounds the half of the pairs of pairs that has the larger residuals is dropped, again and again.
 _ROUNDS_OF_TRIAL = 4
-# So few of them are left at the end.
+# How many of them are left at the end.
 _FEWEST_TRIED = 4
 # Denominators that change by less than this share are found.
 _SETTLED = 1e-9
-# One pair is tried alone up to so many unknowns for each equation. There may be more than one, because z ≥ 0 decides
+# One pair is tried alone up to this many unknowns for each equation. There may be more than one, because z ≥ 0 decides
 # some. At 3.5 unknowns for each equation all four texts came back; at 5, none.
 _MOST_UNKNOWNS = 4.0
 # How many pairs of pairs are tried at most. 512 of them, of 810 pairs at width 128, took 31 processor seconds.

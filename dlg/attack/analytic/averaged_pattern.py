@@ -17,9 +17,9 @@ of the matrix, and with Q an orthonormal basis of that
 
 and the same with rows and columns exchanged. Both are linear in D. The
 solution is the eigenvector of the least eigenvalue of a sum of squares, found by Lanczos
-iterations. M is a multiple of it, over g, and its entries are zeros and ones. Nothing is searched for.
-Filters that are silent, or active everywhere, do no harm: of the P independent rows that
-M might have, fewer than 40 of 49 are enough. The construction is this project's own; the use of
+iterations. Its entries over those of g are the zeros and ones of M, up to one factor. Nothing
+is searched for. Filters may be silent, or active everywhere: on a map of 49 positions, fewer
+than 40 independent rows of M were enough. The construction is this project's own; the use of
 shifts is that of ESPRIT (Roy and Kailath 1989).
 """
 
@@ -62,11 +62,13 @@ def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarra
         and where the convolution does not keep the map's shape.
     """
     by_step, (filters, channels) = _by_step(layer), layer.weight.shape[:2]
+    if by_step is None:
+        return None
     inside = np.zeros(layer.taps.shape[1], bool)
     inside[layer.windows] = True
     inside = inside.reshape(layer.input_shape[1:])
     reached = max(_reached(inside), _reached(inside.T))
-    if by_step is None or not channels * len(_STEPS) >= reached < filters * len(_STEPS):
+    if not channels * len(_STEPS) >= reached < filters * len(_STEPS):
         return None
     passed = mean_gradients(layer, gradient)
     # Every filter counts alike.

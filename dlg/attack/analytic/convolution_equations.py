@@ -156,11 +156,19 @@ class LayerEquations:
     """The equations of one layer, for weights of the positions in each window, (out, Q, k).
 
     A pattern of maxima explains the layer where the residual is below
-    `explained`, a share of the right side.
+    `explained`, a share of the right side. The gradient's equations count by
+    `trust`, shaped like the filters as rows, from 0 to 1; all by 1 by default.
     """
 
-    def __init__(self, layer: ConvolutionLayer, known: KnownOutputs, explained: float = EXPLAINED) -> None:
+    def __init__(
+        self,
+        layer: ConvolutionLayer,
+        known: KnownOutputs,
+        explained: float = EXPLAINED,
+        trust: np.ndarray | None = None,
+    ) -> None:
         self.layer, self.known, self.explained = layer, known, explained
+        self.trust = np.ones(layer.filters.shape) if trust is None else trust
         self.gradient_size = max(float(np.abs(layer.weight_gradient).max()), np.finfo(float).tiny)
         self.output_size = max(float(np.abs(known.largest).max()), np.finfo(float).tiny)
         self._outputs, self._bias = layer.outputs, np.broadcast_to(layer.bias[:, None], known.active.shape)
@@ -176,7 +184,8 @@ class LayerEquations:
     def of(self, weights: np.ndarray) -> Equations:
         """The gradient and the forward equations."""
         active = self.known.active
-        gradient = self.layer.gradient_matrix(self.upstream(weights)) / self.gradient_size
+        trust = self.trust.ravel() / self.gradient_size
+        gradient = sparse.diags(trust) @ self.layer.gradient_matrix(self.upstream(weights))
         rows = np.broadcast_to(np.arange(active.sum())[:, None], weights[active].shape)
         inside = self._outputs[active] >= 0
         chosen = sparse.csr_matrix(
@@ -185,7 +194,7 @@ class LayerEquations:
         )
         weight = _FORWARD_WEIGHT / self.output_size
         forward = weight * (self.known.largest - self._bias)[active]
-        return Equations(gradient, self.layer.weight_gradient.ravel() / self.gradient_size).and_also(
+        return Equations(gradient, trust * self.layer.weight_gradient.ravel()).and_also(
             Equations(weight * (chosen @ self.layer.matrix), forward)
         )
 
@@ -206,7 +215,11 @@ class LayerEquations:
 
 
 def recover_input(
-    layer: ConvolutionLayer, known: KnownOutputs, bounds: Bounds, explained: float = EXPLAINED
+    layer: ConvolutionLayer,
+    known: KnownOutputs,
+    bounds: Bounds,
+    explained: float = EXPLAINED,
+    trust: np.ndarray | None = None,
 ) -> LayerInput:
     """Solve the equations for a layer's input.
 
@@ -219,6 +232,8 @@ def recover_input(
         Of the input.
     explained : float
         A pattern of maxima with a residual below this explains the layer.
+    trust : ndarray, shape (out, M), optional
+        From 0 to 1, by how much each entry of the filters' gradient counts.
 
     Returns
     -------
@@ -231,7 +246,7 @@ def recover_input(
         Where the time of the deadline in force is over.
     """
     check_deadline()
-    problem = LayerEquations(layer, known, explained)
+    problem = LayerEquations(layer, known, explained, trust)
     start = bounds.clip(np.zeros(layer.size))
     if layer.windows.shape[1] == 1:
         return fit_pattern(problem, known.active[..., None].astype(float), start, bounds)
@@ -347,7 +362,7 @@ def _position_weights(problem: LayerEquations, x: np.ndarray, before: np.ndarray
         outside = np.where(positions < 0, _SUM_WEIGHT, 0.0)
         matrix = np.vstack(
             [
-                patches[:, positions] * shares,
+                problem.trust[filter_][:, None] * patches[:, positions] * shares,
                 block_diag(*(forward * np.where(np.isfinite(o), o, 0) for o in outputs[filter_, windows])),
                 np.kron(np.eye(len(windows)), np.ones(count)) * _SUM_WEIGHT,
                 np.diag(_INERTIA + outside),
@@ -355,7 +370,7 @@ def _position_weights(problem: LayerEquations, x: np.ndarray, before: np.ndarray
         )
         right_side = np.concatenate(
             [
-                layer.weight_gradient[filter_].ravel() / problem.gradient_size,
+                problem.trust[filter_] * layer.weight_gradient[filter_].ravel() / problem.gradient_size,
                 forward * known.largest[filter_, windows],
                 np.full(len(windows), _SUM_WEIGHT),
                 _INERTIA * old,
@@ -406,10 +421,14 @@ def _gains(problem: LayerEquations, found: LayerInput) -> np.ndarray:
     in_gradient = residual[: layer.weight.size].reshape(len(layer.weight), -1)
     choice, windows = found.pattern.argmax(axis=2), np.arange(len(layer.windows))
     patches = np.where(layer.windows >= 0, layer.patches(found.values)[:, layer.windows], 0.0)
-    products = np.einsum("mqj,mqk->qjk", patches, patches)
-    squares = np.einsum("qjj->qj", products)
-    distances = squares + squares[windows, choice][..., None] - 2 * products[windows, choice]
-    along = np.einsum("om,mqk->oqk", in_gradient, patches)
+    chosen_patches = patches[:, windows, choice]
+    distances = np.stack(
+        [
+            np.einsum("m,mqk->qk", trust**2, (patches - chosen_patches[:, filter_, :, None]) ** 2)
+            for filter_, trust in enumerate(problem.trust)
+        ]
+    )
+    along = np.einsum("om,mqk->oqk", problem.trust * in_gradient, patches)
     along = along - np.take_along_axis(along, choice[..., None], axis=2)
     shares = known.upstream[..., None] / problem.gradient_size
     outputs = np.where(layer.windows >= 0, layer.pre_activations(found.values), 0.0)
@@ -452,7 +471,20 @@ def exact_least_squares(equations: Equations, x: np.ndarray, bounds: Bounds) -> 
 
 
 def least_squares_of(equations: Equations, x: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Least squares for the free numbers, (n,) of bool, the others held; of all of them those nearest to x."""
+    """Solve equations for some of their unknowns; of several least-squares solutions the one nearest to x.
+
+    Parameters
+    ----------
+    equations : Equations
+    x : ndarray, shape (n,), float64
+        Where the solver begins, and what the other numbers are held at.
+    free : ndarray, shape (n,), bool
+        Which numbers are solved for.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+    """
     columns = np.flatnonzero(free)
     missing = equations.right_side - equations.matrix @ x
     options = {"atol": _SOLVER_TOLERANCE, "btol": _SOLVER_TOLERANCE, "maxiter": _SOLVER_ITERATIONS}

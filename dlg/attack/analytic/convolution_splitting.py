@@ -45,7 +45,7 @@ _EQUATION_WEIGHT = 1e6
 _GRADIENT_WEIGHT = 1e2
 # The iterations and the weight of the roughness in each stage.
 _STAGES = ((80, 1.0), (40, 0.3), (40, 0.1), (40, 0.1))
-# A unit may be active where its pre-activation is above minus so many times the root mean square by which h and
+# A unit may be active where its pre-activation is above minus this many times the root mean square by which h and
 # max(z, 0) differ. In a photograph behind the LeNet of Zhu et al. with ReLU, active units were missing up to 10 times.
 _DOUBT = 30.0
 # Outputs below this share of the largest are zeros.

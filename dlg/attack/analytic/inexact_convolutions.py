@@ -30,16 +30,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
-from scipy.linalg import eigh
+from scipy.linalg import eigh, solve
 from scipy.special import log_ndtr
 
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
     Bounds,
-    Equations,
     LayerEquations,
     LayerInput,
-    bounded_least_squares,
     recover_input,
 )
 from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs, is_plain_chain
@@ -55,10 +53,14 @@ _UNBOUNDED = Bounds(-np.inf, np.inf)
 _POSITIVE = Bounds(0.0, np.inf)
 # No entry of a gradient is known to less than this share of the gradient's root mean square.
 _LEAST_ERROR = 1e-5
-# How often f and δ are fitted in turn.
-_RANK_ONE_ROUNDS = 30
+# How often f and δ are fitted in turn, at most, and the share of f below which a change ends that.
+_RANK_ONE_ROUNDS = 300
+_SETTLED = 1e-9
 # How many units of a filter may be doubtful: the sums of all their subsets are tried.
 _MOST_DOUBTFUL = 10
+# Entries of the filters' gradient known to this share of its root mean square or better count alike, for how well the
+# gradients at the outputs are known decides then.
+_WELL_KNOWN = 1e-3
 # The error of the gradients at a layer's outputs, as a share of their root mean square.
 _UPSTREAM_ERROR = 1e-2
 # A residual explains a layer up to this many times that of the errors.
@@ -71,19 +73,24 @@ _LEAST_ACTIVE = 2e-5
 _LEAST_EIGENVALUE = 1e-6
 # The most numbers of a layer's input: the covariance has the square of that, 128 MB in float64.
 _MOST_INPUTS = 4000
-# The most steps of the last fit, and the iterations of each.
+# The most steps of the last fit, and how often a step may change what is held at a bound.
 _MOST_STEPS = 25
-_STEP_ITERATIONS = 200
+_MOST_BOUND_CHANGES = 20
+# The damping of a step, relative to the mean curvature.
+_RIDGE = 1e-12
 # How many searches for the maxima of a first layer there are, from other positions that are drawn.
-_MOST_SEARCHES = 2
+_MOST_SEARCHES = 3
 # A fit with a lower cost than this has the right patterns: they came to 0.09 and wrong ones to 0.2 and more.
 _EXPLAINED_COST = 0.12
-# The fit ends where the root mean square of a step is below this share of the range.
-_STILL = 3e-5
+# How often single pixels are put at a bound, and the share of the cost that this, or a step, has to win.
+_MOST_CLEARINGS = 4
+_STALLED = 1e-3
 # The shares of a step that are tried.
 _SHARES = (1.0, 0.5, 0.2)
 # A pixel may be at a bound where it is nearer than one of these shares of the range.
-_AT_BOUND = (0.0, 1e-3, 1e-2, 3e-2, 1e-1)
+_AT_BOUND = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+# Single pixels are put at a bound where they are nearer than this share of the range.
+_NEAR_BOUND = 0.1
 # The median of a normal distribution's magnitudes, for a standard deviation of 1.
 _MEDIAN = 0.6745
 # Residuals beyond this many standard deviations come with a wrong pattern, and count less.
@@ -140,17 +147,17 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
 def _recovered(reading: Reading, layers: Sequence[ConvolutionLayer], first: Layer, bounds: Bounds) -> np.ndarray | None:
     """The image, (n,), from the first fully connected layer's gradients on."""
     knowledge, bias_gradients = reading.step.knowledge, _bias_gradients(reading)
-    outputs = last = _rank_one(first, knowledge)
+    outputs = last = outputs_behind(first, knowledge)
     for place in range(len(layers) - 1, 0, -1):
         outputs = _layer_input(layers[place], outputs, bias_gradients[place], knowledge, layers[place - 1].clips_below)
-    errors = [entry_errors(layer.weight_gradient, knowledge) for layer in layers]
+    fit = _Fit(layers, last, bias_gradients, knowledge)
     rng, least = reading.random_stream(), np.inf
     best: np.ndarray | None = None
     for _ in range(_MOST_SEARCHES if layers[0].windows.shape[1] > 1 else 1):
         image = _first_input(layers[0], outputs, bias_gradients[0], knowledge, bounds, rng)
         if image is None:
             break
-        image, cost = _fitted(layers, last, errors, image, bounds)
+        image, cost = _fitted(fit, image, bounds)
         if cost < least:
             best, least = image, cost
         if least < _EXPLAINED_COST:
@@ -183,17 +190,21 @@ def _bias_gradients(reading: Reading) -> list[np.ndarray | None]:
     return [reading.step.gradients.get(reading.probe.trained.get(name or "", "")) for name in names]
 
 
-def _rank_one(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
+def outputs_behind(layer: Layer, knowledge: DefenseKnowledge) -> _Outputs:
     """The f and δ of a layer's gradients [f, 1]ᵀ δ, by weighted least squares in turn."""
     gradient = layer.stacked_gradient
     errors = [entry_errors(each, knowledge) for each in (layer.weight_gradient, layer.bias_gradient)]
     weights = 1 / np.vstack(errors) ** 2
-    left, values, right = np.linalg.svd(gradient, full_matrices=False)
-    features, delta = left[:, 0] / left[-1, 0], values[0] * right[0] * left[-1, 0]
+    left = np.linalg.svd(gradient, full_matrices=False)[0]
+    features = left[:, 0] / left[-1, 0]
     for _ in range(_RANK_ONE_ROUNDS):
+        before = features
         delta = features @ (weights * gradient) / (features**2 @ weights)
         features = (weights * gradient) @ delta / (weights @ delta**2)
-        features[-1] = 1.0
+        # The scale is divided out, not held: held, it would take hundreds of rounds where half of the entries count.
+        features, delta = features / features[-1], delta * features[-1]
+        if np.abs(features - before).max() <= _SETTLED * np.abs(features).max():
+            break
     misfit = np.sqrt(np.mean(weights * (gradient - np.outer(features, delta)) ** 2))
     deviations = max(1.0, float(misfit)) / np.sqrt(weights @ delta**2)
     return _Outputs(features[:-1], deviations[:-1], layer.weight.astype(np.float64) @ delta)
@@ -238,12 +249,19 @@ def _active(
     return chosen.ravel()
 
 
+def trust(layer: ConvolutionLayer, errors: np.ndarray) -> np.ndarray:
+    """By how much each entry of the filters' gradient counts, (out, M): less where a defence hides more of it."""
+    usual = _WELL_KNOWN * np.sqrt(np.mean(layer.weight_gradient**2))
+    counts = 1 / np.maximum(errors, usual)
+    return (counts / counts.max()).reshape(layer.filters.shape)
+
+
 def _explained(problem: LayerEquations, errors: np.ndarray) -> float:
     """The residual that errors leave, relative to the right side."""
     right_side = problem.of(problem.one_hot(np.zeros(problem.known.active.shape, int))).right_side
     forward = right_side[errors.size :]
     size = np.abs(forward).max(initial=0.0) / max(np.abs(problem.known.largest).max(), _TINY)
-    square = np.sum((errors / problem.gradient_size) ** 2)
+    square = np.sum((problem.trust.ravel() * errors.ravel() / problem.gradient_size) ** 2)
     square += np.sum((size * problem.known.errors[problem.known.active]) ** 2)
     return max(EXPLAINED, _RESIDUAL_MARGIN * float(np.sqrt(square) / np.linalg.norm(right_side)))
 
@@ -258,8 +276,9 @@ def _layer_input(
     """What the layer before gave, and the gradients there."""
     known = _known(layer, outputs, bias_gradient, knowledge)
     errors = entry_errors(layer.weight_gradient, knowledge)
-    explained = _explained(LayerEquations(layer, known), errors)
-    found = recover_input(layer, known, _POSITIVE if is_positive else _UNBOUNDED, explained)
+    counts = trust(layer, errors)
+    explained = _explained(LayerEquations(layer, known, trust=counts), errors)
+    found = recover_input(layer, known, _POSITIVE if is_positive else _UNBOUNDED, explained, counts)
     return _Outputs(found.values, _deviations(found), layer.input_gradient(found.upstream).ravel())
 
 
@@ -292,64 +311,189 @@ def _first_input(
     return None if found is None else found.values
 
 
-def _fitted(
-    layers: Sequence[ConvolutionLayer], last: _Outputs, errors: Sequence[np.ndarray], image: np.ndarray, bounds: Bounds
-) -> tuple[np.ndarray, float]:
-    """The image after Gauss and Newton's method on the last outputs and all filters' gradients, and its cost."""
-    moved, spread = image, np.inf
-    equations = _weighted(layers, last, errors, image)
-    for step in range(_MOST_STEPS):
+class _Fit:
+    """The equations of all layers together, in units of their errors, at the patterns of an image.
+
+    They are those of the last layer's outputs, of all filters' gradients, and of
+    the biases' gradients. The last ones do not depend on the pixels but by the
+    pattern: their residuals show a unit that is active by mistake.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ConvolutionLayer],
+        last: _Outputs,
+        bias_gradients: Sequence[np.ndarray | None],
+        knowledge: DefenseKnowledge,
+    ) -> None:
+        self._layers, self._last, self._bias_gradients = layers, last, bias_gradients
+        self._errors = [entry_errors(layer.weight_gradient, knowledge) for layer in layers]
+        self._bias_errors = [None if each is None else entry_errors(each, knowledge) for each in bias_gradients]
+
+    def residual(self, image: np.ndarray) -> np.ndarray:
+        """What the equations miss at an image."""
+        hidden, kept = image, []
+        for layer in self._layers:
+            kept.append(_Pattern.at(layer, hidden))
+            hidden = kept[-1].output
+        residuals = [(self._last.values - hidden) / self._last.errors]
+        upstream = self._last.upstream
+        for place in range(len(self._layers) - 1, -1, -1):
+            layer, at_outputs = self._layers[place], kept[place].upstream(self._layers[place], upstream)
+            ours = at_outputs @ layer.patches(kept[place].image).T
+            residuals.append(
+                ((layer.weight_gradient.reshape(ours.shape) - ours) / self._errors[place].reshape(ours.shape)).ravel()
+            )
+            bias_gradient, bias_errors = self._bias_gradients[place], self._bias_errors[place]
+            if bias_gradient is not None and bias_errors is not None:
+                residuals.append((bias_gradient - at_outputs.sum(axis=1)) / bias_errors)
+            upstream = layer.input_gradient(at_outputs).ravel()
+        return np.concatenate(residuals)
+
+    def matrix(self, image: np.ndarray) -> sparse.csr_matrix:
+        """The derivatives of the equations' left sides by the pixels, where the patterns stay."""
+        hidden, derivative = image, sparse.identity(image.size, format="csr")
+        kept, derivatives = [], []
+        for layer in self._layers:
+            kept.append(_Pattern.at(layer, hidden))
+            derivatives.append(derivative)
+            hidden = kept[-1].output
+            derivative = sparse.diags(kept[-1].slope) @ (layer.matrix[kept[-1].chosen] @ derivative)
+        matrices = [sparse.diags(1 / self._last.errors) @ derivative]
+        upstream = self._last.upstream
+        for place in range(len(self._layers) - 1, -1, -1):
+            layer, at_outputs = self._layers[place], kept[place].upstream(self._layers[place], upstream)
+            by_input = sparse.diags(1 / self._errors[place].ravel()) @ layer.gradient_matrix(at_outputs)
+            matrices.append(by_input @ derivatives[place])
+            if self._bias_gradients[place] is not None:
+                matrices.append(sparse.csr_matrix((len(layer.weight), image.size)))
+            upstream = layer.input_gradient(at_outputs).ravel()
+        return sparse.vstack(matrices).tocsr()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pattern:
+    """The maxima and the active units of a layer at an input.
+
+    Attributes
+    ----------
+    image : ndarray
+        The input.
+    chosen : ndarray, shape (d,)
+        The index of each window's maximum among the convolution's outputs.
+    slope, output : ndarray, shape (d,)
+        The activation's derivative and its value there.
+    """
+
+    image: np.ndarray
+    chosen: np.ndarray
+    slope: np.ndarray
+    output: np.ndarray
+
+    @classmethod
+    def at(cls, layer: ConvolutionLayer, image: np.ndarray) -> _Pattern:
+        windows = layer.pre_activations(image)
+        positions = windows.argmax(axis=2)[..., None]
+        largest, known = np.take_along_axis(windows, positions, axis=2).ravel(), layer.known_activation
+        chosen = np.take_along_axis(layer.outputs, positions, axis=2).ravel()
+        if known is None:
+            return cls(image, chosen, np.ones_like(largest), largest)
+        return cls(image, chosen, known.derivative(largest), known.function(largest))
+
+    def upstream(self, layer: ConvolutionLayer, upstream: np.ndarray) -> np.ndarray:
+        """The gradients at the convolution's outputs, (out, P), from those behind the pooling, (d,)."""
+        size = len(layer.weight) * layer.taps.shape[1]
+        return np.bincount(self.chosen, upstream * self.slope, minlength=size).reshape(len(layer.weight), -1)
+
+
+def _fitted(fit: _Fit, image: np.ndarray, bounds: Bounds) -> tuple[np.ndarray, float]:
+    """The image after Gauss and Newton's method on all equations, and its cost.
+
+    Where every pixel is free, errors lift half of the black ones a bit off their
+    bound, and units that are inactive in a black region become active. So single
+    pixels are put back at the bound where that lowers the cost, and held there.
+    """
+    image = _descended(fit, image, bounds, np.zeros(image.size, bool))
+    for _ in range(_MOST_CLEARINGS):
+        cost = _cost(fit.residual(image), 1.0)
+        cleared = _with_pixels_at_bounds(fit, image, bounds)
+        cleared = _descended(fit, cleared, bounds, (cleared <= bounds.low) | (cleared >= bounds.high))
+        if not _cost(fit.residual(cleared), 1.0) < (1 - _STALLED) * cost:
+            break
+        image = cleared
+    return image, _cost(fit.residual(image), 1.0)
+
+
+def _with_pixels_at_bounds(fit: _Fit, image: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """The image with each pixel near a bound there if that lowers the cost, the nearest first."""
+    nearest = np.where(image - bounds.low < bounds.high - image, bounds.low, bounds.high)
+    distance = np.abs(image - nearest)
+    near = np.flatnonzero((distance > 0) & (distance < _NEAR_BOUND * (bounds.high - bounds.low)))
+    image, least = image.copy(), _cost(fit.residual(image), 1.0)
+    for pixel in near[np.argsort(distance[near])]:
+        before, image[pixel] = image[pixel], nearest[pixel]
+        cost = _cost(fit.residual(image), 1.0)
+        if cost < least:
+            least = cost
+        else:
+            image[pixel] = before
+    return image
+
+
+def _descended(fit: _Fit, image: np.ndarray, bounds: Bounds, held: np.ndarray) -> np.ndarray:
+    """Gauss and Newton's method on the pixels that are not held, until the cost falls no more."""
+    spread = max(1.0, float(np.median(np.abs(fit.residual(image)))) / _MEDIAN)
+    moved, failures = image, 0
+    for _ in range(_MOST_STEPS):
         check_deadline()
-        residual = equations.right_side - equations.matrix @ image
-        spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
         candidates = [
             bounds.snapped(image + share * (moved - image), margin) for share in _SHARES for margin in _AT_BOUND
         ]
-        weighted = [_weighted(layers, last, errors, candidate) for candidate in candidates]
-        residuals = [each.right_side - each.matrix @ candidate for each, candidate in zip(weighted, candidates)]
-        costs = [_cost(each, spread) for each in residuals]
-        best = int(np.argmin(costs))
-        before, image, equations, residual = image, candidates[best], weighted[best], residuals[best]
-        if step and np.sqrt(np.mean((image - before) ** 2)) < _STILL * (bounds.high - bounds.low):
+        costs = [_cost(fit.residual(candidate), spread) for candidate in candidates]
+        before, cost, image = image, _cost(fit.residual(image), spread), candidates[int(np.argmin(costs))]
+        failures = failures + 1 if min(costs) > (1 - _STALLED) * cost else 0
+        # The first candidates are the start's.
+        if failures > 2 or (moved is not before and not np.any(image != before)):
             break
+        residual = fit.residual(image)
+        spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
         weights = 1 / np.sqrt(1 + (residual / (_OUTLYING * spread)) ** 2)
-        trusted = Equations(sparse.diags(weights) @ equations.matrix, weights * equations.right_side)
-        moved = bounded_least_squares(trusted, image, bounds, _STEP_ITERATIONS)
-    return image, _cost(residual, 1.0)
+        matrix = sparse.diags(weights) @ fit.matrix(image)
+        moved = image + _bounded_step(matrix, weights * residual, image, bounds, held)
+    return image
+
+
+def _bounded_step(
+    matrix: sparse.csr_matrix, residual: np.ndarray, image: np.ndarray, bounds: Bounds, held: np.ndarray
+) -> np.ndarray:
+    """The step that lowers the residual's squares the most and keeps the pixels within bounds, by an active set.
+
+    Pixels at a bound that the first slope does not draw inside stay there.
+    """
+    slope = matrix.T @ residual
+    leaves = ((image <= bounds.low) & (slope <= 0)) | ((image >= bounds.high) & (slope >= 0))
+    columns = np.flatnonzero(~held & ~leaves)
+    dense = matrix[:, columns].toarray()
+    normal = dense.T @ dense
+    # Pixels that no equation has stay.
+    normal[np.diag_indices_from(normal)] += _RIDGE * np.trace(normal) / max(len(normal), 1) + _TINY
+    low, high = (bounds.low - image)[columns], (bounds.high - image)[columns]
+    part, free = np.zeros(len(columns)), np.ones(len(columns), bool)
+    for _ in range(_MOST_BOUND_CHANGES):
+        right_side = slope[columns][free] - normal[np.ix_(free, ~free)] @ part[~free]
+        part[free] = solve(normal[np.ix_(free, free)], right_side, assume_a="pos")
+        outside = (part < low) | (part > high)
+        part = np.clip(part, low, high)
+        descent = slope[columns] - normal @ part
+        released = ~free & (((part <= low) & (descent > 0)) | ((part >= high) & (descent < 0)))
+        if not outside.any() and not released.any():
+            break
+        free = (free & ~outside) | released
+    step = np.zeros_like(image)
+    step[columns] = part
+    return step
 
 
 def _cost(residual: np.ndarray, spread: float) -> float:
     """The mean of Cauchy's ρ over residuals: what comes with a wrong pattern counts little more the larger it is."""
     return float(np.mean(np.log1p((residual / (_OUTLYING * spread)) ** 2)))
-
-
-def _weighted(
-    layers: Sequence[ConvolutionLayer], last: _Outputs, errors: Sequence[np.ndarray], image: np.ndarray
-) -> Equations:
-    """The equations with the patterns at an image, in units of their errors."""
-    hidden, derivative = image, sparse.identity(image.size, format="csr")
-    inputs, derivatives, chosen, slopes = [], [], [], []
-    for layer in layers:
-        windows = layer.pre_activations(hidden)
-        positions = windows.argmax(axis=2)[..., None]
-        largest, known = np.take_along_axis(windows, positions, axis=2).ravel(), layer.known_activation
-        inputs.append(hidden)
-        derivatives.append(derivative)
-        chosen.append(np.take_along_axis(layer.outputs, positions, axis=2).ravel())
-        slopes.append(np.ones_like(largest) if known is None else known.derivative(largest))
-        hidden = largest if known is None else known.function(largest)
-        derivative = sparse.diags(slopes[-1]) @ (layer.matrix[chosen[-1]] @ derivative)
-    weights = 1 / last.errors
-    matrices, residuals = [sparse.diags(weights) @ derivative], [weights * (last.values - hidden)]
-    upstream = last.upstream
-    for layer, before, by_image, places, slope, error in reversed(
-        list(zip(layers, inputs, derivatives, chosen, slopes, errors))
-    ):
-        spread = np.zeros(layer.matrix.shape[0])
-        np.add.at(spread, places, upstream * slope)
-        by_input, weights = layer.gradient_matrix(spread.reshape(len(layer.weight), -1)), 1 / error.ravel()
-        matrices.append(sparse.diags(weights) @ by_input @ by_image)
-        residuals.append(weights * (layer.weight_gradient.ravel() - by_input @ before.ravel()))
-        upstream = layer.matrix.T @ spread
-    matrix, residual = sparse.vstack(matrices).tocsr(), np.concatenate(residuals)
-    return Equations(matrix, residual + matrix @ image)

@@ -23,6 +23,7 @@ rounds settle them. They are a start for a search that knows the defence.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.likely_labels import likely_counts, likely_labels
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.softmax_regression import affordable_starts, random_guesses
+from dlg.attack.deadline import check_deadline
 from dlg.defense_knowledge import Bounds, DefenseKnowledge
+from dlg.errors import TimeLimitReachedError
 
 # How many random starts the last layer's equations are solved from, unless their work is too much.
 _MOST_STARTS = 60
@@ -119,13 +122,15 @@ def _completed(layer: Layer, rank: int, knowledge: DefenseKnowledge, *, sums_to_
     gradient = layer.stacked_gradient
     lowest, highest = _bounds(layer, knowledge)
     right = random_streams.probe().standard_normal((gradient.shape[1], min(rank, gradient.shape[1])))
-    for _ in range(_PROJECTIONS):
-        # A step of subspace iteration: the leading singular vectors hardly change from one projection to the next.
-        right = np.linalg.qr(gradient.T @ (gradient @ right))[0]
-        gradient = gradient @ right @ right.T
-        if sums_to_zero:
-            gradient -= gradient.mean(axis=1, keepdims=True)
-        gradient = np.clip(gradient, lowest, highest)
+    with contextlib.suppress(TimeLimitReachedError):
+        for _ in range(_PROJECTIONS):
+            check_deadline()
+            # A step of subspace iteration: the leading singular vectors hardly change from one projection to the next.
+            right = np.linalg.qr(gradient.T @ (gradient @ right))[0]
+            gradient = gradient @ right @ right.T
+            if sums_to_zero:
+                gradient -= gradient.mean(axis=1, keepdims=True)
+            gradient = np.clip(gradient, lowest, highest)
     return dataclasses.replace(layer, weight_gradient=gradient[:-1], bias_gradient=gradient[-1])
 
 
@@ -211,10 +216,12 @@ def _inputs(
         pairs = _at(layers, inputs, labels)
         candidates.append((_square(_misfits(layers, pairs)), inputs))
         inputs = _closed_form(layers[0], pairs[0][1])
-    for shake in _SHAKES:
-        start = min(candidates, key=lambda each: each[0])[1]
-        settled = _settled(layers, start + shake * rng.standard_normal(start.shape), labels)
-        candidates.append((_square(_misfits(layers, _at(layers, settled, labels))), settled))
+    with contextlib.suppress(TimeLimitReachedError):
+        for shake in _SHAKES:
+            check_deadline()
+            start = min(candidates, key=lambda each: each[0])[1]
+            settled = _settled(layers, start + shake * rng.standard_normal(start.shape), labels)
+            candidates.append((_square(_misfits(layers, _at(layers, settled, labels))), settled))
     return min(candidates, key=lambda each: each[0])[1]
 
 

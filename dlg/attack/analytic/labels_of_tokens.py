@@ -412,7 +412,7 @@ def _counts(
 
 
 def _scale(factor: float) -> float:
-    """A factor on the gradients; 1 where it is none, or is not positive."""
+    """A factor on the gradients; 1 where it is 1 but for rounding, or not positive."""
     return 1.0 if factor <= 0 or abs(factor - 1) < _SAME_SCALE else factor
 
 

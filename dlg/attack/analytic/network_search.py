@@ -518,15 +518,27 @@ def search_image(network: KnownNetwork, bounds: Bounds, rng: np.random.Generator
 def _with_settled_sides(
     network: KnownNetwork, matching: NetworkMatching, found: FoundImage, bounds: Bounds
 ) -> FoundImage:
-    """Change the sides of doubtful units, and search on; both in turn."""
+    """Change the sides of doubtful units, and search on; both in turn, as long as the cost falls and there is time."""
     for _ in range(_MOST_TURNS):
         units = matching.doubtful_units(found.values)
         if not units:
             break
-        for place, unit in units:
-            network.change_side(place, unit)
-        found = _fitted(matching, found.values, bounds, 0.0)
+        _change_sides(network, units)
+        try:
+            moved = _fitted(matching, found.values, bounds, 0.0)
+        except TimeLimitReachedError:
+            break
+        if moved.cost >= found.cost:
+            # The next start must not begin with what a wrong image said of units.
+            _change_sides(network, units)
+            break
+        found = moved
     return found
+
+
+def _change_sides(network: KnownNetwork, units: Sequence[tuple[int, int]]) -> None:
+    for place, unit in units:
+        network.change_side(place, unit)
 
 
 def with_matched_sides(

@@ -49,7 +49,7 @@ class Roughness:
 
     @classmethod
     def of(cls, samples: int, shape: tuple[int, int, int]) -> Roughness:
-        """The roughness of so many pictures of a shape, (channels, height, width)."""
+        """The roughness of a number of pictures of one shape, (channels, height, width)."""
         channels, height, width = shape
         colours = np.eye(channels)
         if channels == len(_MEAN_AND_DIFFERENCES):
@@ -67,7 +67,7 @@ class Roughness:
         return cls(matrix.tocsr(), samples, channels)
 
     def of_picture(self, picture: np.ndarray) -> float:
-        """The roughness of pictures, (n,)."""
+        """The sum of the roughness of all pictures, (n,)."""
         return float(np.sum(self._lengths(self.differences @ picture)))
 
     def shrunk(self, differences: np.ndarray, step: float) -> np.ndarray:

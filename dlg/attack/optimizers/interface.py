@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -45,13 +46,8 @@ class DummyBatch:
 Observer: TypeAlias = Callable[[int, DummyBatch, bool], bool]
 
 
-def is_lower(loss: float, best: float) -> bool:
-    """Whether a loss is below the best one."""
-    return loss < best
-
-
 class BestShown:
-    """An observer that shows another one the best batch so far, for a search may go on to worse ones.
+    """An observer that shows another one the best batch so far, because a search may go on to worse ones.
 
     Parameters
     ----------
@@ -60,7 +56,7 @@ class BestShown:
     start : DummyBatch
         The best so far.
     is_better : callable (float, float) -> bool
-        Whether a batch of this loss takes the place of the best, given its loss.
+        Whether a loss is better than that of the best batch; by default whether it is lower.
 
     Attributes
     ----------
@@ -75,7 +71,7 @@ class BestShown:
     """
 
     def __init__(
-        self, observe: Observer, start: DummyBatch, is_better: Callable[[float, float], bool] = is_lower
+        self, observe: Observer, start: DummyBatch, is_better: Callable[[float, float], bool] = operator.lt
     ) -> None:
         self._observe, self._is_better = observe, is_better
         self.latest = self.best = start
