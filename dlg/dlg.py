@@ -618,7 +618,8 @@ def _check_samples(samples: np.ndarray, batch_size: int) -> None:
             f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples; give the"
             " whole batch, as numbers from 0 to 1"
         )
-    if samples.min() < 0 or samples.max() > 1:
+    # Written so that NaN is refused too.
+    if not (samples.min() >= 0 and samples.max() <= 1):
         raise InputError(
             f"target has numbers from {samples.min():g} to {samples.max():g}, expected 0 to 1, which the comparison"
             " needs; leave target away, or scale in the layer and not before it"

@@ -132,6 +132,15 @@ def test_a_map_of_too_many_positions_has_no_pattern():
     assert averaged_pattern(layers[-1], gradient) is None
 
 
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 0}])
+def test_a_convolution_that_changes_the_map_s_size_has_no_pattern(options):
+    def network(feature, label):
+        return with_head(nn.Conv2D(feature.shape[1], 16, 3, **({"padding": 1} | options))(feature), label)
+
+    layers, (_, gradient), _ = reading_of(network)
+    assert averaged_pattern(layers[-1], gradient) is None
+
+
 @pytest.mark.parametrize("network", [identity, projection, max_pooling])
 def test_the_layers_outputs_are_solved_for(network):
     layers, known, outputs = reading_of(network)

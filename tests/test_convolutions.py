@@ -12,6 +12,7 @@ from attacking import attack, digits, worst_psnr
 from benchmarks.participant import fresh_scope, participant
 from paddle import nn
 
+from dlg.attack.analytic import convolutions
 from dlg.attack.analytic.leakage import find_leakage
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.deadline import Deadline, deadline_in_force
@@ -192,3 +193,11 @@ def test_the_layer_of_a_batch_is_that_of_its_images():
     apart = sum(layer.gradient_matrix(each) @ image.ravel() for each, image in zip(upstream, pair))
     together = batch.gradient_matrix(np.concatenate(upstream, axis=1)) @ pair.ravel()
     assert np.allclose(together, apart)
+
+
+@pytest.mark.parametrize(("last", "dimensions"), [(True, 1), (False, 2)])
+def test_a_seen_number_that_is_not_determined_makes_a_dimension_open(last, dimensions, monkeypatch):
+    rank = convolutions.LayerRank(4, open=1, unseen=1, determined=np.array([False, True, True, last]))
+    monkeypatch.setattr(convolutions, "estimated_rank", lambda equations: rank)
+    monkeypatch.setattr(convolutions, "linearised", lambda *_: None)
+    assert convolutions._open_part([], np.zeros((1, 4)), np.zeros(1)).dimensions == dimensions

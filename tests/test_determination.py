@@ -13,6 +13,7 @@ from dlg import random_streams
 from dlg.attack import determination
 from dlg.attack.objective import build_precise_objective
 from dlg.defense_knowledge import DefenseKnowledge
+from dlg.defenses import parse
 from dlg.participant import networks
 
 
@@ -51,3 +52,17 @@ def test_the_error_by_noise_is_that_of_least_squares():
     # x = dW δ / |δ|² is off by the noise over |δ|, and the bias's gradient is δ.
     (delta,) = (gradient for gradient in objective.shared_gradients if gradient.ndim == 1)
     assert np.sqrt(np.mean(error**2)) == pytest.approx(1e-3 / np.linalg.norm(delta), rel=0.1)
+
+
+@pytest.mark.parametrize(("spec", "is_open"), [("prune:0.5", False), ("int8", False), ("prune:0.9", True)])
+def test_entries_that_are_only_known_to_be_small_do_not_determine_a_batch(spec, is_open):
+    images, labels = digits(4)
+    trained = participant(networks.softmax, images, labels)
+    defense = parse(spec)
+    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
+    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    objective = build_precise_objective(step, fixed_label=labels)
+    counted = determination.open_by_counting(objective)
+    assert (counted is not None) == is_open
+    # One entry in ten is left of the weight's and of the bias's gradient.
+    assert counted is None or counted.dimensions == 4 * 784 - 785

@@ -44,6 +44,13 @@ def test_the_rank_of_the_gradients_gives_back_what_pruning_took(network):
     assert min(score.psnr for score in metrics.compare(images, inputs.astype(np.float32))) > 60
 
 
+@pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
+def test_the_labels_come_back_where_pruning_leaves_too_little_for_the_rank(network):
+    _, labels, (inputs, found) = recovered(network, 4, "prune:0.9")
+    assert inputs is None
+    assert sorted(found) == sorted(labels[:, 0])
+
+
 @pytest.mark.parametrize("spec", ["gaussian:1e-3", "prune:0.5"])
 def test_of_other_networks_the_labels_come_back(spec):
     _, labels, (inputs, found) = recovered(networks.lenet, 3, spec)

@@ -286,6 +286,15 @@ def test_a_target_label_that_the_network_does_not_have_is_refused(batch, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [np.nan, -0.1, 2.0])
+def test_a_target_outside_of_0_to_1_is_refused(number, batch, tmp_path):
+    layer, target = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), batch[0].copy()
+    target.flat[0] = number
+    with pytest.raises(InputError, match="expected 0 to 1"):
+        attack(layer, backward(layer, batch), batch, tmp_path, target=target, target_label=batch[1])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_attack_is_the_same_with_and_without_a_target(tmp_path):
     batch, layer = vectors(), perceptron()
     gradients = backward(layer, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -23,11 +24,14 @@ import mnist_example
 from dlg import InputError
 from dlg.participant import networks
 from dlg.results import metrics
+from dlg.defenses import parse
 from dlg.errors import LabelError
 from dlg.options import AttackOptions
 from dlg.attack import strategy as strategy_module
 from dlg.attack.objective import FEATURES
+from dlg.attack.optimizers.beside_ignorant import BesideIgnorant
 from dlg.attack.optimizers.descent_then_least_squares import DescentThenLeastSquares
+from dlg.attack.optimizers.levenberg_marquardt import LevenbergMarquardt
 from dlg.attack.optimizers.signed_adam import SignedAdam
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import choose
@@ -235,3 +239,14 @@ def test_large_networks_are_descended_on_with_the_features_that_are_known(monkey
     assert isinstance(strategy.optimizer, SignedAdam)
     assert strategy.name == "adam on signs on the cosine distance with total variation and the last layer's features"
     assert strategy.objective.constants[FEATURES].any()
+
+
+@pytest.mark.parametrize(("network", "has_start"), [(shallow_perceptron, True), (networks.lenet, False)])
+def test_no_search_that_ignores_the_bounds_runs_beside_one_from_a_batch_near_them(network, has_start):
+    images, labels = digits(2)
+    trained = participant(network, images, labels)
+    defense = parse("prune:0.5")
+    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
+    options = AttackOptions.from_keywords(batch_size=2, optimizer="auto", knows=defense.spec)
+    strategy = choose(dataclasses.replace(step, knowledge=defense.knowledge), options)
+    assert isinstance(strategy.optimizer, LevenbergMarquardt if has_start else BesideIgnorant)

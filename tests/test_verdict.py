@@ -51,6 +51,19 @@ def test_a_batch_whose_gradients_match_is_explained(network, drawn, batch_size, 
     assert capsys.readouterr().out.splitlines()[-1] == f"explained: {result.reason}"
 
 
+def test_what_dropout_left_of_a_batch_is_not_explained(tmp_path):
+    def network(feature, label):
+        prediction = nn.Linear(784, networks.CLASSES)(F.dropout(paddle.flatten(feature, 1), 0.5))
+        return prediction, F.cross_entropy(prediction, label)
+
+    images, labels = digits(1)
+    result = attack(participant(network, images, labels), tmp_path, optimizer="auto")
+    assert result.mismatch < 1e-4
+    assert metrics.compare(images, result.feature)[0].psnr < 20
+    assert result.verdict == "undetermined"
+    assert "dropout left of the batch" in result.reason
+
+
 @pytest.mark.parametrize("network", [networks.softmax, shallow_perceptron])
 def test_a_sample_that_a_trained_network_is_sure_of_is_explained(network, tmp_path):
     trained = participant(network, *digits(1))

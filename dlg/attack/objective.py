@@ -132,6 +132,9 @@ class Objective:
         What computes the program's values.
     notes : list of str
         What the attack takes for granted about this network.
+    drops_units : bool
+        Whether dropout's expected value stands for what was dropped at random,
+        which nobody tells the attacker.
     is_least_squares : bool
         Whether the gradients are compared by the l2 distance, with no prior.
     layout : Layout
@@ -171,6 +174,7 @@ class Objective:
     executor: paddle.static.Executor
     evaluator: Evaluator
     notes: list[str]
+    drops_units: bool
     is_least_squares: bool
     layout: Layout
     tables: dict[str, str]
@@ -450,6 +454,7 @@ def _build(
         executor=executor,
         evaluator=Evaluator(executor, scope),
         notes=notes,
+        drops_units=first.drops_units,
         is_least_squares=distance == "l2" and not tv,
         layout=call.layout,
         tables=tables,

@@ -89,7 +89,8 @@ class Verdict:
         the shared ones as closely as rounding allows, and those of no batch near
         it do.
         ``"undetermined"``: they match, and leave a part of the batch open, or it
-        was not shown that they do not.
+        was not shown that they do not. So do those of a network with dropout,
+        which may be of what dropout left of the batch.
         ``"failed"``: they do not match, so nothing is known about what leaks.
     reason : str
         Why, in one sentence.
@@ -152,6 +153,9 @@ def judge(
         judged, scale = judged.with_gradient_scale(further), scale * further
     strategy = dataclasses.replace(strategy, gradient_scale=scale)
     verdict = _verdict(step, strategy, judged, answer, options, ended, may_polish)
+    if verdict.kind == EXPLAINED and judged.drops_units:
+        reason = f"{verdict.reason}; what matches may be what dropout left of the batch, at random, and not the batch"
+        verdict = dataclasses.replace(verdict, kind=UNDETERMINED, reason=reason)
     return dataclasses.replace(verdict, gradient_scale=scale)
 
 

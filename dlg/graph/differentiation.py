@@ -47,16 +47,20 @@ class FirstGradients:
         Their gradients, each shaped as its parameter.
     notes : list of str
         What is taken for granted about the network, one sentence each.
+    drops_units : bool
+        Whether dropout's expected value stands for what was dropped at random.
     """
 
     parameters: list[Value]
     gradients: list[Value]
     notes: list[str]
+    drops_units: bool
 
     def of(self, names: Collection[str]) -> FirstGradients:
         """Those of the parameters of these names."""
         pairs = [pair for pair in zip(self.parameters, self.gradients) if pair[0].name in names]
-        return FirstGradients([parameter for parameter, _ in pairs], [gradient for _, gradient in pairs], self.notes)
+        parameters, gradients = [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]
+        return dataclasses.replace(self, parameters=parameters, gradients=gradients)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +127,7 @@ def first_gradients(
     gradients = make_differentiable([gradient for _, gradient in with_gradient], probability_of, dummies)
     if not label_is_fed:
         refuse_label_readers(gradients, label)
-    return FirstGradients([parameter for parameter, _ in with_gradient], gradients, [*notes, *ignored])
+    return FirstGradients([parameter for parameter, _ in with_gradient], gradients, [*notes, *ignored], bool(notes))
 
 
 def second_gradients(

@@ -62,11 +62,13 @@ def averaged_pattern(layer: ConvolutionLayer, gradient: np.ndarray) -> np.ndarra
         and where the convolution does not keep the map's shape.
     """
     by_step, (filters, channels) = _by_step(layer), layer.weight.shape[:2]
+    if by_step is None:
+        return None
     inside = np.zeros(layer.taps.shape[1], bool)
     inside[layer.windows] = True
     inside = inside.reshape(layer.input_shape[1:])
     reached = max(_reached(inside), _reached(inside.T))
-    if by_step is None or not channels * len(_STEPS) >= reached < filters * len(_STEPS):
+    if not channels * len(_STEPS) >= reached < filters * len(_STEPS):
         return None
     passed = mean_gradients(layer, gradient)
     # Every filter counts alike.

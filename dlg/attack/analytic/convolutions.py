@@ -168,7 +168,9 @@ def read_off(reading: Reading) -> Leakage | None:
 def _open_part(layers: Sequence[ConvolutionLayer], inputs: np.ndarray, gradients: np.ndarray) -> OpenPart:
     """What the equations of all layers leave open, given the pattern of active units and maxima."""
     rank = estimated_rank(linearised(layers, inputs.reshape(len(inputs), -1), gradients))
-    return OpenPart(rank.size, rank.open, rank.unseen)
+    # What is left of a single open direction rounds to none in every second case, but leaves numbers undetermined.
+    is_some_open = int(rank.determined.sum()) < rank.size - rank.unseen
+    return OpenPart(rank.size, max(rank.open, rank.unseen + is_some_open), rank.unseen)
 
 
 def _known_features(reading: Reading, label: Leakage) -> tuple[np.ndarray, np.ndarray] | None:

@@ -151,7 +151,13 @@ class GradientSpan:
         return float(_ROUNDING_FLOOR * wide * rounded * absorbed)
 
     def fit(
-        self, rows: np.ndarray, labels: np.ndarray, *, known: np.ndarray | None = None, evaluations: int = EVALUATIONS
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        known: np.ndarray | None = None,
+        evaluations: int = EVALUATIONS,
+        cost_tolerance: float = _COST_TOLERANCE,
     ) -> tuple[np.ndarray, float]:
         """Improve rows of A by Levenberg and Marquardt's method.
 
@@ -166,6 +172,8 @@ class GradientSpan:
             are fitted.
         evaluations : int
             How often the equations are evaluated at most.
+        cost_tolerance : float
+            The fit ends where the sum of squares changes by less than this share.
 
         Returns
         -------
@@ -197,7 +205,7 @@ class GradientSpan:
                 method="lm",
                 x_scale="jac",
                 max_nfev=evaluations,
-                ftol=_COST_TOLERANCE,
+                ftol=cost_tolerance,
                 xtol=_POINT_TOLERANCE,
                 gtol=_GRADIENT_TOLERANCE,
             ).x

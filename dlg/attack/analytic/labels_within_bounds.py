@@ -25,19 +25,20 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from dlg.attack.analytic.layers import Layer
+from dlg.attack.deadline import check_deadline
 
-# How many candidates are fitted at most. Four digits of ten classes have ten where three classes are shown, and 55 where
-# two are.
+# How many candidates are fitted at most. Four digits of ten classes have ten where three classes are shown, and 55
+# where two are.
 _MOST_CANDIDATES = 60
 # How many numbers the gradients of all candidates' samples may have together, lest the fits take long: for four digits
 # and ten classes they have 0.3 million on softmax regression, which takes 0.3 s.
 _MOST_NUMBERS = 2_000_000
-# The iterations of a fit. Of four digits under prune:0.9, three seeds each, the right labels left 200 times less than any
-# others on softmax regression, and 30 times less behind two hidden layers. With 100 it was 3000 and 9000 times.
+# The iterations of a fit. Of four digits under prune:0.9, three seeds each, the right labels left 200 times less than
+# any others on softmax regression, and 30 times less behind two hidden layers. With 100 it was 3000 and 9000 times.
 _ITERATIONS = 30
 # The best candidate counts where it leaves less than this share of what the second does.
 _CLEAR_SHARE = 0.1
-# Every feature at the start of a fit. From zero, a digit's black border stays at zero where it should.
+# Every feature at the start of a fit. It is small, for most pixels of a digit are zero.
 _FIRST_FEATURE = 0.05
 
 
@@ -85,6 +86,7 @@ def _left_outside(
     layer: Layer, labels: np.ndarray, lowest: np.ndarray, highest: np.ndarray, most: float | None
 ) -> float:
     """How much of the gradient the best features leave outside of the bounds: the mean square, relative to its size."""
+    check_deadline()
     batch_size, width, truth = len(labels), len(layer.weight), np.eye(len(layer.bias))[labels]
     nearest_to_zero = np.clip(0.0, lowest, highest)
     # A weight and a bias count alike, whatever their sizes and numbers of entries.
