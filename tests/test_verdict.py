@@ -206,6 +206,18 @@ def test_a_batch_that_matches_with_a_label_between_no_and_yes_is_not_called_dete
     assert verdict.kind == "undetermined" or "a few steps of least squares lead from here" in verdict.reason
 
 
+def test_what_was_not_examined_is_undetermined():
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    step, options = trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")
+    strategy = choose(step, options)
+    found = evaluate(strategy.objective, [images.astype(np.float64)])
+    assert judge(step, strategy, found, options, "converged").kind == "explained"
+    hasty = judge(step, strategy, found, options, "time limit")
+    assert (hasty.kind, hasty.rank) == ("undetermined", None)
+    assert "was not examined" in hasty.reason
+
+
 def test_a_batch_of_more_numbers_than_gradients_is_not_called_determined_at_a_time_limit():
     rng = np.random.default_rng(0)
     images, labels = rng.random((3, 8), np.float32), np.array([[0], [0], [1]])

@@ -401,7 +401,7 @@ def _matched(
     """The verdict on an answer that matches, but for an exception in words, by what it leaves open of the batch."""
     match = _match_in_words(step, mismatch, scale, options) + exception
     if part is None:
-        return Verdict(EXPLAINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
+        return Verdict(UNDETERMINED, f"{match}; whether they leave a part of the batch open was not examined", mismatch)
     if part.dimensions == 0 and not part.unsettled:
         return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
     if part.dimensions == 0:
