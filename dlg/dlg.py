@@ -292,12 +292,12 @@ def attack_layer(
         Where the attack runs. By default on the device that is set, see
         `paddle.get_device`.
     target : array, (B, ...), floating, in [0, 1], or integer, or sequence of arrays, optional
-        The true batch; tokens where the layer takes integers. It is looked at after the attack alone, to compare what
-        was recovered with it: the comparison is printed and written into
-        ``summary.json``, with ``target.png`` and ``progress.png`` where samples are
-        pictures. Tokens are compared one by one. It needs `target_label` too. Of
-        several inputs, give a list with one for each; the first that is a picture
-        is compared.
+        The true batch; tokens where the layer takes integers. It is looked at after
+        the attack alone, to compare what was recovered with it: the comparison is
+        printed and written into ``summary.json``, with ``target.png`` and
+        ``progress.png`` where samples are pictures. Tokens are compared one by one.
+        It needs `target_label` too. Of several inputs, give a list with one for
+        each; the first that is a picture is compared.
     target_label : array, (B,) or (B, 1), integer, optional
         The labels of `target`.
     vocabulary : sequence of str, optional

@@ -21,6 +21,7 @@ from scipy.optimize import nnls
 
 from dlg import random_streams
 from dlg.attack.analytic.embeddings import Table, tokens_of_counts, whole_counts
+from dlg.attack.analytic.gradient_scale import but_for_rounding
 from dlg.attack.analytic.labels_of_tokens import LabelsOfTokens
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.features import PADDING, Rows
@@ -34,8 +35,6 @@ _SAME_DIRECTION = 1e-5
 _MIXTURE = 1e-4
 # Singular values of the table's gradient below this share of the largest are float32's rounding.
 _RANK_TOLERANCE = 1e-6
-# A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
-_SAME_SCALE = 1e-5
 
 
 def read_off(reading: Reading) -> Leakage | None:
@@ -69,7 +68,7 @@ def read_off(reading: Reading) -> Leakage | None:
         return None
     objective = reading.probe.with_tokens_read_elsewhere(tokens).with_labels(labels)
     scale = objective.gradient_scale_at([data])
-    objective = objective.with_gradient_scale(1.0 if abs(scale - 1) < _SAME_SCALE else scale)
+    objective = objective.with_gradient_scale(but_for_rounding(scale))
     return Leakage(objective, labels, certain=True, inputs=data, source="the embedding")
 
 

@@ -66,6 +66,9 @@ _NEARLY_EXACT = 2e-3
 # A pattern explains a layer where the residual is below this share of the right side. LeNet's true patterns came to
 # 1e-7, wrong ones to 6e-4 and more.
 EXPLAINED = 1e-5
+# Numbers of a solved input below this share of the largest are zeros of a ReLU. In the LeNet of Zhu et al., rounding
+# left 1.2e-6 there, and the least output of a unit was 8.6e-6.
+SOLVED_ZERO = 3e-6
 # How often the exact fit gives up a bound or holds a number at one.
 _MOST_BOUND_CHANGES = 8
 # The most iterations of the exact fit's solver.

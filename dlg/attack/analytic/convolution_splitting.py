@@ -30,7 +30,14 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 
-from dlg.attack.analytic.convolution_equations import Bounds, Equations, LayerEquations, LayerInput, least_squares_of
+from dlg.attack.analytic.convolution_equations import (
+    SOLVED_ZERO,
+    Bounds,
+    Equations,
+    LayerEquations,
+    LayerInput,
+    least_squares_of,
+)
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
 from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.deadline import check_deadline
@@ -48,8 +55,6 @@ _STAGES = ((80, 1.0), (40, 0.3), (40, 0.1), (40, 0.1))
 # A unit may be active where its pre-activation is above minus this many times the root mean square by which h and
 # max(z, 0) differ. In a photograph behind the LeNet of Zhu et al. with ReLU, active units were missing up to 10 times.
 _DOUBT = 30.0
-# Outputs below this share of the largest are zeros.
-_ZERO = 3e-6
 # How often zeros are taken out, at most. It took 3 and 4 times.
 _MOST_ROUNDS = 10
 
@@ -198,7 +203,7 @@ def _settled(equations: Equations, outputs: np.ndarray, may_be_active: np.ndarra
     for _ in range(_MOST_ROUNDS):
         check_deadline()
         outputs = least_squares_of(equations, np.where(active, outputs, 0.0), active)
-        is_zero = active & (outputs <= _ZERO * outputs.max())
+        is_zero = active & (outputs <= SOLVED_ZERO * outputs.max())
         if not is_zero.any():
             break
         active = active & ~is_zero

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse.linalg import lsmr
-from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic import softmax_regression
@@ -32,6 +31,7 @@ from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, sea
 from dlg.attack.analytic.convolution_completion import MOST_PIXELS, smoothest_image
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
+    SOLVED_ZERO,
     Bounds,
     Equations,
     LayerEquations,
@@ -42,7 +42,7 @@ from dlg.attack.analytic.convolution_equations import (
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.convolution_splitting import can_be_split, split_image
-from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.layers import Layer, errors_at_logits
 from dlg.attack.analytic.network_search import search_image, with_matched_sides
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.roughness import Roughness
@@ -56,9 +56,6 @@ from dlg.graph.convolution_blocks import NETWORK_INPUT
 # The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
 # rounding left in LeNet.
 _RANK_ONE = 1e-5
-# Numbers of a solved input below this share of the largest are zeros of a ReLU. In the LeNet of Zhu et al., rounding
-# left 1.2e-6 there, and the least output of a unit was 8.6e-6.
-_SOLVED_ZERO = 3e-6
 # What each activation's outputs lie between.
 _OUTPUT_RANGES = {
     "relu": Bounds(0.0, np.inf),
@@ -184,8 +181,7 @@ def _known_features(reading: Reading, label: Leakage) -> tuple[np.ndarray, np.nd
     layers = [layer for layer in reading.layers if layer is not None]
     if len(layers) < len(reading.layers) or label.features is None or reading.loss_multiple is None:
         return None
-    logits = label.features @ layers[-1].weight + layers[-1].bias
-    errors = (softmax(logits, axis=1) - np.eye(len(layers[-1].bias))[label.labels]) / len(logits)
+    errors = errors_at_logits(layers[-1], label.features, label.labels)
     return first_inputs(layers, label.features, label.gradient_scale * reading.loss_multiple * errors)
 
 
@@ -274,7 +270,7 @@ def recover_images(
         ranks.append(rank)
         output = found.values.reshape(batch_size, -1)
         if layers[place - 1].clips_below:
-            output = np.where(output <= _SOLVED_ZERO * output.max(), 0.0, output)
+            output = np.where(output <= SOLVED_ZERO * output.max(), 0.0, output)
         upstream = layer.for_batch(batch_size).input_gradient(found.upstream).reshape(output.shape)
         seen, determined = found.equations.seen.reshape(output.shape), rank.determined.reshape(output.shape)
     image = _first_input(_Remaining(layers[:1], output, upstream, seen), determined, bounds, rng)

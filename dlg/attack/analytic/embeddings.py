@@ -23,9 +23,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import softmax
 
-from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.layers import Layer, backpropagated
 from dlg.attack.features import Layout, Rows
 
 # How many random samples tell apart which input of the layer is which number of the dummy data.
@@ -219,16 +218,5 @@ def tokens_of_counts(counts: np.ndarray, padding: int | None) -> np.ndarray:
 
 def input_gradients(layers: Sequence[Layer], inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The gradients by a perceptron's inputs, (B, in), of the batch's mean cross entropy."""
-    slopes, hidden = [], inputs
-    for layer in layers[:-1]:
-        activation = layer.known_activation
-        assert activation is not None, "Reading.perceptron has only known activations"
-        outputs = hidden @ layer.weight + layer.bias
-        slopes.append(activation.derivative(outputs))
-        hidden = activation.function(outputs)
-    last = layers[-1]
-    errors = softmax(hidden @ last.weight + last.bias, axis=1) - np.eye(len(last.bias))[labels]
-    gradients = errors @ last.weight.T / len(labels)
-    for layer, slope in zip(layers[-2::-1], slopes[::-1]):
-        gradients = (gradients * slope) @ layer.weight.T
-    return gradients
+    _, upstream = backpropagated(layers, inputs, labels)[0]
+    return upstream @ layers[0].weight.T

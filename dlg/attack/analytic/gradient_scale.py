@@ -21,6 +21,8 @@ from dlg.attack.analytic.gradient_span import GradientSpan
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.likely_labels import cost_of_counts, likely_counts
 
+# A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
+SAME_SCALE = 1e-5
 # How many factors are tried for each tenfold: neighbours are 12 % apart, which a fit corrects.
 _FACTORS_PER_DECADE = 20
 # From the least factor that the counts allow, this many tenfolds up. A class of the batch whose probability is p
@@ -35,6 +37,11 @@ _AGREEMENT = 0.1
 _MOST_SETS = 500
 # How many corners beyond B are kept to choose samples from.
 _SPARE_CORNERS = 3
+
+
+def but_for_rounding(factor: float) -> float:
+    """A factor on the gradients; 1 where only rounding tells it from 1."""
+    return 1.0 if abs(factor - 1) < SAME_SCALE else factor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -447,20 +447,22 @@ def _with_pixels_at_bounds(fit: _Fit, image: np.ndarray, bounds: Bounds) -> np.n
 
 def _descended(fit: _Fit, image: np.ndarray, bounds: Bounds, held: np.ndarray) -> np.ndarray:
     """Gauss and Newton's method on the pixels that are not held, until the cost falls no more."""
-    spread = max(1.0, float(np.median(np.abs(fit.residual(image)))) / _MEDIAN)
+    residual = fit.residual(image)
+    spread = max(1.0, float(np.median(np.abs(residual))) / _MEDIAN)
     moved, failures = image, 0
     for _ in range(_MOST_STEPS):
         check_deadline()
         candidates = [
             bounds.snapped(image + share * (moved - image), margin) for share in _SHARES for margin in _AT_BOUND
         ]
-        costs = [_cost(fit.residual(candidate), spread) for candidate in candidates]
-        before, cost, image = image, _cost(fit.residual(image), spread), candidates[int(np.argmin(costs))]
-        failures = failures + 1 if min(costs) > (1 - _STALLED) * cost else 0
+        residuals = [fit.residual(candidate) for candidate in candidates]
+        costs = [_cost(each, spread) for each in residuals]
+        best, before, cost = int(np.argmin(costs)), image, _cost(residual, spread)
+        image, residual = candidates[best], residuals[best]
+        failures = failures + 1 if costs[best] > (1 - _STALLED) * cost else 0
         # The first candidates are those at the start, before any step.
         if failures > 2 or (moved is not before and not np.any(image != before)):
             break
-        residual = fit.residual(image)
         spread = min(spread, max(1.0, float(np.median(np.abs(residual))) / _MEDIAN))
         weights = 1 / np.sqrt(1 + (residual / (_OUTLYING * spread)) ** 2)
         matrix = sparse.diags(weights) @ fit.matrix(image)

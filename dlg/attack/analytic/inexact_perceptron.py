@@ -30,14 +30,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.special import softmax
 
 from dlg import random_streams
 from dlg.attack.analytic.convolution_layer import KINKED
 from dlg.attack.analytic.gradient_span import GradientSpan
 from dlg.attack.analytic.labels import is_mostly_hidden, scale_of_classes
 from dlg.attack.analytic.labels_within_bounds import labels_within_bounds
-from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.layers import Layer, backpropagated, errors_at_logits
 from dlg.attack.analytic.likely_labels import likely_counts, likely_labels
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.softmax_regression import affordable_starts, random_guesses
@@ -206,7 +205,7 @@ def _inputs(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """The first layer's inputs, (B, in), from the last one's."""
-    inputs, upstream = features, _errors(layers[-1], features, labels)
+    inputs, upstream = features, errors_at_logits(layers[-1], features, labels)
     for before, layer in zip(reversed(layers[:-1]), reversed(layers[1:])):
         upstream = upstream @ layer.weight.T * _slopes(before, inputs)
         inputs = _closed_form(before, upstream)
@@ -216,11 +215,12 @@ def _inputs(
         pairs = _at(layers, inputs, labels)
         candidates.append((_square(_misfits(layers, pairs)), inputs))
         inputs = _closed_form(layers[0], pairs[0][1])
+    basis = np.linalg.svd(layers[0].stacked_gradient, full_matrices=False)[0][:, : len(labels)]
     with contextlib.suppress(TimeLimitReachedError):
         for shake in _SHAKES:
             check_deadline()
             start = min(candidates, key=lambda each: each[0])[1]
-            settled = _settled(layers, start + shake * rng.standard_normal(start.shape), labels)
+            settled = _settled(layers, basis, start + shake * rng.standard_normal(start.shape), labels)
             candidates.append((_square(_misfits(layers, _at(layers, settled, labels))), settled))
     return min(candidates, key=lambda each: each[0])[1]
 
@@ -229,12 +229,6 @@ def _square(misfits: Sequence[np.ndarray]) -> float:
     """The sum of squares; infinite where it is no number."""
     square = sum(float(np.sum(each**2)) for each in misfits)
     return square if np.isfinite(square) else np.inf
-
-
-def _errors(last: Layer, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The gradients at the logits, (B, C)."""
-    probability = softmax(features @ last.weight + last.bias, axis=1)
-    return (probability - np.eye(len(last.bias))[labels]) / len(labels)
 
 
 def _slopes(layer: Layer, outputs: np.ndarray) -> np.ndarray:
@@ -255,17 +249,8 @@ def _closed_form(layer: Layer, upstream: np.ndarray) -> np.ndarray:
 
 def _at(layers: Sequence[Layer], inputs: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each layer's inputs with a 1 appended, (B, in + 1), and the gradients at its outputs, (B, out)."""
-    hidden, slopes = [inputs], []
-    for layer in layers[:-1]:
-        activation = layer.known_activation
-        assert activation is not None
-        outputs = hidden[-1] @ layer.weight + layer.bias
-        hidden.append(activation.function(outputs))
-        slopes.append(activation.derivative(outputs))
-    upstream = [_errors(layers[-1], hidden[-1], labels)]
-    for layer, slope in zip(reversed(layers[1:]), reversed(slopes)):
-        upstream.append(upstream[-1] @ layer.weight.T * slope)
-    return [(np.hstack([each, np.ones((len(each), 1))]), above) for each, above in zip(hidden, reversed(upstream))]
+    pairs = backpropagated(layers, inputs, labels)
+    return [(np.hstack([each, np.ones((len(each), 1))]), upstream) for each, upstream in pairs]
 
 
 def _misfits(
@@ -281,10 +266,9 @@ def _misfits(
     return misfits
 
 
-def _settled(layers: Sequence[Layer], inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The inputs in the span of the first layer's gradient with the nearest gradients of all layers, from a start."""
+def _settled(layers: Sequence[Layer], basis: np.ndarray, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The inputs in the span of a basis, (in + 1, B), with the nearest gradients of all layers, from a start."""
     batch_size = len(inputs)
-    basis = np.linalg.svd(layers[0].stacked_gradient, full_matrices=False)[0][:, :batch_size]
     ones = basis[-1:]
     origin, directions = np.linalg.pinv(ones)[:, 0], np.linalg.svd(ones)[2][1:]
 

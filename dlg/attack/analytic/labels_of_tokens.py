@@ -35,6 +35,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
 from dlg import random_streams
+from dlg.attack.analytic.gradient_scale import but_for_rounding
 from dlg.attack.analytic.reading import Reading
 from dlg.attack.analytic.token_layers import TextNetwork, read_at_tokens
 from dlg.attack.deadline import check_deadline
@@ -56,8 +57,6 @@ _RANK_TOLERANCE = 1e-6
 _WHOLE = 0.2
 # A class is nobody's label where its equation's right side is below this share of the shortest input's.
 _NOBODYS = 0.1
-# A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
-_SAME_SCALE = 1e-5
 # A label is another one than expected where the gradient at a layer's outputs is off by this share of the median size.
 _OTHER_LABEL = 1e-3
 # What a number is divided by where it would be divided by zero.
@@ -413,7 +412,7 @@ def _counts(
 
 def _scale(factor: float) -> float:
     """A factor on the gradients; 1 where it is 1 but for rounding, or not positive."""
-    return 1.0 if factor <= 0 or abs(factor - 1) < _SAME_SCALE else factor
+    return 1.0 if factor <= 0 else but_for_rounding(factor)
 
 
 def _assigned(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:

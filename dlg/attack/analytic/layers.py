@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import erf, expit, logit
+from scipy.special import erf, expit, logit, softmax
 
 # Where an activation levels off, its inverse is taken of the number nearest to that level.
 _BELOW_ONE = 1 - 1e-12
@@ -122,3 +122,43 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: np.logaddexp(0, z), expit, lambda y: y + np.log(-np.expm1(-np.maximum(y, 1 - _BELOW_ONE)))
     ),
 }
+
+
+def errors_at_logits(last: Layer, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The gradients of the mean cross entropy at the logits, (softmax(h W + b) − y) / B, shape (B, C).
+
+    Parameters
+    ----------
+    last : Layer
+        Softmax regression.
+    features : ndarray, shape (B, in)
+        Its inputs h.
+    labels : ndarray, shape (B,), int64
+    """
+    probability = softmax(features @ last.weight + last.bias, axis=1)
+    return (probability - np.eye(len(last.bias))[labels]) / len(labels)
+
+
+def backpropagated(
+    layers: Sequence[Layer], inputs: np.ndarray, labels: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each layer's inputs, (B, in), and the gradients of the mean cross entropy at what it gives before f, (B, out).
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        A perceptron's, first to last. All activations but the last one's are known.
+    inputs : ndarray, shape (B, in)
+    labels : ndarray, shape (B,), int64
+    """
+    hidden, slopes = [inputs], []
+    for layer in layers[:-1]:
+        activation = layer.known_activation
+        assert activation is not None, "Reading.perceptron has only known activations"
+        outputs = hidden[-1] @ layer.weight + layer.bias
+        hidden.append(activation.function(outputs))
+        slopes.append(activation.derivative(outputs))
+    upstream = [errors_at_logits(layers[-1], hidden[-1], labels)]
+    for layer, slope in zip(reversed(layers[1:]), reversed(slopes)):
+        upstream.append(upstream[-1] @ layer.weight.T * slope)
+    return list(zip(hidden, reversed(upstream)))

@@ -29,6 +29,7 @@ import numpy as np
 from scipy.linalg import block_diag, null_space
 from scipy.optimize import least_squares, linprog
 
+from dlg.attack.analytic.gradient_scale import SAME_SCALE
 from dlg.attack.analytic.layers import ACTIVATIONS, Activation, Layer
 from dlg.attack.analytic.likely_labels import likely_labels
 from dlg.attack.analytic.reading import Leakage, Reading
@@ -47,10 +48,8 @@ _MOST_LABEL_DISTANCE = 0.05
 # The search ends after this many proposals in a row that are no new sample. In batches of up to 32 digits, 4 at most
 # came before one that was.
 _MOST_REJECTIONS = 40
-# A factor on the gradients is taken for 1 where it is nearer to it than this, if all samples are known: then float32's
-# rounding alone moves it,
-_SAME_SCALE = 1e-5
-# or than this, if it comes from the lengths of some samples' gradients, which are known to about 1e-3.
+# A factor on the gradients is taken for 1 where it is nearer to it than this, if it comes from the lengths of some
+# samples' gradients, which are known to about 1e-3. If all samples are known, float32's rounding alone moves it.
 _SAME_LENGTH = 1e-2
 # How near to a whole number a multiple of a sample's gradient is where the sample is repeated.
 _WHOLE = 0.05
@@ -169,7 +168,7 @@ def _leakage(reading: Reading, last: Layer, samples: Samples) -> Leakage | None:
     if is_complete:
         # More exact than the lengths of single samples' gradients.
         scale = objective.gradient_scale_at([inputs])
-    if abs(scale - 1) < (_SAME_SCALE if is_complete else _SAME_LENGTH):
+    if abs(scale - 1) < (SAME_SCALE if is_complete else _SAME_LENGTH):
         scale = 1.0
     return Leakage(
         objective=objective.with_gradient_scale(scale),

@@ -26,6 +26,7 @@ import numpy as np
 
 from dlg.attack.analytic import softmax_regression
 from dlg.attack.analytic.attention_members import texts_by_attention
+from dlg.attack.analytic.gradient_scale import but_for_rounding
 from dlg.attack.analytic.labels_of_tokens import LabelsOfTokens
 from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.token_layers import IN_SPAN, TextNetwork, TokenLayer, find_token_layers
@@ -40,8 +41,6 @@ _MOST_TEXTS = 50_000
 # How many texts beyond B are kept to choose the batch from, and how many batches of them are tried.
 _MOST_SPARE_TEXTS = 6
 _MOST_BATCHES = 50
-# A factor on the gradients is taken for 1 where it is nearer to it than this: float32's rounding.
-_SAME_SCALE = 1e-5
 
 
 def read_off(reading: Reading) -> Leakage | None:
@@ -173,8 +172,7 @@ def _leakage(reading: Reading, network: TextNetwork, texts: np.ndarray) -> Leaka
         if labels is None:
             continue
         objective = reading.probe.with_tokens_read_elsewhere(network.tokens(batch)).with_labels(labels)
-        scale = objective.gradient_scale_at([data])
-        scale = 1.0 if abs(scale - 1) < _SAME_SCALE else scale
+        scale = but_for_rounding(objective.gradient_scale_at([data]))
         scaled = objective.with_gradient_scale(scale)
         loss = scaled.gradient_matching_loss_at([data])
         if scaled.explains(loss):
