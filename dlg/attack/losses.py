@@ -42,11 +42,16 @@ def gradient_matching_loss(
     -------
     Value or float64, ()
     """
-    library = np if isinstance(dummy_gradients[0], np.ndarray) else paddle
-    differences = [
-        library.mean(library.square(dummy - shared)) for dummy, shared in zip(dummy_gradients, shared_gradients)
-    ]
-    return functools.reduce(operator.add, differences) * float(batch_size**2)
+    return loss_of_differences(
+        [dummy - shared for dummy, shared in zip(dummy_gradients, shared_gradients)], batch_size
+    )
+
+
+def loss_of_differences(differences: Sequence[Tensor], batch_size: int) -> Tensor:
+    """The gradient-matching loss of the differences ∇W' − ∇W, see `gradient_matching_loss`."""
+    library = np if isinstance(differences[0], np.ndarray) else paddle
+    means = [library.mean(library.square(difference)) for difference in differences]
+    return functools.reduce(operator.add, means) * float(batch_size**2)
 
 
 def outside_of_bounds(difference: Value, below: Value, above: Value, pull: float) -> Value:
@@ -69,12 +74,17 @@ def outside_of_bounds(difference: Value, below: Value, above: Value, pull: float
     """
     inside = paddle.logical_and(difference > below, difference < above)
     inside = paddle.cast(inside, difference.dtype)
-    bound = paddle.minimum(paddle.maximum(difference, below), above)
+    bound = nearest_within_bounds(difference, below, above)
     for constant in (inside, bound):
         constant.stop_gradient = True
     share = paddle.full([], 1 - pull, difference.dtype)
     one = paddle.full([], 1, difference.dtype)
     return difference - share * (inside * difference + (one - inside) * bound)
+
+
+def nearest_within_bounds(difference: Value, below: Value, above: Value) -> Value:
+    """The number from `below` to `above` that is nearest to a difference, entry by entry."""
+    return paddle.minimum(paddle.maximum(difference, below), above)
 
 
 def gradient_matching_divisor(size: int, batch_size: int) -> float:

@@ -18,6 +18,7 @@ from dlg.attack.features import Layout
 from dlg.attack.losses import (
     cosine_distance,
     gradient_matching_loss,
+    loss_of_differences,
     loss_of_rounding,
     loss_of_storage,
     outside_of_bounds,
@@ -67,8 +68,9 @@ _MOST_PULL_LEFT = 0.3
 # A program whose ops' results take at most this many bytes keeps them while it iterates: resnet18 with eight images
 # takes 508 MiB. An attack has one or two such programs.
 _MOST_KEPT_BY_A_LOOP = 2**29
-# The same for what computes values of the program. An attack, with its verification, may have a dozen of those.
-_MOST_KEPT_BY_AN_EVALUATION = 2**27
+# The same for what computes values of the program, or one step. An attack, with its verification, may have a dozen of
+# those. A product of LeNet's step with one digit took 2.4 ms of the processor without it, and 0.8 ms with it.
+MOST_KEPT_BY_A_RUN = 2**27
 # What messages say of PaddlePaddle.
 CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
@@ -95,6 +97,10 @@ class Objective:
     loss : Value, ()
         What is minimised: the distance of the gradients, and what the options of
         `build_objective` add to it.
+    cotangents : list of Value
+        By the l2 distance, the loss's gradients with respect to the differences
+        that it compares: those of the gradients, ∇W' − ∇W, in the order of
+        `dummy_gradients`, and that of `features`.
     label_probability : Value, (B, ...)
         What stands for the label, see `dlg.attack.dummies.Dummies`.
     label_kind : LabelKind
@@ -158,6 +164,7 @@ class Objective:
     dummies: list[Value]
     gradients: list[Value]
     loss: Value
+    cotangents: list[Value]
     label_probability: Value
     label_kind: LabelKind
     dummy_gradients: dict[str, Value]
@@ -213,7 +220,7 @@ class Objective:
             Where PaddlePaddle cannot run the program.
         """
         feed = {dummy.name: value for dummy, value in zip(self.dummies, values)} | self.constants | (constants or {})
-        keeps_results = self.results_size <= _MOST_KEPT_BY_AN_EVALUATION
+        keeps_results = self.results_size <= MOST_KEPT_BY_A_RUN
         with traced_execution(keeps_results=keeps_results), named_failures(CANNOT_RUN, self.program):
             return self.evaluator.evaluate(feed, fetched)
 
@@ -414,19 +421,22 @@ def _build(
         first = first.of(ties.gradients)
         notes = [*first.notes, *call.notes, *_notes(ties, call, tables)]
         # Step 4: their distance D from the shared ones, ∇W, and D's gradients.
-        loss, constants = _compare(first, ties, step, distance)
+        loss, differences, constants = _compare(first, ties, step, distance)
         if tv:
             loss = loss + tv * total_variation(_picture(call))
         features = [layers[-1].inputs] if (match_features or feature_weight) and layers else []
         if features:
-            mismatch, known_features = _feature_mismatch(features[0], feature_weight)
+            mismatch, compared_features, known_features = _feature_mismatch(features[0], feature_weight)
             loss, constants = loss + mismatch, constants | known_features
+            differences += compared_features
         sizes = {name: math.prod(gradient.shape) for name, gradient in zip(ties.gradients, first.gradients)}
         counted = most_determined(sizes, *cuts, step.batch_size)
         counted += sum(math.prod(dummy.shape) for dummy in list(dummies.optimised.values())[1:])
         # The layers' ops are read later. Local steps are copies of them, so nothing else would keep them.
         kept = [dummies.label, *(layer.product.result(0) for layer in layers)]
-        second = second_gradients(loss, dummies.optimised, fetched=[*first.gradients, *features], kept=kept)
+        between = differences if distance == "l2" else []
+        fetched = [*first.gradients, *features]
+        second = second_gradients(loss, dummies.optimised, between=between, fetched=fetched, kept=kept)
 
     count = len(first.gradients)
     dummy_gradients, features = second.fetched[:count], second.fetched[count:]
@@ -438,6 +448,7 @@ def _build(
         dummies=list(dummies.optimised.values()),
         gradients=second.gradients,
         loss=second.loss,
+        cotangents=second.cotangents,
         label_probability=dummies.label,
         label_kind=call.label_kind,
         dummy_gradients=dict(zip(ties.gradients, dummy_gradients)),
@@ -577,35 +588,39 @@ def _notes(ties: Ties, call: NetworkCall, tables: Mapping[str, str]) -> list[str
     return notes
 
 
-def _compare(first: FirstGradients, ties: Ties, step: SharedStep, distance: str) -> tuple[Value, dict[str, np.ndarray]]:
-    """The distance of the dummy batch's gradients from the shared ones, and what is fed for the shared ones."""
+def _compare(
+    first: FirstGradients, ties: Ties, step: SharedStep, distance: str
+) -> tuple[Value, list[Value], dict[str, np.ndarray]]:
+    """The distance of the dummy batch's gradients from the shared ones, their differences, and what is fed for these."""
     variables: list[Value] = []
     constants: dict[str, np.ndarray] = {}
     for number, (parameter, gradient) in enumerate(zip(first.parameters, first.gradients)):
         name = f"{SHARED}{number}"
         variables.append(paddle.static.data(name, gradient.shape, gradient.dtype))
         constants[name] = step.gradients[ties.gradients[parameter.name]].astype(numpy_dtype(gradient))
+    differences = [gradient - variable for gradient, variable in zip(first.gradients, variables)]
+    compared = differences
     if step.knowledge.bounds is not None:
-        first, bounds = _within_bounds(first, variables, constants, step.knowledge)
+        compared, bounds = _outside_of_bounds(differences, constants, step.knowledge)
         constants |= bounds
     if distance == "cosine":
-        return cosine_distance(first.gradients, variables), constants
-    return gradient_matching_loss(first.gradients, variables, step.batch_size), constants
+        ours = [variable + difference for variable, difference in zip(variables, compared)]
+        return cosine_distance(ours if compared is not differences else first.gradients, variables), [], constants
+    return loss_of_differences(compared, step.batch_size), differences, constants
 
 
-def _within_bounds(
-    first: FirstGradients, shared: Sequence[Value], constants: dict[str, np.ndarray], knowledge: DefenseKnowledge
-) -> tuple[FirstGradients, dict[str, np.ndarray]]:
-    """The dummy batch's gradients less what a defence hides of them, and what is fed for the bounds."""
-    gradients: list[Value] = []
+def _outside_of_bounds(
+    differences: Sequence[Value], shared: dict[str, np.ndarray], knowledge: DefenseKnowledge
+) -> tuple[list[Value], dict[str, np.ndarray]]:
+    """The differences less what a defence hides of them, and what is fed for the bounds."""
+    outside: list[Value] = []
     fed: dict[str, np.ndarray] = {}
-    for number, (gradient, variable) in enumerate(zip(first.gradients, shared)):
-        value = constants[f"{SHARED}{number}"]
+    for number, difference in enumerate(differences):
+        value = shared[f"{SHARED}{number}"]
         fed |= _fed_bounds(number, value, knowledge)
-        below, above = (paddle.static.data(f"{name}{number}", value.shape, gradient.dtype) for name in (BELOW, ABOVE))
-        outside = outside_of_bounds(gradient - variable, below, above, knowledge.pull)
-        gradients.append(variable + outside)
-    return dataclasses.replace(first, gradients=gradients), fed
+        below, above = (paddle.static.data(f"{name}{number}", value.shape, difference.dtype) for name in (BELOW, ABOVE))
+        outside.append(outside_of_bounds(difference, below, above, knowledge.pull))
+    return outside, fed
 
 
 def _fed_bounds(number: int, shared: np.ndarray, knowledge: DefenseKnowledge) -> dict[str, np.ndarray]:
@@ -614,16 +629,17 @@ def _fed_bounds(number: int, shared: np.ndarray, knowledge: DefenseKnowledge) ->
     return {f"{BELOW}{number}": lowest - shared, f"{ABOVE}{number}": highest - shared}
 
 
-def _feature_mismatch(features: Value, weight: float) -> tuple[Value, dict[str, np.ndarray]]:
-    """What features, (B, d), that differ from known ones add to the loss, and what is fed for the known ones: zeros.
+def _feature_mismatch(features: Value, weight: float) -> tuple[Value, list[Value], dict[str, np.ndarray]]:
+    """What features, (B, d), that differ from known ones add to the loss, their difference, and what is fed: zeros.
 
     Without a weight it is the mean squared difference.
     """
     known = paddle.static.data(FEATURES, features.shape, features.dtype)
     constants = {FEATURES: np.zeros(known.shape, numpy_dtype(known))}
     if weight:
-        return weight * relative_distance(features, known), constants
-    return paddle.mean(paddle.square(features - known)), constants
+        return weight * relative_distance(features, known), [], constants
+    difference = features - known
+    return paddle.mean(paddle.square(difference)), [difference], constants
 
 
 def known_floor(

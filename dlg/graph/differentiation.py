@@ -73,12 +73,15 @@ class SecondGradients:
         The loss that was differentiated, rewritten.
     gradients : list of Value
         Its gradients, each shaped as its dummy.
+    cotangents : list of Value
+        Its gradients with respect to the values in between that were asked for.
     fetched : list of Value
         The values that were asked for, rewritten.
     """
 
     loss: Value
     gradients: list[Value]
+    cotangents: list[Value]
     fetched: list[Value]
 
 
@@ -131,7 +134,12 @@ def first_gradients(
 
 
 def second_gradients(
-    loss: Value, dummies: Mapping[str, Value], *, fetched: Sequence[Value], kept: Sequence[Value]
+    loss: Value,
+    dummies: Mapping[str, Value],
+    *,
+    between: Sequence[Value] = (),
+    fetched: Sequence[Value],
+    kept: Sequence[Value],
 ) -> SecondGradients:
     """Differentiate a loss with respect to the dummies, and leave nothing in the program that is not needed.
 
@@ -142,6 +150,8 @@ def second_gradients(
     dummies : mapping of str to Value
         What to differentiate with respect to, under the names that messages
         have for it.
+    between : sequence of Value
+        Values between the dummies and the loss, which depends on each.
     fetched : sequence of Value
         What the program has to compute besides. It is rewritten too.
     kept : sequence of Value
@@ -152,7 +162,8 @@ def second_gradients(
     InputError
         Where the loss does not depend on one of the dummies.
     """
-    gradients = gradients_of(loss, list(dummies.values()))
+    found = gradients_of(loss, [*dummies.values(), *between])
+    gradients, cotangents = found[: len(dummies)], found[len(dummies) :]
     for name, gradient in zip(dummies, gradients):
         if gradient is None:
             raise InputError(
@@ -160,10 +171,11 @@ def second_gradients(
                 " cannot follow them; this does not say that they are safe: look for a cast to integers, a detach, or a"
                 f" loss that leaves the {name} out"
             )
-    loss, *rewritten = simplify([loss, *gradients, *fetched])
+    loss, *rewritten = simplify([loss, *gradients, *cotangents, *fetched])
     share_constants(loss.block)
     remove_dead_ops([*dummies.values(), *kept, loss, *rewritten])
-    return SecondGradients(loss, rewritten[: len(gradients)], rewritten[len(gradients) :])
+    first, last = len(gradients), len(gradients) + len(cotangents)
+    return SecondGradients(loss, rewritten[:first], rewritten[first:last], rewritten[last:])
 
 
 def unchanged_gradients(loss: Value, parameters: Sequence[Value]) -> list[Value | None]:

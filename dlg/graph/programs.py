@@ -158,10 +158,17 @@ def fed_names(program: paddle.static.Program) -> set[str]:
 
 
 def results_size(program: paddle.static.Program) -> int:
-    """How many bytes the results of all ops of a program take together."""
-    made = (op for op in program.global_block().ops if op.name() not in ("builtin.parameter", "pd_op.data"))
+    """How many bytes the results of all ops of a program take together, those of its loops' ops included."""
+    made = (op for op in _ops_within(program.global_block()) if op.name() not in ("builtin.parameter", "pd_op.data"))
     results = (value for op in made for value in op.results() if value.initialized() and value.is_dense_tensor_type())
     return sum(math.prod(value.shape) * np.dtype(numpy_dtype(value)).itemsize for value in results)
+
+
+def _ops_within(block: pir.Block) -> Iterator[Any]:
+    for op in block.ops:
+        yield op
+        for inner in op.blocks():
+            yield from _ops_within(inner)
 
 
 @functools.cache

@@ -16,9 +16,12 @@ s solves
 
 by conjugate gradients (Nocedal and Wright 2006, sections 7.1 and 10.3). J is
 never formed. A vector–Jacobian product Jᵀu comes exactly out of the
-gradient-matching objective, which is quadratic in what it compares with. A
+gradient-matching objective: it is what the objective's gradient becomes where
+u takes the place of its cotangents, the loss's gradients by ∇W' − ∇W. A
 Jacobian–vector product Jv is a finite difference of the network's gradients,
-for which the program computes in float64.
+for which the program computes in float64. On small networks the time of a
+product is that of its ops, whatever their size, so all that no direction
+changes is computed before the loop.
 """
 
 from __future__ import annotations
@@ -26,20 +29,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import paddle
-from paddle.autograd.backward_utils import ValueDict
+from paddle.autograd.backward_utils import ValueDict, ValueSet
 
 from dlg import random_streams
-from dlg.attack.losses import gradient_matching_divisor, outside_of_bounds
-from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, SHARED, Objective
+from dlg.attack.losses import nearest_within_bounds
+from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, MOST_KEPT_BY_A_RUN, SHARED, Objective
 from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.failures import named_failures
-from dlg.graph.programs import executor_of_one_program, fed_names, traced_execution
-from dlg.graph.values import Operation, Value, numpy_dtype, ops_behind
+from dlg.graph.programs import executor_of_one_program, fed_names, results_size, traced_execution
+from dlg.graph.values import Value, numpy_dtype, ops_behind
 from dlg.interrupts import interrupts_deferred
 from dlg.results.pictures import picture_shape
 
@@ -219,7 +222,7 @@ class GaussNewtonStep:
             feed["feature_weight"] = np.zeros((self.batch_size, 1)) if feature_weight is None else feature_weight
         feed |= {f"{_WEIGHT}{n}": np.array(weight) for n, weight in enumerate(self._gradient_weights)}
         change, products, predicted_reduction, before, after, misfit, *outputs = self._run(
-            objective.constants | objective.no_bounds | self._bounds | self._targets | feed, most_products
+            objective.constants | self._bounds | self._targets | feed, most_products
         )
         self.evaluations += int(products) + 1
         return DampedStep(
@@ -248,7 +251,7 @@ class GaussNewtonStep:
             started = time.monotonic()
             bound = np.array(min(done + self._products_per_run, most_products))
             fed = dict(zip((value.name for value in program.state), state, strict=True))
-            with named_failures(CANNOT_RUN, self._objective.program), traced_execution():
+            with named_failures(CANNOT_RUN, self._objective.program), traced_execution(keeps_results=program.keeps_results):
                 fetched = program.executor.run(
                     program.program,
                     feed=feed | fed | {"most_products": bound},
@@ -346,7 +349,8 @@ class GaussNewtonStep:
         with failures, interrupts_deferred(), paddle.static.program_guard(program):
             found = self._add_step(held, value_range)
         executor = executor_of_one_program(self._objective.executor.place)
-        return _StepProgram(program, executor, fed_names(program), *found)
+        keeps_results = results_size(program) <= MOST_KEPT_BY_A_RUN
+        return _StepProgram(program, executor, fed_names(program), keeps_results, *found)
 
     def _add_step(
         self, held: int, value_range: tuple[float, float] | None
@@ -398,6 +402,8 @@ class _StepProgram:
         What runs it, and nothing else.
     fed : set of str
         The names of what it is fed.
+    keeps_results : bool
+        See `dlg.graph.programs.traced_execution`.
     fetched : list of Value
         In the order of `DampedStep`.
     state, state_after : CGState
@@ -409,6 +415,7 @@ class _StepProgram:
     program: paddle.static.Program
     executor: paddle.static.Executor
     fed: set[str]
+    keeps_results: bool
     fetched: list[Value]
     state: CGState
     state_after: CGState
@@ -437,28 +444,39 @@ class _Residual:
         if objective.features is not None:
             self._network_outputs.append(objective.features)
         (self._loss_gradient,) = objective.gradients
-        self._split_ops(targets)
-        self._divisors = _divisors(objective, targets)
+        self._cotangents = objective.cotangents
+        self._split_ops()
         self._targets = {name: paddle.static.data(name, target.shape, x.dtype) for name, target in targets.items()}
         count = len(objective.dummy_gradients)
         self._weights = [paddle.static.data(f"{_WEIGHT}{number}", [], x.dtype) for number in range(count)]
         if objective.features is not None:
             self._weights.append(paddle.static.data("feature_weight", [x.shape[0], 1], x.dtype))
-        self._pull = objective.knowledge.pull
+        # What a defence hides of a difference that lies within its bounds, as a share of it.
+        self._hidden = _constant(1 - objective.knowledge.pull, x)
         self._is_scaled = objective.knowledge.is_scaled
         self._gradient_targets = [value for name, value in self._targets.items() if name != FEATURES]
         self._bounds = {name: paddle.static.data(name, values.shape, x.dtype) for name, values in bounds.items()}
-        self._copies = copy_ops(self._ops_before_targets, exchange(ValueDict(), [self._data], [x]))
+        self._copies = copy_ops(self._ops_at_x, exchange(ValueDict(), [self._data], [x]))
         self.outputs = [self._copies[output] for output in self._network_outputs]
+        self._derivatives = self._derivatives_at_x()
+        if self._is_scaled:
+            self._along = self._along_factor(self.outputs)
+        else:
+            self._squared_derivatives = [each * each for each in self._derivatives]
 
-    def _split_ops(self, targets: Container[str]) -> None:
-        """Tell the objective's ops apart: those before it reads its targets, those after, and the network's own."""
-        all_ops = ops_behind([self._loss_gradient, *self._network_outputs])
-        self._fed_targets = [op.result(0) for op in ops_behind([self._loss_gradient]) if _is_fed_as(op, targets)]
+    def _split_ops(self) -> None:
+        """Tell the objective's ops apart: the network's own, those that a vector–Jacobian product does, and the rest.
+
+        The rest depends on neither a moved batch nor a vector, and is computed once.
+        """
         _, self._network_ops = split_by_sources(ops_behind(self._network_outputs), [self._data])
-        before_targets, self._ops_after_targets = split_by_sources(all_ops, self._fed_targets)
-        self._ops_before_targets = [
-            op for op in before_targets if not any(result.is_same(self._data) for result in op.results())
+        _, self._ops_of_vectors = split_by_sources(ops_behind([self._loss_gradient]), self._cotangents)
+        made = ValueSet(value for op in self._ops_of_vectors for value in op.results())
+        made = made | ValueSet(self._cotangents)
+        read = [value for op in self._ops_of_vectors for value in op.operands_source() if value.initialized()]
+        needed = [*self._network_outputs, *(value for value in read if value not in made)]
+        self._ops_at_x = [
+            op for op in ops_behind(needed) if not any(result.is_same(self._data) for result in op.results())
         ]
 
     def outputs_at(self, values: Value) -> list[Value]:
@@ -470,25 +488,29 @@ class _Residual:
         """The residual of these outputs: their weighted differences from the targets, or from the bounds."""
         differences = self._differences(outputs)
         if self._bounds:
+            # As `dlg.attack.losses.outside_of_bounds`, without its derivative.
             differences = [
-                difference if bounds is None else outside_of_bounds(difference, *bounds, self._pull)
+                difference if bounds is None else difference - self._hidden * nearest_within_bounds(difference, *bounds)
                 for difference, bounds in zip(differences, self._bounds_of_outputs())
             ]
         weighted = [weight * difference for weight, difference in zip(self._weights, differences, strict=True)]
-        return self._without_factor(weighted, outputs)
+        return self._without_factor(weighted, *self._along_factor(outputs)) if self._is_scaled else weighted
 
-    def _without_factor(self, vectors: list[Value], outputs: Sequence[Value]) -> list[Value]:
-        """Vectors less their part along the gradients of these outputs, where the factor on the shared ones is unknown.
+    def _along_factor(self, outputs: Sequence[Value]) -> tuple[list[Value], Value]:
+        """In which direction a factor on ∇W' moves the residual of these outputs, and that direction's square."""
+        along = [weight * output for weight, output, _ in zip(self._weights, outputs, self._gradient_targets)]
+        return along, paddle.maximum(_sum_of_squares(along), _constant(_TINY, self._x))
+
+    @staticmethod
+    def _without_factor(vectors: list[Value], along: Sequence[Value], square: Value) -> list[Value]:
+        """Vectors less their part along a direction, which the unknown factor on the shared gradients explains.
 
         With the factor that suits ∇W' best, the difference of the shared ones from
         ∇W' is orthogonal to ∇W'. Leaving out the part along the shared ones
         instead would favour small gradients: these leave little beside it.
         """
-        if not self._is_scaled:
-            return vectors
-        along = [weight * output for weight, output, _ in zip(self._weights, outputs, self._gradient_targets)]
         product = functools.reduce(paddle.add, [paddle.sum(v * a) for v, a in zip(vectors, along)])
-        share = product / paddle.maximum(_sum_of_squares(along), _constant(_TINY, self._x))
+        share = product / square
         return [*(v - share * a for v, a in zip(vectors, along)), *vectors[len(along) :]]
 
     def _differences(self, outputs: Sequence[Value]) -> list[Value]:
@@ -499,45 +521,41 @@ class _Residual:
         below, above = ([self._bounds.get(f"{side}{n}") for n in range(len(self._targets))] for side in _SIDES)
         return [None if low is None or high is None else (low, high) for low, high in zip(below, above)]
 
-    def _slopes(self) -> list[Value | None]:
-        """The derivative of each residual by its output at x, without the weight: 1 but within bounds."""
-        slopes: list[Value | None] = []
-        for difference, bounds in zip(self._differences(self.outputs), self._bounds_of_outputs()):
+    def _derivatives_at_x(self) -> list[Value]:
+        """The derivative of each residual by its output at x: the weight, and less within bounds."""
+        derivatives: list[Value] = []
+        for weight, difference, bounds in zip(
+            self._weights, self._differences(self.outputs), self._bounds_of_outputs(), strict=True
+        ):
             if bounds is None:
-                slopes.append(None)
+                derivatives.append(weight)
                 continue
             inside = paddle.logical_and(difference > bounds[0], difference < bounds[1])
-            slopes.append(
-                _constant(1, self._x) - _constant(1 - self._pull, self._x) * paddle.cast(inside, self._x.dtype)
-            )
-        return slopes
-
-    def jacobian_vector_product(self, direction: Value) -> list[Value]:
-        """Jv by a forward difference."""
-        size = _constant(_DIFFERENCE, self._x) / paddle.max(paddle.abs(direction))
-        moved = self.outputs_at(self._x + size * direction)
-        products = [
-            weight * (after - before) / size
-            for weight, after, before in zip(self._weights, moved, self.outputs, strict=True)
-        ]
-        products = self._without_factor(products, self.outputs)
-        if not self._bounds:
-            return products
-        return [each if slope is None else slope * each for slope, each in zip(self._slopes(), products)]
+            slope = _constant(1, self._x) - self._hidden * paddle.cast(inside, self._x.dtype)
+            derivatives.append(weight * slope)
+        return derivatives
 
     def vector_jacobian_product(self, vectors: Sequence[Value]) -> Value:
-        """Jᵀu: the objective's gradient where its targets are the outputs less u."""
-        if self._bounds:
-            vectors = [each if slope is None else slope * each for slope, each in zip(self._slopes(), vectors)]
-        # u at its own size would drown in the rounding of the outputs, so it is scaled to norm 1.
-        norm = paddle.maximum(paddle.sqrt(_sum_of_squares(vectors)), _constant(_TINY, self._x))
-        moved_targets = {
-            name: output - weight * vector * (_constant(self._divisors[name], self._x) / norm)
-            for name, output, weight, vector in zip(self._targets, self.outputs, self._weights, vectors, strict=True)
-        }
-        fed = [moved_targets[target.name] for target in self._fed_targets]
-        copies = copy_ops(self._ops_after_targets, exchange(self._copies, self._fed_targets, fed))
-        return copies[self._loss_gradient] * norm
+        """Jᵀu."""
+        return self._pulled_back([each * vector for each, vector in zip(self._derivatives, vectors, strict=True)])
+
+    def gauss_newton_product(self, direction: Value) -> Value:
+        """JᵀJv, of which Jv is a forward difference."""
+        size = _constant(_DIFFERENCE, self._x) / paddle.max(paddle.abs(direction))
+        moved = self.outputs_at(self._x + size * direction)
+        changes = [after - before for after, before in zip(moved, self.outputs, strict=True)]
+        if self._is_scaled:
+            moves = [each * change for each, change in zip(self._derivatives, changes, strict=True)]
+            image = self.vector_jacobian_product(self._without_factor(moves, *self._along))
+        else:
+            squares = zip(self._squared_derivatives, changes, strict=True)
+            image = self._pulled_back([square * change for square, change in squares])
+        return image / size
+
+    def _pulled_back(self, cotangents: Sequence[Value]) -> Value:
+        """From gradients by the outputs to one by the data."""
+        copies = copy_ops(self._ops_of_vectors, exchange(self._copies, self._cotangents, cotangents))
+        return copies[self._loss_gradient]
 
 
 class _SampleScaling:
@@ -679,7 +697,7 @@ class _NormalEquations:
     def product(self, unknowns: Value) -> Value:
         """(S (JᵀJ + C) S + λ) times a vector."""
         step = self._samples.step(unknowns)
-        image = self._residual.vector_jacobian_product(self._residual.jacobian_vector_product(step))
+        image = self._residual.gauss_newton_product(step)
         image = functools.reduce(paddle.add, [image, *(penalty.curvature_times(step) for penalty in self._penalties)])
         return self._samples.pull_back(image) + self._damping * unknowns
 
@@ -745,6 +763,8 @@ def conjugate_gradients(
 
     def iterate(products: Value, solution: Value, remainder: Value, direction: Value, square: Value) -> list[Value]:
         image = product(direction)
+        # Each new value below is written into the memory of the one before it, see `traced_execution`.
+        previous = paddle.assign(square)
         length = square / paddle.sum(direction * image)
         solution, remainder = solution + length * direction, remainder - length * image
         next_square = paddle.sum(remainder * remainder)
@@ -752,7 +772,7 @@ def conjugate_gradients(
             products + paddle.ones([], "int64"),
             solution,
             remainder,
-            remainder + next_square / square * direction,
+            remainder + next_square / previous * direction,
             next_square,
         ]
 
@@ -775,20 +795,6 @@ def _gradient_weights(shared_gradients: Sequence[np.ndarray], noise: float) -> l
         return [np.sqrt(g.size) / (np.linalg.norm(g) or 1.0) for g in shared_gradients]
     square = sum(float(np.sum(np.square(gradient, dtype=np.float64))) for gradient in shared_gradients)
     return [np.sqrt(sum(g.size for g in shared_gradients) / (square or 1.0))] * len(shared_gradients)
-
-
-def _divisors(objective: Objective, targets: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By what a difference from each target is divided in the objective's gradient."""
-    batch_size = objective.label_probability.shape[0]
-    return {
-        # The features' term is their mean squared difference.
-        name: target.size / 2 if name == FEATURES else gradient_matching_divisor(target.size, batch_size)
-        for name, target in targets.items()
-    }
-
-
-def _is_fed_as(op: Operation, names: Container[str]) -> bool:
-    return op.name() == "pd_op.data" and op.result(0).name in names
 
 
 def _constant(value: float | np.ndarray, like: Value) -> Value:
