@@ -24,11 +24,8 @@ class Diagonal:
         self._values = np.asarray(values)
         self.count = len(self._values)
 
-    def product(self, direction):
-        return [self._values * direction]
-
-    def transposed_product(self, vectors):
-        return self._values * vectors[0]
+    def normal_product(self, direction):
+        return self._values**2 * direction
 
 
 @pytest.mark.parametrize("products", [3, 150])
@@ -41,6 +38,22 @@ def test_open_dimensions_are_counted_from_below_whether_conjugate_gradients_end_
     assert shown <= exact * (1 + 1e-6)
     assert shown == pytest.approx(exact, rel=1e-3) or products == 3
     assert exact == pytest.approx(100, rel=0.3)
+
+
+@pytest.mark.parametrize("spec", ["none", "prune:0.5", "int8", "gaussian:1e-3"])
+@pytest.mark.parametrize("matches_features", [False, True])
+def test_a_normal_product_is_both_products_one_after_the_other(spec, matches_features):
+    images, labels = digits(2)
+    trained = participant(networks.mlp, images, labels)
+    defense = parse(spec)
+    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
+    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    objective = build_precise_objective(step, fixed_label=labels, match_features=matches_features)
+    jacobian = determination.Jacobian(objective, [images.astype(np.float64)], 1.0, 1e-6)
+    direction = np.random.default_rng(1).standard_normal(jacobian.size)
+    expected = jacobian.transposed_product(jacobian.product(direction))
+    assert np.linalg.norm(expected) > 0
+    np.testing.assert_allclose(jacobian.normal_product(direction), expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
 
 def test_the_error_by_noise_is_that_of_least_squares():

@@ -22,15 +22,21 @@ is open. A bound by counting then still holds: see `dlg.attack.counting`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import paddle
 
 from dlg import random_streams
+from dlg.attack.linearised_network import LinearisedNetwork
 from dlg.attack.losses import gradient_matching_divisor
-from dlg.attack.objective import FEATURES, SHARED, Objective
+from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, MOST_KEPT_BY_A_RUN, SHARED, Objective
 from dlg.defense_knowledge import NOTHING
+from dlg.graph.failures import named_failures
+from dlg.graph.programs import executor_of_one_program, fed_names, in_program, results_size, traced_execution
+from dlg.graph.values import Value
 
 # How many products with JᵀJ the projection takes before it is asked what it shows, and how much longer it goes on each
 # time that it shows nothing. LeNet with one image took 0.5 s for 150.
@@ -73,6 +79,9 @@ _MOST_OPEN = 0.25
 # int8 came to 0.1 at most, and those of bf16 to 0.5. The other 785 entries say more of 3136 numbers. When all entries
 # counted, one of ten such batches was called explained at 14 to 23 dB.
 _TELLING_WIDTH = 1.0
+# The names under which the program of products is fed the moved point, and the squares of the gradients' weights.
+_MOVED = "moved_"
+_SQUARED_WEIGHT = "squared_weight_"
 # What a number is divided by where it would be divided by zero.
 _TINY = 1e-300
 
@@ -139,7 +148,10 @@ def open_part(
         seen_from = rounding * math.sqrt(jacobian.size / jacobian.count)
         damping = (rounding / visible) ** 2
     change = random_streams.probe().standard_normal(jacobian.size)
-    is_matrix, is_unseen = _probed(jacobian, change)
+    image = jacobian.normal_product(change)
+    is_matrix = _is_matrix(jacobian, change, image)
+    # The numbers of the batch on which no gradient depends.
+    is_unseen = image == 0
     if objective.knowledge.has_signs_only:
         # A number that only signs depend on is seen, if not by the equations here.
         is_unseen = np.zeros_like(is_unseen)
@@ -147,7 +159,7 @@ def open_part(
     # Too few products show nothing, and what they do not show may still be open.
     counted = open_by_counting(objective)
     least = unseen if counted is None else max(unseen, counted.dimensions)
-    for projection in _projections(jacobian, change, damping):
+    for projection in _projections(jacobian, change, image, damping):
         left = change - projection
         open_square = float(np.sum(left**2))
         length = math.sqrt(open_square / jacobian.size)
@@ -292,9 +304,59 @@ class Jacobian:
         gradients = self._objective.evaluate(self._values, self._objective.gradients, targets)
         return np.concatenate([unit * np.ravel(g) for unit, g in zip(self._units, gradients)]) * norm
 
+    def normal_product(self, direction: np.ndarray) -> np.ndarray:
+        """JᵀJ times a direction, by one run of a program: J by a forward difference, as in `product`."""
+        objective, size = self._objective, _DIFFERENCE / max(float(np.abs(direction).max()), _TINY)
+        feed = dict(zip((dummy.name for dummy in objective.dummies), self._values, strict=True))
+        feed |= {f"{_MOVED}{n}": value for n, value in enumerate(self._moved(size * direction))}
+        feed |= {f"{_SQUARED_WEIGHT}{n}": weight**2 for n, weight in enumerate(self._weights)}
+        gradients = self._normal_product.evaluate(objective.constants | feed, objective.scope)
+        return np.concatenate([unit * np.ravel(g) for unit, g in zip(self._units, gradients)]) / size
+
+    @functools.cached_property
+    def _normal_product(self) -> _NormalProduct:
+        shapes = [weight.shape for weight in self._weights]
+        return self._objective.derived.once(("normal product", *shapes), self._build_normal_product)
+
+    def _build_normal_product(self) -> _NormalProduct:
+        objective, program = self._objective, paddle.static.Program()
+        with named_failures(CANNOT_BUILD, objective.program), in_program(program):
+            point = [paddle.static.data(dummy.name, dummy.shape, dummy.dtype) for dummy in objective.dummies]
+            moved = [paddle.static.data(f"{_MOVED}{n}", x.shape, x.dtype) for n, x in enumerate(point)]
+            weights = [
+                paddle.static.data(f"{_SQUARED_WEIGHT}{n}", weight.shape, point[0].dtype)
+                for n, weight in enumerate(self._weights)
+            ]
+            network = LinearisedNetwork(objective, point)
+            changes = [after - before for after, before in zip(network.outputs_at(moved), network.outputs)]
+            vectors = [weight * change for weight, change in zip(weights, changes)]
+            # Features that are matched say nothing here.
+            vectors += [paddle.zeros_like(change) for change in changes[len(weights) :]]
+            results = network.pulled_back(vectors)
+        executor = executor_of_one_program(objective.executor.place)
+        keeps_results = results_size(program) <= MOST_KEPT_BY_A_RUN
+        return _NormalProduct(program, executor, fed_names(program), results, keeps_results)
+
     def relative_size(self, direction: np.ndarray) -> float:
         """The root mean square of J times a direction: by what part of its size a gradient moves."""
         return float(np.sqrt(sum(np.sum(vector**2) for vector in self.product(direction)) / self.count))
+
+
+@dataclasses.dataclass(frozen=True)
+class _NormalProduct:
+    """The program of `Jacobian.normal_product`, what runs it, what it is fed, and what it computes."""
+
+    program: paddle.static.Program
+    executor: paddle.static.Executor
+    fed: set[str]
+    results: list[Value]
+    keeps_results: bool
+
+    def evaluate(self, feed: dict[str, np.ndarray], scope: paddle.static.Scope) -> list[np.ndarray]:
+        """Run the program."""
+        needed = {name: value for name, value in feed.items() if name in self.fed}
+        with traced_execution(keeps_results=self.keeps_results), named_failures(CANNOT_RUN, self.program):
+            return self.executor.run(self.program, needed, self.results, scope=scope)
 
 
 def _hidden(objective: Objective) -> list[np.ndarray]:
@@ -305,12 +367,10 @@ def _hidden(objective: Objective) -> list[np.ndarray]:
     return [(within.highest - within.lowest) / math.sqrt(12) for within in objective.differences_within]
 
 
-def _probed(jacobian: Jacobian, change: np.ndarray) -> tuple[bool, np.ndarray]:
-    """Whether J is a matrix at the point, as far as one change shows, and which numbers no gradient depends on."""
-    seen = jacobian.product(change)
-    back = jacobian.transposed_product(seen)
-    square = float(sum(np.sum(vector**2) for vector in seen))
-    return abs(float(np.sum(change * back)) - square) <= _CONSISTENT * square, back == 0
+def _is_matrix(jacobian: Jacobian, change: np.ndarray, image: np.ndarray) -> bool:
+    """Whether J is a matrix at the point, as far as one change v and its image JᵀJ v show."""
+    square = float(sum(np.sum(vector**2) for vector in jacobian.product(change)))
+    return abs(float(np.sum(change * image)) - square) <= _CONSISTENT * square
 
 
 def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> float:
@@ -368,12 +428,11 @@ def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: f
     return errors
 
 
-def _projections(jacobian: Jacobian, change: np.ndarray, damping: float) -> Iterator[np.ndarray]:
-    """What of a change the gradients see, the solution of (JᵀJ + damping) z = JᵀJ v; see `_iterates`."""
-    right_side = jacobian.transposed_product(jacobian.product(change))
-    enough = _ACCURACY**2 * float(np.sum(right_side**2))
+def _projections(jacobian: Jacobian, change: np.ndarray, image: np.ndarray, damping: float) -> Iterator[np.ndarray]:
+    """What of a change v the gradients see, the solution of (JᵀJ + damping) z = JᵀJ v; see `_iterates`."""
+    enough = _ACCURACY**2 * float(np.sum(image**2))
     enough = max(enough, (_DAMPED_ACCURACY * damping) ** 2 * float(np.sum(change**2)))
-    return _iterates(jacobian, right_side, damping, enough)
+    return _iterates(jacobian, image, damping, enough)
 
 
 def _solved(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough: float) -> np.ndarray:
@@ -393,7 +452,7 @@ def _iterates(jacobian: Jacobian, right_side: np.ndarray, damping: float, enough
             break
         if number and number % _PRODUCTS == 0:
             yield solution
-        image = jacobian.transposed_product(jacobian.product(direction)) + damping * direction
+        image = jacobian.normal_product(direction) + damping * direction
         curvature = float(np.sum(direction * image))
         if not curvature > 0:
             break

@@ -42,9 +42,7 @@ def gradient_matching_loss(
     -------
     Value or float64, ()
     """
-    return loss_of_differences(
-        [dummy - shared for dummy, shared in zip(dummy_gradients, shared_gradients)], batch_size
-    )
+    return loss_of_differences([dummy - shared for dummy, shared in zip(dummy_gradients, shared_gradients)], batch_size)
 
 
 def loss_of_differences(differences: Sequence[Tensor], batch_size: int) -> Tensor:

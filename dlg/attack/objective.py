@@ -591,7 +591,7 @@ def _notes(ties: Ties, call: NetworkCall, tables: Mapping[str, str]) -> list[str
 def _compare(
     first: FirstGradients, ties: Ties, step: SharedStep, distance: str
 ) -> tuple[Value, list[Value], dict[str, np.ndarray]]:
-    """The distance of the dummy batch's gradients from the shared ones, their differences, and what is fed for these."""
+    """The distance of the dummy batch's gradients from the shared ones, what it compares, and what is fed for it."""
     variables: list[Value] = []
     constants: dict[str, np.ndarray] = {}
     for number, (parameter, gradient) in enumerate(zip(first.parameters, first.gradients)):

@@ -34,15 +34,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import paddle
-from paddle.autograd.backward_utils import ValueDict, ValueSet
 
 from dlg import random_streams
+from dlg.attack.linearised_network import LinearisedNetwork
 from dlg.attack.losses import nearest_within_bounds
 from dlg.attack.objective import CANNOT_BUILD, CANNOT_RUN, FEATURES, MOST_KEPT_BY_A_RUN, SHARED, Objective
-from dlg.graph.copying import copy_ops, exchange, split_by_sources
 from dlg.graph.failures import named_failures
 from dlg.graph.programs import executor_of_one_program, fed_names, results_size, traced_execution
-from dlg.graph.values import Value, numpy_dtype, ops_behind
+from dlg.graph.values import Value, numpy_dtype
 from dlg.interrupts import interrupts_deferred
 from dlg.results.pictures import picture_shape
 
@@ -251,7 +250,10 @@ class GaussNewtonStep:
             started = time.monotonic()
             bound = np.array(min(done + self._products_per_run, most_products))
             fed = dict(zip((value.name for value in program.state), state, strict=True))
-            with named_failures(CANNOT_RUN, self._objective.program), traced_execution(keeps_results=program.keeps_results):
+            with (
+                named_failures(CANNOT_RUN, self._objective.program),
+                traced_execution(keeps_results=program.keeps_results),
+            ):
                 fetched = program.executor.run(
                     program.program,
                     feed=feed | fed | {"most_products": bound},
@@ -438,14 +440,9 @@ class _Residual:
         targets: Mapping[str, np.ndarray],
         bounds: Mapping[str, np.ndarray],
     ) -> None:
-        self._data = objective.dummies[0]
         self._x = x
-        self._network_outputs = list(objective.dummy_gradients.values())
-        if objective.features is not None:
-            self._network_outputs.append(objective.features)
-        (self._loss_gradient,) = objective.gradients
-        self._cotangents = objective.cotangents
-        self._split_ops()
+        self._network = LinearisedNetwork(objective, [x])
+        self.outputs = self._network.outputs
         self._targets = {name: paddle.static.data(name, target.shape, x.dtype) for name, target in targets.items()}
         count = len(objective.dummy_gradients)
         self._weights = [paddle.static.data(f"{_WEIGHT}{number}", [], x.dtype) for number in range(count)]
@@ -456,33 +453,15 @@ class _Residual:
         self._is_scaled = objective.knowledge.is_scaled
         self._gradient_targets = [value for name, value in self._targets.items() if name != FEATURES]
         self._bounds = {name: paddle.static.data(name, values.shape, x.dtype) for name, values in bounds.items()}
-        self._copies = copy_ops(self._ops_at_x, exchange(ValueDict(), [self._data], [x]))
-        self.outputs = [self._copies[output] for output in self._network_outputs]
         self._derivatives = self._derivatives_at_x()
         if self._is_scaled:
             self._along = self._along_factor(self.outputs)
         else:
             self._squared_derivatives = [each * each for each in self._derivatives]
 
-    def _split_ops(self) -> None:
-        """Tell the objective's ops apart: the network's own, those that a vector–Jacobian product does, and the rest.
-
-        The rest depends on neither a moved batch nor a vector, and is computed once.
-        """
-        _, self._network_ops = split_by_sources(ops_behind(self._network_outputs), [self._data])
-        _, self._ops_of_vectors = split_by_sources(ops_behind([self._loss_gradient]), self._cotangents)
-        made = ValueSet(value for op in self._ops_of_vectors for value in op.results())
-        made = made | ValueSet(self._cotangents)
-        read = [value for op in self._ops_of_vectors for value in op.operands_source() if value.initialized()]
-        needed = [*self._network_outputs, *(value for value in read if value not in made)]
-        self._ops_at_x = [
-            op for op in ops_behind(needed) if not any(result.is_same(self._data) for result in op.results())
-        ]
-
     def outputs_at(self, values: Value) -> list[Value]:
         """The network's outputs at other data than x."""
-        copies = copy_ops(self._network_ops, exchange(self._copies, [self._data], [values]))
-        return [copies[output] for output in self._network_outputs]
+        return self._network.outputs_at([values])
 
     def of(self, outputs: Sequence[Value]) -> list[Value]:
         """The residual of these outputs: their weighted differences from the targets, or from the bounds."""
@@ -554,8 +533,8 @@ class _Residual:
 
     def _pulled_back(self, cotangents: Sequence[Value]) -> Value:
         """From gradients by the outputs to one by the data."""
-        copies = copy_ops(self._ops_of_vectors, exchange(self._copies, self._cotangents, cotangents))
-        return copies[self._loss_gradient]
+        (gradient,) = self._network.pulled_back(cotangents)
+        return gradient
 
 
 class _SampleScaling:
