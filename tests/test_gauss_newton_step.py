@@ -11,8 +11,10 @@ import pytest
 from benchmarks.participant import participant
 
 from dlg.attack.objective import build_objective
+from dlg.attack.optimizers import gauss_newton_step
 from dlg.attack.optimizers.gauss_newton_step import CGState, DampedStep, GaussNewtonStep, conjugate_gradients
 from dlg.defense_knowledge import DefenseKnowledge
+from dlg.defenses import parse
 from dlg.graph.programs import checked_before_runs
 
 LABELS = np.array([1, 3])
@@ -72,6 +74,52 @@ def test_a_step_solves_the_damped_normal_equations(is_preconditioned, trained, o
     assert step.before == pytest.approx(np.sum(residual(x) ** 2))
     assert step.after == pytest.approx(np.sum(residual(x + step.change) ** 2))
     linear = np.sum((residual(x) + jacobian_of(residual, x) @ step.change.ravel()) ** 2)
+    assert step.predicted_reduction == pytest.approx(step.before - linear, rel=1e-3)
+
+
+def test_a_step_within_bounds_solves_the_normal_equations_of_what_is_outside_of_them(trained, x):
+    defense = parse("prune:0.5")
+    shared = defense(trained.step(), np.random.default_rng(0))
+    step = dataclasses.replace(trained.shared_step(shared), knowledge=defense.knowledge)
+    objective = build_objective(step, fixed_label=LABELS, dtype="float64")
+    bounds, pull = objective.differences_within, defense.knowledge.pull
+
+    def residual(x):
+        gradients = objective.evaluate([x], objective.dummy_gradients.values())
+        parts = []
+        for ours, theirs, within in zip(gradients, objective.shared_gradients, bounds):
+            outside = ours - theirs - (1 - pull) * np.clip(ours - theirs, *within)
+            parts.append(np.ravel(outside) * np.sqrt(theirs.size) / np.linalg.norm(theirs))
+        return np.concatenate(parts)
+
+    step = GaussNewtonStep(objective).solve(x, damping=DAMPING, preconditioner=np.eye(2), most_products=100)
+    assert_solves(step, residual(x), jacobian_of(residual, x), x)
+    assert step.before == pytest.approx(np.sum(residual(x) ** 2))
+    assert step.after == pytest.approx(np.sum(residual(x + step.change) ** 2))
+
+
+def test_a_step_leaves_out_what_an_unknown_factor_explains(trained, objective, x):
+    shared = list(trained.step().values())
+    weights = np.concatenate([np.full(g.size, np.sqrt(g.size) / np.linalg.norm(g)) for g in shared])
+
+    def weighted_gradients(x):
+        gradients = objective.evaluate([x], objective.dummy_gradients.values())
+        return weights * np.concatenate([np.ravel(gradient) for gradient in gradients])
+
+    along = weighted_gradients(x)
+    projection = np.eye(len(along)) - np.outer(along, along) / (along @ along)
+    residual = projection @ residual_of(objective, shared, x)
+    jacobian = projection @ jacobian_of(weighted_gradients, x)
+    scaled = dataclasses.replace(objective, knowledge=DefenseKnowledge(is_scaled=True))
+    step = GaussNewtonStep(scaled).solve(x, damping=DAMPING, preconditioner=np.eye(2), most_products=100)
+    assert_solves(step, residual, jacobian, x)
+    assert step.before == pytest.approx(np.sum(residual**2))
+
+
+def assert_solves(step, residual, jacobian, x):
+    solution = np.linalg.solve(jacobian.T @ jacobian + DAMPING * np.eye(x.size), -jacobian.T @ residual)
+    assert np.linalg.norm(step.change - solution.reshape(x.shape)) < 0.1 * np.linalg.norm(solution)
+    linear = np.sum((residual + jacobian @ step.change.ravel()) ** 2)
     assert step.predicted_reduction == pytest.approx(step.before - linear, rel=1e-3)
 
 
@@ -295,3 +343,25 @@ def test_the_variations_first_derivative_is_that_of_the_penalty(trained, objecti
 
 def test_without_noise_there_is_no_variation_to_weigh(objective):
     assert not GaussNewtonStep(objective).has_variation
+
+
+@pytest.mark.parametrize("knowledge", [{}, {"noise": 1e-3}, {"is_scaled": True}])
+def test_a_step_that_keeps_its_results_is_the_one_that_frees_them_bit_for_bit(knowledge, objective, x, monkeypatch):
+    known = dataclasses.replace(objective, knowledge=DefenseKnowledge(**knowledge))
+
+    def two_steps():
+        # The second run of a program finds the results of the first in its memory.
+        step_program, steps = GaussNewtonStep(known), []
+        for damping in (1e-6, DAMPING):
+            found = step_program.solve(
+                x, damping=damping, preconditioner=np.eye(2), most_products=50, variation_weight=0.1
+            )
+            steps.append((found.change, found.before, found.after, found.predicted_reduction))
+            assert found.products > 2
+        return steps
+
+    kept = two_steps()
+    monkeypatch.setattr(gauss_newton_step, "MOST_KEPT_BY_A_RUN", -1)
+    for ours, theirs in zip(kept, two_steps(), strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
