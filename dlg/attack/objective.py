@@ -245,16 +245,18 @@ class Objective:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
         return loss <= self.explained
 
+    def dummy_gradients_at(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """∇W' at a dummy batch, in the order of `dummy_gradients`."""
+        return [np.asarray(gradient) for gradient in self.evaluate(values, list(self.dummy_gradients.values()))]
+
     def gradient_matching_loss_at(self, values: Sequence[np.ndarray]) -> float:
         """The l2 distance of all gradients at a dummy batch, without what the loss may hold besides."""
-        dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
         batch_size: int = self.label_probability.shape[0]
-        ours = [np.asarray(gradient) for gradient in dummy_gradients]
-        return float(gradient_matching_loss(ours, self.shared_gradients, batch_size))
+        return float(gradient_matching_loss(self.dummy_gradients_at(values), self.shared_gradients, batch_size))
 
     def gradient_scale_at(self, values: Sequence[np.ndarray]) -> float:
         """The factor s for which the shared gradients are nearest to s ∇W', all parameters together."""
-        dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
+        dummy_gradients = self.dummy_gradients_at(values)
         pairs = zip(dummy_gradients, self.shared_gradients)
         product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in pairs)
         square = sum(float(np.sum(ours * ours, dtype=np.float64)) for ours in dummy_gradients)
@@ -663,7 +665,7 @@ def with_typical_sizes(objective: Objective, step: SharedStep, value_range: tupl
     """
     low, high = value_range or (0.0, 1.0)
     data = random_streams.probe().uniform(low, high, objective.dummies[0].shape)
-    gradients = objective.evaluate([data], list(objective.dummy_gradients.values()))
+    gradients = objective.dummy_gradients_at([data])
     sizes = [float(np.sqrt(np.mean(np.square(gradient)))) or 1.0 for gradient in gradients]
     shared = [size * signs for size, signs in zip(sizes, objective.shared_gradients)]
     fed: dict[str, np.ndarray] = {}

@@ -59,8 +59,7 @@ class SimulatedSteps(Objective):
 
     def _mean_gradients(self, data: np.ndarray) -> list[np.ndarray]:
         def gradients_of(samples: slice) -> list[np.ndarray]:
-            step = self.one_step.with_labels(self.labels[samples])
-            return step.evaluate([data[samples]], list(self.dummy_gradients.values()))
+            return self.one_step.with_labels(self.labels[samples]).dummy_gradients_at([data[samples]])
 
         parameters = [self.scope.find_var(name).get_tensor() for name in self.dummy_gradients]
         return simulated_in_place(self.rule, parameters, self.executor.place, gradients_of, len(self.labels))
