@@ -148,7 +148,13 @@ class Reconstruction:
 
 
 class AttackInterrupted(KeyboardInterrupt):
-    """Ctrl-C during an attack; `reconstruction` has what was recovered until then."""
+    """Ctrl-C during an attack; `reconstruction` has what was recovered until then.
+
+    As a KeyboardInterrupt it passes ``except Exception``, and ends a program that
+    knows nothing of it. Python's exit code is then 1, for it ends by the signal,
+    130 in a shell, on a plain KeyboardInterrupt alone; a program that shall end so
+    catches this one and raises that.
+    """
 
     def __init__(self, reconstruction: Reconstruction) -> None:
         super().__init__("the attack was interrupted")
