@@ -67,10 +67,14 @@ def test_a_run_that_fails_leaves_a_folder_that_was_empty_before(tmp_path):
 
 
 def test_a_folder_that_was_made_stays_where_it_holds_something_else(tmp_path):
-    with pytest.raises(InputError, match="full"), replaced_results(tmp_path / "new", PATTERN) as folder:
-        (tmp_path / "new" / "notes.txt").write_text("the user's own")
-        folder.write("summary.json", b"new")
-        raise InputError("full")
+    def run():
+        with replaced_results(tmp_path / "new", PATTERN) as folder:
+            (tmp_path / "new" / "notes.txt").write_text("the user's own")
+            folder.write("summary.json", b"new")
+            raise InputError("full")
+
+    with pytest.raises(InputError, match="full"):
+        run()
     assert content(tmp_path / "new") == {"notes.txt": "the user's own"}
 
 
