@@ -125,6 +125,8 @@ class Reconstruction:
         For each table that an integer feature is looked up in, the tokens that
         its gradient shows to be in the batch, whatever else was recovered; see
         `dlg.attack.tokens.tokens_present`. None without integer features.
+    advice : str
+        What to check where it has failed; empty otherwise.
     """
 
     feature: Any
@@ -145,6 +147,7 @@ class Reconstruction:
     rank: int | None
     gradient_scale: float
     tokens: dict[str, np.ndarray] | None = None
+    advice: str = ""
 
 
 class AttackInterrupted(KeyboardInterrupt):
@@ -432,7 +435,7 @@ def _run(
         _write_texts(reconstruction, tokens, vocabulary, options)
     for finding in strategy.optimizer.findings:
         print(finding)
-    print(f"{verdict.kind}: {verdict.reason}")
+    print(verdict.line)
     if ended == "interrupted":
         raise AttackInterrupted(reconstruction)
     return reconstruction
@@ -480,6 +483,7 @@ def _reconstruction(
         starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts.started],
         verdict=verdict.kind,
         reason=verdict.reason,
+        advice=verdict.advice,
         mismatch=verdict.mismatch,
         rank=verdict.rank,
         gradient_scale=verdict.gradient_scale,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import Preparations, SharedStep
-from dlg.attack.verdict import UNDETERMINED, without_checks
+from dlg.attack.verdict import UNDETERMINED
 from dlg.audit.attacks import Answer, answers, believed
 from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
@@ -228,7 +228,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "strategy": best.strategy.name,
         "ended": best.ended,
         "verdict": verdict.kind,
-        "reason": without_checks(verdict.reason),
+        "reason": verdict.reason,
         "mismatch": finite_or_none(verdict.mismatch),
         "rank": None if verdict.rank is None else int(verdict.rank),
         "size": batch.features.size,
