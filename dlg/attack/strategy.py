@@ -176,7 +176,7 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
         try:
             return _from_leakage(LM_ENTRY, step, options, leakage, descends=is_small)
         except (LabelError, PrecisionError) as error:
-            reason = str(error)
+            reason = error.reason
     if is_small:
         strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
     else:
