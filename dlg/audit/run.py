@@ -14,6 +14,7 @@ from typing import Any
 
 from dlg import defenses
 from dlg.audit import PROGRAM, page
+from dlg.audit.bound import refuse_needless_bound
 from dlg.audit.cell import DELTA, check_training, run_cell
 from dlg.audit.cell_result import CellResult, Outcome, Scores
 from dlg.audit.findings import LEAKS, leak_of
@@ -72,6 +73,9 @@ def audit(args: argparse.Namespace) -> int:
     # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before
     # anything is written.
     samples.batch(max(args.batch_sizes), seed=0)
+    if args.bound:
+        size_of_sample = samples.features[0].size
+        refuse_needless_bound(args.defenses, samples.kind, [size * size_of_sample for size in args.batch_sizes])
     for subject in subjects.values():
         subject.check()
         check_training(subject, samples, max(args.batch_sizes))
