@@ -472,10 +472,12 @@ def _own_kind(spec: str, file: str) -> Kind:
         try:
             changed = function({each: gradient.copy() for each, gradient in gradients.items()})
         except (Exception, SystemExit) as error:
-            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            # None of the file's where it cannot be called so, and none of what the file calls.
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+            at = f" at line {lines[-1]}" if lines else ""
             raise InputError(
-                f"the defense {spec!r} ends in {type(error).__name__} at line {line}: {one_line(error)}; it is given a"
-                " dict from names to gradients"
+                f"the defense {spec!r} ends in {type(error).__name__}{at}: {one_line(error)}; it is given a dict from"
+                " names to gradients"
             ) from error
         expected = {each: gradient.shape for each, gradient in gradients.items()}
         is_mapping = isinstance(changed, Mapping)

@@ -482,6 +482,12 @@ def complexly(gradients):
 def uneven(gradients):
     return {name: [[1], [2, 3]] for name in gradients}
 
+def two(gradients, rng):
+    return gradients
+
+def far(gradients):
+    return np.loadtxt("nowhere")
+
 def ends(gradients):
     raise SystemExit(7)
 
@@ -567,6 +573,8 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
         ("uneven", "returned {'w': 'list'}"),
         ("ends", r"ends in SystemExit at line \d+: it ends Python"),
         ("broken", "own.py:broken' ends in KeyError at line 6: 'nowhere'; it is given a dict"),
+        ("two", r"own.py:two' ends in TypeError: two\(\) missing 1 required positional argument: 'rng'; it is"),
+        ("far", "own.py:far' ends in FileNotFoundError at line 61: "),
     ],
 )
 def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):
