@@ -125,6 +125,8 @@ class Reconstruction:
         For each table that an integer feature is looked up in, the tokens that
         its gradient shows to be in the batch, whatever else was recovered; see
         `dlg.attack.tokens.tokens_present`. None without integer features.
+    advice : str
+        What to check where it has failed; empty otherwise.
     """
 
     feature: Any
@@ -145,10 +147,17 @@ class Reconstruction:
     rank: int | None
     gradient_scale: float
     tokens: dict[str, np.ndarray] | None = None
+    advice: str = ""
 
 
 class AttackInterrupted(KeyboardInterrupt):
-    """Ctrl-C during an attack; `reconstruction` has what was recovered until then."""
+    """Ctrl-C during an attack; `reconstruction` has what was recovered until then.
+
+    As a KeyboardInterrupt it passes ``except Exception``, and ends a program that
+    knows nothing of it. Python's exit code is then 1, for it ends by the signal,
+    130 in a shell, on a plain KeyboardInterrupt alone; a program that shall end so
+    catches this one and raises that.
+    """
 
     def __init__(self, reconstruction: Reconstruction) -> None:
         super().__init__("the attack was interrupted")
@@ -426,7 +435,7 @@ def _run(
         _write_texts(reconstruction, tokens, vocabulary, options)
     for finding in strategy.optimizer.findings:
         print(finding)
-    print(f"{verdict.kind}: {verdict.reason}")
+    print(verdict.line)
     if ended == "interrupted":
         raise AttackInterrupted(reconstruction)
     return reconstruction
@@ -474,6 +483,7 @@ def _reconstruction(
         starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts.started],
         verdict=verdict.kind,
         reason=verdict.reason,
+        advice=verdict.advice,
         mismatch=verdict.mismatch,
         rank=verdict.rank,
         gradient_scale=verdict.gradient_scale,

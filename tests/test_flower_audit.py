@@ -27,6 +27,7 @@ from dlg.shared_update import load_weights
 SUMMARY = {
     "verdict": "explained",
     "reason": "they match",
+    "advice": "",
     "recovered_labels": [2],
     "gradient_scale": 1.0,
     "seconds": 0.5,

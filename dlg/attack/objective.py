@@ -74,9 +74,10 @@ CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
 # What messages say of a network that insists on float32.
 _NEEDS_FLOAT64 = (
-    "this attack computes in float64, and the network cannot: let no cast in it insist on float32 (cast to"
-    " feature.dtype instead), or take sgd, adam or lbfgs"
+    "this attack computes in float64, and the network cannot, as where a cast insists on float32 and not on"
+    " feature.dtype"
 )
+_IN_FLOAT32 = "mend the cast, or take sgd, adam or lbfgs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -530,12 +531,12 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     try:
         objective = build_objective(step, dtype="float64", **options)
     except PrecisionError as error:
-        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
+        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})", _IN_FLOAT32) from error
     try:
         # PaddlePaddle notices mixed types only when the program runs.
         objective.evaluate([np.zeros(dummy.shape) for dummy in objective.dummies], [objective.loss])
     except ProgramError as error:
-        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
+        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})", _IN_FLOAT32) from error
     return objective
 
 

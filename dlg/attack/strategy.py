@@ -34,7 +34,7 @@ from dlg.defense_knowledge import NOTHING
 from dlg.errors import LabelError, PrecisionError
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import Operation, is_real, ops_behind
-from dlg.options import AUTO, AttackOptions
+from dlg.options import AUTO, INFER, OPTIMIZE, AttackOptions
 from dlg.results.pictures import picture_shape
 
 if TYPE_CHECKING:
@@ -176,9 +176,9 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
         try:
             return _from_leakage(LM_ENTRY, step, options, leakage, descends=is_small)
         except (LabelError, PrecisionError) as error:
-            reason = str(error)
+            reason = error.reason
     if is_small:
-        strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
+        strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels=OPTIMIZE))
     else:
         strategy = _for_deep_networks(step, options, leakage)
     findings = [] if leakage is None else leakage.findings
@@ -193,7 +193,7 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
         chosen = dataclasses.replace(
             options,
             learning_rate=ADAM_ENTRY.default_step,
-            labels="optimize",
+            labels=OPTIMIZE,
             loss="cosine",
             tv=_PRIOR_WEIGHT if _has_pictures(step) else 0.0,
         )
@@ -268,7 +268,7 @@ def _from_random_start(entry: OptimizerEntry, step: SharedStep, options: AttackO
     """An optimiser on dummy data and, where they can be optimised, dummy labels."""
     labels: np.ndarray | None = None
     notes: list[str] = []
-    if options.labels == "infer":
+    if options.labels == INFER:
         inferred = _inferred_labels(step, _leakage(step, options))
         labels, notes = inferred.labels, [inferred.note]
         objective = _objective(entry, step, options, labels)
