@@ -25,7 +25,7 @@ from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
-from dlg.attack.stages import stages_told
+from dlg.attack.stages import begin_stage, end_stage, stages_told
 from dlg.attack.strategy import Strategy, choose
 from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_present
 from dlg.attack.verdict import Verdict, judge
@@ -395,6 +395,7 @@ def prepare(step: SharedStep, options: AttackOptions, started: float | None = No
     started = time.monotonic() if started is None else started
     with deadline_in_force(Deadline(options.time_limit, started)):
         strategy = choose(step, options)
+    begin_stage("making the first start")
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(
@@ -420,8 +421,10 @@ def _run(
             print(f"{options.optimizer}: {strategy.name}{why}")
         for note in strategy.notes:
             print(note)
+        end_stage()
         attempts = Attempts(strategy, options, folder, first, Deadline(options.time_limit, started))
         attempts.run()
+    begin_stage("looking at what the gradients leave open")
     ended = attempts.cut_short or attempts.best.ended
     answer = attempts.best.last
     tokens = nearest_tokens(step, strategy.objective, answer.values[0]) if strategy.objective.layout.rows else {}
