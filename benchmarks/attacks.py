@@ -40,7 +40,7 @@ from pathlib import Path
 
 import paddle
 
-from benchmarks.attack_target import REFERENCE, Attack, attack_by_reference, attack_with
+from benchmarks.attack_target import REFERENCE, Attack, attack_by_reference, attack_with, check_reference
 from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.targets import Target, TargetSource, padded_digits
@@ -48,8 +48,7 @@ from benchmarks.traces import Trace, draw_plot, traced_attack, traced_reference
 from dlg.errors import InputError, one_line
 from dlg.options import OPTIMIZER_CHOICES, OneLineParser, argument_type, integer_between
 from dlg.participant import data, networks
-from dlg.results import metrics
-from dlg.results.metrics import RECOVERED, ImageScore, wilson_interval
+from dlg.results.metrics import RECOVERED, ImageScore, compare, wilson_interval
 
 COLUMNS = [
     "network",
@@ -111,7 +110,7 @@ def outcome(target: Target, attack: Attack) -> Outcome:
     try:
         found = attack(target)
         processor_seconds = time.process_time() - started
-        scores = metrics.compare(target.images, found.feature)
+        scores = compare(target.images, found.feature)
     except Exception as error:  # any error counts as an attack that failed, and the next target is attacked
         return Outcome(target.seed, error=described_error(error))
     labels_right = sum(int(found.label[score.recovered] == target.labels[score.image, 0]) for score in scores)
@@ -281,21 +280,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if min(args.image[1:]) < data.SIDE or args.image[0] not in (1, 3):
         parser.error(f"--image: expected 1 or 3 colours, and at least {data.SIDE} by {data.SIDE}, got {args.image}")
     if args.against:
-        check_reference(parser, args.network)
+        check_reference(parser, "torch_dlg", args.network)
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}")
     return args
-
-
-def check_reference(parser: OneLineParser, chosen: Sequence[str]) -> None:
-    """End with an error where PyTorch is missing or the reference does not have a network."""
-    try:
-        from benchmarks import torch_dlg
-    except ModuleNotFoundError:
-        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
-    unknown = [name for name in chosen if name not in torch_dlg.NETWORKS]
-    if unknown:
-        parser.error(f"--against torch takes {', '.join(torch_dlg.NETWORKS)}, got {', '.join(unknown)}")
 
 
 def load_source(args: argparse.Namespace) -> TargetSource:

@@ -38,6 +38,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from benchmarks.attack_target import check_reference
 from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import Participant, fresh_scope, participant
@@ -415,17 +416,6 @@ def row(name: str, found: Sequence[Attacked], batch_size: int) -> str:
     return f"| {name} | {batch_size} | {share} | {statistics.median(psnrs):.1f} dB | {times} |"
 
 
-def check_reference(parser: OneLineParser, chosen: Sequence[str]) -> None:
-    """End with an error where PyTorch is missing or the reference does not have a network."""
-    try:
-        from benchmarks import torch_geiping
-    except ModuleNotFoundError:
-        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
-    unknown = [name for name in chosen if name not in torch_geiping.NETWORKS]
-    if unknown:
-        parser.error(f"--against torch takes {', '.join(torch_geiping.NETWORKS)}, got {', '.join(unknown)}")
-
-
 def main() -> None:
     parser = OneLineParser(
         prog="python -m benchmarks.convolutions",
@@ -443,7 +433,7 @@ def main() -> None:
     parser.add_argument("--against", choices=["torch"])
     args = parser.parse_args()
     if args.against:
-        check_reference(parser, args.network)
+        check_reference(parser, "torch_geiping", args.network)
     paddle.enable_static()
     images, labels = data.load([args.data])
     print(machine_with_torch() if args.against else machine())

@@ -294,7 +294,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         groups[outcome.kind, "" if outcome.kind == WORKS else _cell(outcome.reason)].append(outcome.title)
     rows = [
-        f"| {kind}{': ' * bool(reason)}{reason} | {', '.join(f'`{title}`' for title in titles)} |"
+        f"| {': '.join(filter(None, [kind, reason]))} | {', '.join(f'`{title}`' for title in titles)} |"
         for (kind, reason), titles in sorted(groups.items(), key=lambda group: KINDS.index(group[0][0]))
         if kind in KINDS[:4]
     ]

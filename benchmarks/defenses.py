@@ -37,7 +37,7 @@ import numpy as np
 import paddle
 
 from benchmarks.attack_target import Attack
-from benchmarks.attacks import Outcome, median, outcome, print_row, wilson_interval
+from benchmarks.attacks import Outcome, median, outcome, print_row
 from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.targets import Target, TargetSource
@@ -47,7 +47,7 @@ from dlg.audit.attacks import answer_of
 from dlg.audit.grid import DEFAULT_GRID
 from dlg.options import NO_DEFENSE, AttackOptions, OneLineParser, argument_type, integer_between, known_defense, seconds
 from dlg.participant import data, networks
-from dlg.results.metrics import RECOVERED
+from dlg.results.metrics import RECOVERED, wilson_interval
 
 
 def _as_it_is(spec: str) -> str:

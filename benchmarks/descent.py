@@ -41,6 +41,7 @@ from paddle.vision import models
 from PIL import Image
 
 import mnist_example
+from benchmarks.attack_target import check_reference
 from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import fresh_scope, participant
@@ -404,10 +405,7 @@ def main() -> None:
     args = parser.parse_args()
     against_torch = args.command == "speed" and args.against == "torch"
     if against_torch:
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
-            parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
+        check_reference(parser, "torch_networks", [timed.name for timed in TIMED])
     paddle.enable_static()
     print(f"{machine_with_torch() if against_torch else machine()}\n")
     if args.command == "speed":

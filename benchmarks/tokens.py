@@ -28,7 +28,7 @@ import skimage.transform
 from paddle import nn
 
 import dlg
-from benchmarks.attacks import print_row, wilson_interval
+from benchmarks.attacks import print_row
 from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.participant import FeatureStep, feature_step, fresh_scope
@@ -341,7 +341,7 @@ def measured(row: Row, batch_size: int, seeds: int) -> list[str]:
         found, of = row.score(features, result)
         right, total, whole = right + found, total + of, whole + (found == of)
         verdicts[result.verdict] = verdicts.get(result.verdict, 0) + 1
-    low, high = wilson_interval(whole, seeds)
+    low, high = metrics.wilson_interval(whole, seeds)
     shares = f"{right / total:.2%} of {total} {row.unit}"
     batches = f"{whole} of {seeds} ({low:.0%} to {high:.0%})"
     said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())

@@ -24,13 +24,14 @@ import paddle
 
 import dlg
 from benchmarks.attack_target import Attack
-from benchmarks.attacks import Cell, measure, median, print_row, wilson_interval
+from benchmarks.attacks import Cell, measure, median, print_row
 from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.targets import Target, TargetSource
 from dlg.options import OneLineParser, argument_type, integer_between, over_zero
 from dlg.participant import data, networks
 from dlg.participant.weight_update import local_update
+from dlg.results.metrics import wilson_interval
 
 COLUMNS = [
     "network",

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 
 from dlg.attack.losses import gradient_matching_loss
-from dlg.attack.objective import SHARED, Objective
+from dlg.attack.objective import Objective
 from dlg.graph.values import Value
 from dlg.shared_update import SharedUpdate
 
@@ -51,9 +51,8 @@ class SimulatedSteps(Objective):
     ) -> list[np.ndarray]:
         """See `Objective.evaluate`; the shared gradients are always those of the update."""
         gradients = self._mean_gradients(values[0])
-        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(gradients))]
         labels = np.eye(self.label_probability.shape[1])[self.labels]
-        loss = gradient_matching_loss(gradients, shared, len(self.labels))
+        loss = gradient_matching_loss(gradients, self.shared_gradients, len(self.labels))
         known = [*self.dummy_gradients.values(), self.label_probability, self.loss]
         computed = [*gradients, labels, np.asarray(loss)]
         return [computed[_index_of(value, known)] for value in fetched]

@@ -158,9 +158,9 @@ class _Windows:
     def _is_black(self) -> np.ndarray:
         """Whether all outputs of a window are those of a black image, shape (Q,)."""
         largest = self.layer.pre_activations(self.black).max(axis=2)
-        floor = np.where(np.isfinite(self._known.bound), self._known.bound, np.inf)
-        known = np.where(self._known.active, np.abs(largest - floor), np.maximum(largest - floor, 0))
-        return np.all(known <= _BLACK * self.size + self._errors, axis=0)
+        above = largest - self._known.bound
+        missing = np.where(self._known.active, np.abs(above), np.maximum(above, 0))
+        return np.all(missing <= _BLACK * self.size + self._errors, axis=0)
 
     def pixels_of(self, windows: np.ndarray) -> np.ndarray:
         """Which pixels some of these windows, (Q,) of bool, see."""

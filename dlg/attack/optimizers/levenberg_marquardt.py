@@ -140,8 +140,8 @@ _TINY = 1e-300
 class LevenbergMarquardt:
     """Least squares on the whole batch, in a coarse and a fine search.
 
-    One run of the step's program is one iteration. Ctrl-C is heard between
-    iterations.
+    One step is one iteration. Ctrl-C is heard between the runs of its program,
+    within a second or so.
 
     The coarse search matches the features, where they are known, and treats all
     samples alike. Two kinds of samples are left: those that the network already
