@@ -39,6 +39,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from benchmarks.attack_target import check_reference
+from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import Participant, fresh_scope, participant
 from dlg import dlg_attack, random_streams
@@ -46,6 +47,7 @@ from dlg.attack.determination import Jacobian, OpenPart, open_part
 from dlg.attack.objective import build_precise_objective
 from dlg.attack.verdict import FAILED
 from dlg.graph.values import Network, Value
+from dlg.options import OneLineParser, argument_type, integer_between, seconds
 from dlg.participant import data, networks
 from dlg.results import metrics
 
@@ -415,22 +417,26 @@ def row(name: str, found: Sequence[Attacked], batch_size: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="python -m benchmarks.convolutions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--seeds", type=argument_type(integer_between(1)), default=20)
+    parser.add_argument("--first_seed", type=argument_type(integer_between(0)), default=0)
+    parser.add_argument("--batch_size", type=argument_type(integer_between(1)), default=1)
     parser.add_argument("--data", default="bundled")
-    parser.add_argument("--time_limit", type=float, help="of each attack, in seconds of the clock (none by default)")
+    parser.add_argument(
+        "--time_limit", type=argument_type(seconds), help="of each attack, in seconds of the clock (none by default)"
+    )
     parser.add_argument("--against", choices=["torch"])
     args = parser.parse_args()
     if args.against:
         check_reference(parser, "torch_geiping", args.network)
     paddle.enable_static()
-    print(machine_with_torch() if args.against else machine())
     images, labels = data.load([args.data])
+    print(machine_with_torch() if args.against else machine())
     rows = []
     for name in args.network:
         found = [
@@ -452,4 +458,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.convolutions")

@@ -50,6 +50,7 @@ from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
+from dlg.attack.stages import begin_stage
 from dlg.errors import TimeLimitReachedError
 from dlg.graph.convolution_blocks import NETWORK_INPUT
 
@@ -239,6 +240,7 @@ def recover_images(
     open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
     seen = determined = np.ones(output.shape, bool)
     for place in range(len(layers) - 1, 0, -1):
+        begin_stage(f"solving for the input of convolution {place + 1} of {len(layers)}")
         layer = layers[place]
         remaining = _Remaining(layers[: place + 1], output, upstream, seen)
         known = remaining.known_outputs
