@@ -67,6 +67,11 @@ _CHECKS = (
 )
 # What is said of a match that units near zero keep from being one as close as the noise allows.
 _BUT_FOR_UNITS = " but for units near zero"
+# What is said of a sample that the first layer gives away, where nothing explains the other gradients.
+_INPUTS_ALONE = (
+    "the first fully connected layer's gradients are those of one sample, to float32's rounding, and the recovered one"
+    " is what that layer read; what follows the layer, or the label, does not explain the others"
+)
 # What leads from the reason of a failure to what to check.
 _LEADS_TO_CHECKS = "; check: "
 
@@ -159,6 +164,9 @@ def judge(
         judged, scale = judged.with_gradient_scale(further), scale * further
     strategy = dataclasses.replace(strategy, gradient_scale=scale)
     verdict = _verdict(step, strategy, judged, answer, options, ended, may_polish, width)
+    if verdict.kind == FAILED and strategy.inputs_alone:
+        why = failure_reason(verdict.mismatch, options, ended, known="nothing else is known")
+        verdict = dataclasses.replace(verdict, kind=UNDETERMINED, reason=f"{_INPUTS_ALONE}; {why}")
     if verdict.kind == EXPLAINED and judged.drops_units:
         reason = f"{verdict.reason}; what matches may be what dropout left of the batch, at random, and not the batch"
         verdict = dataclasses.replace(verdict, kind=UNDETERMINED, reason=reason)
