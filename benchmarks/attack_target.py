@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -74,3 +76,14 @@ def reference_network(target: Target) -> tuple:
     weights = list(reversed(target.training.weights().values()))
     gradients = list(reversed(target.training.step().values()))
     return torch_dlg.copied_network(target.network, weights, target.images, target.labels, gradients), gradients
+
+
+def check_reference(parser: argparse.ArgumentParser, module: str, chosen: Sequence[str]) -> None:
+    """End with an error where PyTorch is missing, or a module of references does not have a network."""
+    try:
+        known = importlib.import_module(f"benchmarks.{module}").NETWORKS
+    except ModuleNotFoundError:
+        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        parser.error(f"--against torch takes {', '.join(known)}, got {', '.join(unknown)}")

@@ -33,7 +33,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -41,15 +40,15 @@ from pathlib import Path
 
 import paddle
 
-from benchmarks.attack_target import REFERENCE, Attack, attack_by_reference, attack_with
+from benchmarks.attack_target import REFERENCE, Attack, attack_by_reference, attack_with, check_reference
+from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.targets import Target, TargetSource, padded_digits
 from benchmarks.traces import Trace, draw_plot, traced_attack, traced_reference
 from dlg.errors import InputError, one_line
-from dlg.options import OPTIMIZER_CHOICES
+from dlg.options import OPTIMIZER_CHOICES, OneLineParser, argument_type, integer_between
 from dlg.participant import data, networks
-from dlg.results import metrics
-from dlg.results.metrics import RECOVERED, ImageScore, wilson_interval
+from dlg.results.metrics import RECOVERED, ImageScore, compare, wilson_interval
 
 COLUMNS = [
     "network",
@@ -111,7 +110,7 @@ def outcome(target: Target, attack: Attack) -> Outcome:
     try:
         found = attack(target)
         processor_seconds = time.process_time() - started
-        scores = metrics.compare(target.images, found.feature)
+        scores = compare(target.images, found.feature)
     except Exception as error:  # any error counts as an attack that failed, and the next target is attacked
         return Outcome(target.seed, error=described_error(error))
     labels_right = sum(int(found.label[score.recovered] == target.labels[score.image, 0]) for score in scores)
@@ -247,59 +246,56 @@ def print_cells(cells: Sequence[Cell], with_time: bool) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = OneLineParser(
         prog="python -m benchmarks.attacks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax"])
-    parser.add_argument("--batch_size", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--batch_size", nargs="+", type=argument_type(integer_between(1)), default=[1, 2])
     parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZER_CHOICES, default=["auto"])
-    parser.add_argument("--seeds", type=int, default=20, help="the number of targets; their seeds are 0, 1, ...")
+    parser.add_argument(
+        "--seeds",
+        type=argument_type(integer_between(1)),
+        default=20,
+        help="the number of targets; their seeds are 0, 1, ...",
+    )
     parser.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE", help="as mnist_example.py takes it")
     parser.add_argument("--image", nargs=3, type=int, default=[1, 28, 28], metavar=("C", "H", "W"))
-    parser.add_argument("--trained", type=int, default=0, metavar="STEPS", help="steps of Adam before the attack")
+    parser.add_argument(
+        "--trained",
+        type=argument_type(integer_between(0)),
+        default=0,
+        metavar="STEPS",
+        help="steps of Adam before the attack",
+    )
     parser.add_argument(
         "--factor", type=float, default=1.0, help="multiply the gradients by this; the attack is not told (default: 1)"
     )
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
-    parser.add_argument("--iterations", type=int, help="default: the attack's own")
-    parser.add_argument("--restarts", type=int, help="default: the attack's own")
+    parser.add_argument("--iterations", type=argument_type(integer_between(1)), help="default: the attack's own")
+    parser.add_argument("--restarts", type=argument_type(integer_between(1)), help="default: the attack's own")
     args = parser.parse_args(argv)
-    if args.seeds < 1 or min(args.batch_size) < 1 or args.trained < 0:
-        parser.error("expected --seeds and --batch_size of at least 1, and --trained of at least 0")
     if min(args.image[1:]) < data.SIDE or args.image[0] not in (1, 3):
         parser.error(f"--image: expected 1 or 3 colours, and at least {data.SIDE} by {data.SIDE}, got {args.image}")
     if args.against:
-        check_reference(parser, args.network)
+        check_reference(parser, "torch_dlg", args.network)
     if args.plot and not args.plot.parent.is_dir():
         parser.error(f"--plot {args.plot}: there is no folder {args.plot.parent}")
     return args
 
 
-def check_reference(parser: argparse.ArgumentParser, chosen: Sequence[str]) -> None:
-    """End with an error where PyTorch is missing or the reference does not have a network."""
-    try:
-        from benchmarks import torch_dlg
-    except ModuleNotFoundError:
-        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
-    unknown = [name for name in chosen if name not in torch_dlg.NETWORKS]
-    if unknown:
-        parser.error(f"--against torch takes {', '.join(torch_dlg.NETWORKS)}, got {', '.join(unknown)}")
-
-
 def load_source(args: argparse.Namespace) -> TargetSource:
-    """The data set of the options; it ends the process where that cannot be read or is too small."""
-    try:
-        images, labels = data.load(args.data)
-    except InputError as error:
-        sys.exit(f"benchmarks.attacks: {error}")
+    """The data set of the options. It raises InputError where that cannot be read or is too small."""
+    images, labels = data.load(args.data)
     # A network is trained on images outside the batch.
     needed = max(args.batch_size) + (1 if args.trained else 0)
     if needed > len(images):
-        sys.exit(f"benchmarks.attacks: --batch_size {max(args.batch_size)}: the data has {len(images)} images")
+        raise InputError(
+            f"--batch_size {max(args.batch_size)}: {needed} images are needed, and the data has {len(images)}; give"
+            " more, or take a smaller batch"
+        )
     return TargetSource(padded_digits(images, args.image), labels, args.trained, args.factor)
 
 
@@ -348,4 +344,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.attacks")

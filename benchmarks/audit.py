@@ -11,7 +11,6 @@ one before it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -24,8 +23,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.command import end_with
 from benchmarks.machine import machine
 from dlg.errors import InputError
+from dlg.options import OneLineParser
 
 WAYS = ("1", "2", "dask")
 DASK_WORKERS = 2
@@ -64,7 +65,10 @@ def measure(way: str, options: Sequence[str], folder: Path) -> str:
         finished = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - started
     if finished.returncode:
-        raise InputError(finished.stderr.strip() or f"the audit ended with code {finished.returncode}")
+        raise InputError(
+            finished.stderr.strip().removeprefix("python -m dlg.audit: error: ")
+            or f"the audit ended with code {finished.returncode}"
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rows = json.loads((folder / "results.json").read_text())["rows"]
@@ -79,7 +83,7 @@ def measure(way: str, options: Sequence[str], folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table with a row for each way to run the audit."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.audit", description=__doc__.partition("\n")[0])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="where cells run (default: all)")
     args, options = parser.parse_known_args(argv)
     print(f"{machine()}; load of the machine at the start: {os.getloadavg()[0]:.1f}")
@@ -92,4 +96,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "python -m benchmarks.audit")

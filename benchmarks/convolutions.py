@@ -38,6 +38,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from benchmarks.attack_target import check_reference
+from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import Participant, fresh_scope, participant
 from dlg import dlg_attack, random_streams
@@ -45,6 +47,7 @@ from dlg.attack.determination import Jacobian, OpenPart, open_part
 from dlg.attack.objective import build_precise_objective
 from dlg.attack.verdict import FAILED
 from dlg.graph.values import Network, Value
+from dlg.options import OneLineParser, argument_type, integer_between, seconds
 from dlg.participant import data, networks
 from dlg.results import metrics
 
@@ -413,34 +416,27 @@ def row(name: str, found: Sequence[Attacked], batch_size: int) -> str:
     return f"| {name} | {batch_size} | {share} | {statistics.median(psnrs):.1f} dB | {times} |"
 
 
-def check_reference(parser: argparse.ArgumentParser, chosen: Sequence[str]) -> None:
-    """End with an error where PyTorch is missing or the reference does not have a network."""
-    try:
-        from benchmarks import torch_geiping
-    except ModuleNotFoundError:
-        parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
-    unknown = [name for name in chosen if name not in torch_geiping.NETWORKS]
-    if unknown:
-        parser.error(f"--against torch takes {', '.join(torch_geiping.NETWORKS)}, got {', '.join(unknown)}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="python -m benchmarks.convolutions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--seeds", type=argument_type(integer_between(1)), default=20)
+    parser.add_argument("--first_seed", type=argument_type(integer_between(0)), default=0)
+    parser.add_argument("--batch_size", type=argument_type(integer_between(1)), default=1)
     parser.add_argument("--data", default="bundled")
-    parser.add_argument("--time_limit", type=float, help="of each attack, in seconds of the clock (none by default)")
+    parser.add_argument(
+        "--time_limit", type=argument_type(seconds), help="of each attack, in seconds of the clock (none by default)"
+    )
     parser.add_argument("--against", choices=["torch"])
     args = parser.parse_args()
     if args.against:
-        check_reference(parser, args.network)
+        check_reference(parser, "torch_geiping", args.network)
     paddle.enable_static()
-    print(machine_with_torch() if args.against else machine())
     images, labels = data.load([args.data])
+    print(machine_with_torch() if args.against else machine())
     rows = []
     for name in args.network:
         found = [
@@ -462,4 +458,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.convolutions")

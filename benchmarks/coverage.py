@@ -33,13 +33,15 @@ import paddle.nn.functional as F
 from paddle import nn
 from tqdm import tqdm
 
+from benchmarks.command import end_with
 from benchmarks.coverage_cases import BATCH, CASES, CLASSES, DOMAINS, Case, LossCase, cases_of, names
 from benchmarks.machine import machine
 from dlg.attack.objective import build_objective
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.verification import verify
-from dlg.errors import one_line
+from dlg.errors import InputError, one_line
 from dlg.graph.values import Network, Value, is_real
+from dlg.options import OneLineParser, argument_type, integer_between, seconds
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "networks.md"
 BEGIN = "<!-- coverage: begin -->"
@@ -95,6 +97,8 @@ class NothingToAttackError(Exception):
 def main() -> None:
     options = parse()
     wanted = [name for name in names() if not options.only or {name, name.partition(".")[2]} & set(options.only)]
+    if not wanted:
+        raise InputError(f"--only: none of {', '.join(options.only)} is among the names, such as F.gelu or gelu")
     pairs = [(name, index) for name in wanted for index in range(len(cases_of(name)))]
     outcomes = []
     for outcome in tqdm(in_processes(pairs, options.jobs, options.limit), total=len(pairs), unit="network"):
@@ -110,12 +114,17 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0]
-    )
+    parser = OneLineParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these names, such as F.gelu or gelu; by default all")
-    parser.add_argument("--jobs", type=int, default=1, help="how many processes at a time; %(default)s by default")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each network; %(default)s by default")
+    parser.add_argument(
+        "--jobs",
+        type=argument_type(integer_between(1)),
+        default=1,
+        help="how many processes at a time; %(default)s by default",
+    )
+    parser.add_argument(
+        "--limit", type=argument_type(seconds), default=LIMIT, help="seconds for each network; %(default)s by default"
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{DOCS.name}")
     return parser.parse_args()
 
@@ -285,7 +294,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         groups[outcome.kind, "" if outcome.kind == WORKS else _cell(outcome.reason)].append(outcome.title)
     rows = [
-        f"| {kind}{': ' * bool(reason)}{reason} | {', '.join(f'`{title}`' for title in titles)} |"
+        f"| {': '.join(filter(None, [kind, reason]))} | {', '.join(f'`{title}`' for title in titles)} |"
         for (kind, reason), titles in sorted(groups.items(), key=lambda group: KINDS.index(group[0][0]))
         if kind in KINDS[:4]
     ]
@@ -309,4 +318,4 @@ def write(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.coverage")

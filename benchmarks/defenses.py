@@ -37,16 +37,17 @@ import numpy as np
 import paddle
 
 from benchmarks.attack_target import Attack
-from benchmarks.attacks import Outcome, median, outcome, print_row, wilson_interval
+from benchmarks.attacks import Outcome, median, outcome, print_row
+from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.targets import Target, TargetSource
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import Preparations
 from dlg.audit.attacks import answer_of
 from dlg.audit.grid import DEFAULT_GRID
-from dlg.options import NO_DEFENSE, AttackOptions
+from dlg.options import NO_DEFENSE, AttackOptions, OneLineParser, argument_type, integer_between, known_defense, seconds
 from dlg.participant import data, networks
-from dlg.results.metrics import RECOVERED
+from dlg.results.metrics import RECOVERED, wilson_interval
 
 
 def _as_it_is(spec: str) -> str:
@@ -147,24 +148,26 @@ def row(
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = OneLineParser(
         prog="python -m benchmarks.defenses",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax", "mlp", "lenet", "cnn"])
-    parser.add_argument("--batch_size", nargs="+", type=int, default=[1, 4])
-    parser.add_argument(
-        "--defense", nargs="+", type=lambda spec: defenses.parse(spec).spec, default=list(DEFAULT_GRID.defenses)
-    )
+    parser.add_argument("--batch_size", nargs="+", type=argument_type(integer_between(1)), default=[1, 4])
+    parser.add_argument("--defense", nargs="+", type=argument_type(known_defense), default=list(DEFAULT_GRID.defenses))
     parser.add_argument("--attack", nargs="+", choices=ATTACKS, default=list(DEFAULT_ATTACKS))
-    parser.add_argument("--seeds", type=int, default=20, help="the number of targets; their seeds are 0, 1, ...")
+    parser.add_argument(
+        "--seeds",
+        type=argument_type(integer_between(1)),
+        default=20,
+        help="the number of targets; their seeds are 0, 1, ...",
+    )
     parser.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE", help="as mnist_example.py takes it")
     parser.add_argument("--recovered", type=float, default=RECOVERED, help="from which PSNR on an image is recovered")
-    parser.add_argument("--iterations", type=int, help="default: the attack's own")
-    parser.add_argument("--restarts", type=int, help="default: the attack's own")
-    parser.add_argument("--time_limit", type=float, help="seconds for an attack; default: none")
+    parser.add_argument("--iterations", type=argument_type(integer_between(1)), help="default: the attack's own")
+    parser.add_argument("--restarts", type=argument_type(integer_between(1)), help="default: the attack's own")
+    parser.add_argument("--time_limit", type=argument_type(seconds), help="seconds for an attack; default: none")
     parser.add_argument("--verbose", action="store_true", help="print the PSNR of each image too")
     return parser.parse_args(argv)
 
@@ -185,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.defenses")

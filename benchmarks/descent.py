@@ -41,6 +41,8 @@ from paddle.vision import models
 from PIL import Image
 
 import mnist_example
+from benchmarks.attack_target import check_reference
+from benchmarks.command import end_with
 from benchmarks.machine import machine, machine_with_torch
 from benchmarks.participant import fresh_scope, participant
 from benchmarks.targets import padded_digits
@@ -48,6 +50,7 @@ from dlg.attack.objective import Objective, build_objective
 from dlg.attack.optimizers import GradientDescent
 from dlg.attack.verification import verify
 from dlg.graph.values import Network, Value
+from dlg.options import OneLineParser, argument_type, integer_between
 from dlg.participant import data, networks
 from dlg.results import metrics
 from dlg.results.replacement import UNFINISHED
@@ -388,8 +391,7 @@ def verified_row(verified: VerifiedNetwork) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = OneLineParser(
         prog="python -m benchmarks.descent",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -398,15 +400,12 @@ def main() -> None:
     commands.add_parser("speed").add_argument("--against", choices=["torch"])
     effect_options = commands.add_parser("effect")
     effect_options.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE")
-    effect_options.add_argument("--seeds", type=int, default=20)
+    effect_options.add_argument("--seeds", type=argument_type(integer_between(1)), default=20)
     commands.add_parser("networks")
     args = parser.parse_args()
     against_torch = args.command == "speed" and args.against == "torch"
     if against_torch:
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
-            parser.error("--against torch needs PyTorch: pip install torch (a CPU build will do)")
+        check_reference(parser, "torch_networks", [timed.name for timed in TIMED])
     paddle.enable_static()
     print(f"{machine_with_torch() if against_torch else machine()}\n")
     if args.command == "speed":
@@ -418,4 +417,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.descent")

@@ -25,8 +25,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.command import end_with
 from benchmarks.machine import machine
 from dlg.errors import InputError
+from dlg.options import OneLineParser, argument_type, integer_between
 from dlg.results.lock import folder_lock
 from dlg.results.replacement import FINISHED, UNFINISHED, finish
 
@@ -203,12 +205,22 @@ def interrupt_often(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="python -m benchmarks.interruptions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--command", type=int, default=40, metavar="N", help="of the command, with each signal")
-    parser.add_argument("--audit", type=int, default=10, metavar="N", help="of an audit, with each signal")
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    parser.add_argument(
+        "--command",
+        type=argument_type(integer_between(0)),
+        default=40,
+        metavar="N",
+        help="of the command, with each signal",
+    )
+    parser.add_argument(
+        "--audit", type=argument_type(integer_between(0)), default=10, metavar="N", help="of an audit, with each signal"
+    )
+    parser.add_argument("--seed", type=argument_type(integer_between(0)), default=0, help="draws the moments")
     args = parser.parse_args(argv)
     print(f"{machine()}; seed {args.seed}")
     rng = random.Random(args.seed)
@@ -233,4 +245,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "python -m benchmarks.interruptions")

@@ -24,12 +24,14 @@ import paddle
 import paddle.nn.functional as F
 from paddle.vision import models
 
+from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.participant import participant
 from dlg.attack.objective import build_objective
 from dlg.attack.verification import verify
 from dlg.errors import InputError
 from dlg.graph.values import Network, Value
+from dlg.options import OneLineParser
 
 # The models, and the height and width of their images: 28 pixels for digits, and else 32 or the smallest size that the
 # model takes. Its fully connected layers fix that of alexnet and of googlenet's auxiliary classifiers.
@@ -128,8 +130,7 @@ def row(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = OneLineParser(
         prog="python -m benchmarks.preparation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -157,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.preparation")

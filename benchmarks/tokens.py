@@ -9,7 +9,6 @@ vocabulary. Colour pictures are crops of scikit-image's photographs.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -29,9 +28,11 @@ import skimage.transform
 from paddle import nn
 
 import dlg
-from benchmarks.attacks import print_row, wilson_interval
+from benchmarks.attacks import print_row
+from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.participant import FeatureStep, feature_step, fresh_scope
+from dlg.options import OneLineParser, argument_type, integer_between
 from dlg.participant import data, networks
 from dlg.results import metrics
 
@@ -340,7 +341,7 @@ def measured(row: Row, batch_size: int, seeds: int) -> list[str]:
         found, of = row.score(features, result)
         right, total, whole = right + found, total + of, whole + (found == of)
         verdicts[result.verdict] = verdicts.get(result.verdict, 0) + 1
-    low, high = wilson_interval(whole, seeds)
+    low, high = metrics.wilson_interval(whole, seeds)
     shares = f"{right / total:.2%} of {total} {row.unit}"
     batches = f"{whole} of {seeds} ({low:.0%} to {high:.0%})"
     said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
@@ -357,11 +358,14 @@ def measured(row: Row, batch_size: int, seeds: int) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0]
-    )
+    parser = OneLineParser(prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0])
     parser.add_argument("--row", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
-    parser.add_argument("--seeds", type=int, default=20, help="the number of batches; their seeds are 0, 1, ...")
+    parser.add_argument(
+        "--seeds",
+        type=argument_type(integer_between(1)),
+        default=20,
+        help="the number of batches; their seeds are 0, 1, ...",
+    )
     args = parser.parse_args(argv)
     paddle.enable_static()
     print(f"{machine()}\nseeds 0 to {args.seeds - 1}, weights as initialised\n")
@@ -383,4 +387,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.tokens")

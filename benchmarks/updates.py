@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import sys
 import tempfile
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -25,12 +24,14 @@ import paddle
 
 import dlg
 from benchmarks.attack_target import Attack
-from benchmarks.attacks import Cell, measure, median, print_row, wilson_interval
+from benchmarks.attacks import Cell, measure, median, print_row
+from benchmarks.command import end_with
 from benchmarks.machine import machine
 from benchmarks.targets import Target, TargetSource
-from dlg.errors import InputError
+from dlg.options import OneLineParser, argument_type, integer_between, over_zero
 from dlg.participant import data, networks
 from dlg.participant.weight_update import local_update
+from dlg.results.metrics import wilson_interval
 
 COLUMNS = [
     "network",
@@ -91,18 +92,29 @@ def _median_psnr(cell: Cell) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = OneLineParser(
         prog="python -m benchmarks.updates",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=["softmax", "mlp"])
-    parser.add_argument("--batch_size", nargs="+", type=int, default=[1])
-    parser.add_argument("--local_steps", nargs="+", type=int, default=[1, 5, 20, 100])
-    parser.add_argument("--rate", nargs="+", type=float, default=[0.1], help="learning rates of the local steps")
-    parser.add_argument("--local_batch_size", type=int, metavar="M", help="samples a step (default: the whole batch)")
-    parser.add_argument("--seeds", type=int, default=20, help="the number of targets; their seeds are 0, 1, ...")
+    parser.add_argument("--batch_size", nargs="+", type=argument_type(integer_between(1)), default=[1])
+    parser.add_argument("--local_steps", nargs="+", type=argument_type(integer_between(1)), default=[1, 5, 20, 100])
+    parser.add_argument(
+        "--rate", nargs="+", type=argument_type(over_zero), default=[0.1], help="learning rates of the local steps"
+    )
+    parser.add_argument(
+        "--local_batch_size",
+        type=argument_type(integer_between(1)),
+        metavar="M",
+        help="samples a step (default: the whole batch)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=argument_type(integer_between(1)),
+        default=20,
+        help="the number of targets; their seeds are 0, 1, ...",
+    )
     parser.add_argument("--data", nargs="+", default=["bundled"], metavar="SOURCE", help="as mnist_example.py takes it")
     parser.add_argument("--no_one_step", action="store_true", help="leave out the attack that takes them for one step")
     return parser.parse_args(argv)
@@ -111,10 +123,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     paddle.enable_static()
-    try:
-        source = TargetSource(*data.load(args.data))
-    except InputError as error:
-        sys.exit(f"benchmarks.updates: {error}")
+    source = TargetSource(*data.load(args.data))
     print(f"{machine()}\nseeds 0 to {args.seeds - 1}, data {' '.join(args.data)}\n")
     columns = COLUMNS[: -1 if args.no_one_step else None]
     print_row(columns)
@@ -137,4 +146,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main, "python -m benchmarks.updates")

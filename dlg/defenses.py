@@ -123,25 +123,28 @@ class Defense:
         A key of `DEFENSES`, or ``FILE.py:NAME``.
     numbers : tuple of float
         The numbers in its spelling, in that order.
+    file : str or None
+        The absolute path of the file of a defence of one's own: the spelling is as
+        it was typed, and a worker of a cluster may run in another folder.
     """
 
     kind: str
     numbers: tuple[float, ...] = ()
+    file: str | None = None
 
     @property
     def row(self) -> Kind:
         """Its row of `DEFENSES`, or one like it for a defence of one's own."""
-        return DEFENSES.get(self.kind) or _own_kind(self.kind)
+        return DEFENSES[self.kind] if self.file is None else _own_kind(self.kind, self.file)
 
     @property
     def fingerprint(self) -> str | None:
         """A hash of the file of a defence of one's own, which tells whether the file was changed. None for others."""
-        file = self.kind.rpartition(":")[0]
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+        return None if self.file is None else hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
 
     @property
     def spec(self) -> str:
-        """The canonical spelling. `parse` makes an equal defence of it."""
+        """The canonical spelling. `parse` makes an equal defence of it, in the same working directory."""
         return ":".join([self.kind, *map(_spelt, self.numbers)])
 
     @property
@@ -276,8 +279,8 @@ def parse(spec: str) -> Defense:
     """
     if isinstance(spec, str) and spec.rpartition(":")[0].endswith(".py"):
         path, _, name = spec.rpartition(":")
-        # The worker of a cluster may run in another folder.
-        return Defense(_own_kind(f"{os.path.abspath(path)}:{name}").name)
+        file = os.path.abspath(path)
+        return Defense(_own_kind(f"{os.path.normpath(path)}:{name}", file).name, file=file)
     name, *texts = spec.split(":") if isinstance(spec, str) else [""]
     if name not in DEFENSES:
         raise InputError(f"no such defense: {spec!r}; expected {SPELLINGS}")
@@ -443,11 +446,11 @@ def _sign(gradients: Gradients, rng: np.random.Generator) -> Gradients:
 
 
 @functools.cache
-def _own_kind(spec: str) -> Kind:
+def _own_kind(spec: str, file: str) -> Kind:
     """The row of a defence of one's own, spelt ``FILE.py:NAME``. The file is run once in a process."""
     path, _, name = spec.rpartition(":")
     try:
-        function = runpy.run_path(path).get(name)
+        function = runpy.run_path(file).get(name)
     except (Exception, SystemExit) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise InputError(
@@ -469,10 +472,12 @@ def _own_kind(spec: str) -> Kind:
         try:
             changed = function({each: gradient.copy() for each, gradient in gradients.items()})
         except (Exception, SystemExit) as error:
-            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            # None of the file's where it cannot be called so, and none of what the file calls.
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+            at = f" at line {lines[-1]}" if lines else ""
             raise InputError(
-                f"the defense {spec!r} ends in {type(error).__name__} at line {line}: {one_line(error)}; it is given a"
-                " dict from names to gradients"
+                f"the defense {spec!r} ends in {type(error).__name__}{at}: {one_line(error)}; it is given a dict from"
+                " names to gradients"
             ) from error
         expected = {each: gradient.shape for each, gradient in gradients.items()}
         is_mapping = isinstance(changed, Mapping)

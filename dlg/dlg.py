@@ -25,7 +25,7 @@ from dlg.attack.objective import Objective
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
-from dlg.attack.stages import stages_told
+from dlg.attack.stages import begin_stage, end_stage, stages_told
 from dlg.attack.strategy import Strategy, choose
 from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_present
 from dlg.attack.verdict import Verdict, judge
@@ -125,6 +125,8 @@ class Reconstruction:
         For each table that an integer feature is looked up in, the tokens that
         its gradient shows to be in the batch, whatever else was recovered; see
         `dlg.attack.tokens.tokens_present`. None without integer features.
+    advice : str
+        What to check where it has failed; empty otherwise.
     """
 
     feature: Any
@@ -145,10 +147,17 @@ class Reconstruction:
     rank: int | None
     gradient_scale: float
     tokens: dict[str, np.ndarray] | None = None
+    advice: str = ""
 
 
 class AttackInterrupted(KeyboardInterrupt):
-    """Ctrl-C during an attack; `reconstruction` has what was recovered until then."""
+    """Ctrl-C during an attack; `reconstruction` has what was recovered until then.
+
+    As a KeyboardInterrupt it passes ``except Exception``, and ends a program that
+    knows nothing of it. Python's exit code is then 1, for it ends by the signal,
+    130 in a shell, on a plain KeyboardInterrupt alone; a program that shall end so
+    catches this one and raises that.
+    """
 
     def __init__(self, reconstruction: Reconstruction) -> None:
         super().__init__("the attack was interrupted")
@@ -318,7 +327,7 @@ def attack_layer(
     started = time.monotonic()
     chosen = AttackOptions.from_keywords(batch_size=batch_size, **options)
     refuse_flags()
-    truth = _checked_target(target, target_label, chosen.batch_size, feature)
+    truth = _checked_target(target, target_label, chosen.batch_size, feature, label)
     with static_mode():
         known = step_of_layer(
             layer, loss, gradients, feature, label, chosen.batch_size, weights, _device(place), chosen.range
@@ -386,6 +395,7 @@ def prepare(step: SharedStep, options: AttackOptions, started: float | None = No
     started = time.monotonic() if started is None else started
     with deadline_in_force(Deadline(options.time_limit, started)):
         strategy = choose(step, options)
+    begin_stage("making the first start")
     first = strategy.optimizer.start(options.seed, 0)
     if not math.isfinite(first.loss):
         raise InputError(
@@ -411,8 +421,10 @@ def _run(
             print(f"{options.optimizer}: {strategy.name}{why}")
         for note in strategy.notes:
             print(note)
+        end_stage()
         attempts = Attempts(strategy, options, folder, first, Deadline(options.time_limit, started))
         attempts.run()
+    begin_stage("looking at what the gradients leave open")
     ended = attempts.cut_short or attempts.best.ended
     answer = attempts.best.last
     tokens = nearest_tokens(step, strategy.objective, answer.values[0]) if strategy.objective.layout.rows else {}
@@ -426,7 +438,7 @@ def _run(
         _write_texts(reconstruction, tokens, vocabulary, options)
     for finding in strategy.optimizer.findings:
         print(finding)
-    print(f"{verdict.kind}: {verdict.reason}")
+    print(verdict.line)
     if ended == "interrupted":
         raise AttackInterrupted(reconstruction)
     return reconstruction
@@ -474,6 +486,7 @@ def _reconstruction(
         starts=[Start(attempt.last.loss, attempt.iteration, attempt.ended) for attempt in attempts.started],
         verdict=verdict.kind,
         reason=verdict.reason,
+        advice=verdict.advice,
         mismatch=verdict.mismatch,
         rank=verdict.rank,
         gradient_scale=verdict.gradient_scale,
@@ -499,7 +512,11 @@ def _write_texts(
 def _check_vocabulary(vocabulary: Any, step: SharedStep) -> None:
     if vocabulary is None:
         return
-    if isinstance(vocabulary, str) or not all(isinstance(word, str) for word in vocabulary):
+    if (
+        isinstance(vocabulary, str)
+        or not isinstance(vocabulary, (Sequence, np.ndarray))
+        or not all(isinstance(word, str) for word in vocabulary)
+    ):
         raise InputError("vocabulary: expected a list of strings, the word of each token")
     integers = [feature.name for feature in step.features if not is_real(feature)]
     if len(integers) != 1:
@@ -529,13 +546,13 @@ def _check_arguments(feature: Any, label: Any, network: Any, exe: Any) -> None:
 
 def _device(place: Any) -> Any:
     """The place on which an attack runs; by default the device that is set."""
-    if place is not None and not isinstance(place, str):
+    if isinstance(place, paddle.base.core.Place):
         return place
-    name = place or paddle.get_device()
-    kind, _, number = name.partition(":")
-    if kind == "cpu":
+    name = paddle.get_device() if place is None else place
+    kind, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if name == "cpu":
         return paddle.CPUPlace()
-    if kind == "gpu" and paddle.is_compiled_with_cuda():
+    if kind == "gpu" and (number or "0").isdecimal() and paddle.is_compiled_with_cuda():
         return paddle.CUDAPlace(int(number or 0))
     raise InputError(f"place is {quoted(name)}, expected 'cpu', or 'gpu:0' with PaddlePaddle's build for GPUs")
 
@@ -553,7 +570,7 @@ def _with_one_feature(recovered: Reconstruction, number: int) -> Reconstruction:
 
 
 def _checked_target(
-    target: Any, target_label: Any, batch_size: int, feature: Any
+    target: Any, target_label: Any, batch_size: int, feature: Any, label: Any
 ) -> tuple[list[np.ndarray], np.ndarray] | None:
     """The features of the true batch and its labels as arrays, to be kept until the attack is over."""
     if target is None and target_label is None:
@@ -568,14 +585,16 @@ def _checked_target(
         given = list(target)
     samples = [_as_array(each) for each in given]
     specs = feature if isinstance(feature, (list, tuple)) else [feature]
-    real = [array for array, spec in zip(samples, specs) if not _takes_integers(spec)]
-    for array in real:
-        _check_samples(array, batch_size)
+    real = [(array, spec) for array, spec in zip(samples, specs) if not _takes_integers(spec)]
+    for array, spec in real:
+        _check_samples(array, batch_size, spec)
     if not real:
         for array, spec in zip(samples, specs):
             _check_tokens(array, batch_size, spec)
     labels = _as_array(target_label)
-    if labels.ndim == 0 or len(labels) != batch_size:
+    # Of probabilities, a class for each sample may be given.
+    sizes = {batch_size, batch_size * _numbers_of_sample(label)}
+    if labels.ndim == 0 or len(labels) != batch_size or (labels.size not in sizes and min(sizes) > 0):
         raise InputError(
             f"target_label is {labels.dtype} and shaped {labels.shape}, expected {batch_size} labels; give one for each"
             " sample of target"
@@ -611,12 +630,21 @@ def _check_tokens(tokens: np.ndarray, batch_size: int, spec: paddle.static.Input
         )
 
 
-def _check_samples(samples: np.ndarray, batch_size: int) -> None:
+def _numbers_of_sample(spec: Any) -> int:
+    """How many numbers a sample has; negative where its size is not known."""
+    shape = spec.shape[1:] if isinstance(spec, paddle.static.InputSpec) else [-1]
+    return -1 if any(size in (None, -1) for size in shape) else math.prod(shape)
+
+
+def _check_samples(samples: np.ndarray, batch_size: int, spec: Any) -> None:
     """Raise InputError where a comparison cannot take samples."""
-    if samples.ndim == 0 or len(samples) != batch_size or not np.issubdtype(samples.dtype, np.floating):
+    is_batch = samples.ndim > 0 and len(samples) == batch_size and np.issubdtype(samples.dtype, np.floating)
+    numbers = _numbers_of_sample(spec)
+    if not is_batch or (numbers >= 0 and samples.shape[1:] != tuple(spec.shape[1:])):
+        shape = f" shaped {(batch_size, *spec.shape[1:])}" if numbers >= 0 else ""
         raise InputError(
-            f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples; give the"
-            " whole batch, as numbers from 0 to 1"
+            f"target is {samples.dtype} and shaped {samples.shape}, expected {batch_size} floating samples{shape}; give"
+            " the whole batch, as numbers from 0 to 1"
         )
     # Written so that NaN is refused too.
     if not (samples.min() >= 0 and samples.max() <= 1):

@@ -18,7 +18,17 @@ class InputError(ValueError):
 
     The message names the value that was wrong, what was expected and what to
     do about it, in one line.
+
+    Attributes
+    ----------
+    reason : str
+        The message without an advice that was given apart: it is for who asked
+        for just this, and another attack may be taken in its place.
     """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason}; {advice}" if advice else reason)
+        self.reason = reason
 
 
 class SecondDerivativeError(InputError):

@@ -27,6 +27,8 @@ OPTIMIZER_CHOICES = (*OPTIMIZERS, AUTO)
 _DEFAULT_STEPS = ", ".join(
     f"{entry.default_step:g} for {entry.name}" for entry in OPTIMIZERS.values() if entry.default_step is not None
 )
+# What the option ``labels`` takes.
+OPTIMIZE, INFER = "optimize", "infer"
 # The optimisers that need fixed labels, in words.
 _INFERRING = " and ".join(entry.name for entry in OPTIMIZERS.values() if entry.needs_fixed_labels)
 
@@ -203,10 +205,11 @@ class AttackOptions:
         "independent starts at most, of which the best by loss is kept",
         _default_restarts_help(),
     )
-    labels: str = _option(
-        "optimize",
-        one_of("optimize", "infer"),
-        f"optimize: along with the data; infer: from the gradients, then fixed. Always inferred by {_INFERRING}",
+    labels: str | None = _option(
+        None,
+        unless_none(one_of(OPTIMIZE, INFER)),
+        f"{OPTIMIZE}: along with the data; {INFER}: from the gradients, then fixed",
+        f"{OPTIMIZE}; {_INFERRING} always infers them, and {AUTO} decides",
     )
     loss: str = _option("l2", one_of("l2", "cosine"), "the distance of the gradients: l2 or cosine")
     feature_range: str = _option(
@@ -240,9 +243,12 @@ class AttackOptions:
                 raise InputError(f"{field.name}: {error}") from None
         options = cls(**values)
         options._refuse_conflicts()
-        if options.learning_rate is None and options.optimizer in OPTIMIZERS:
-            options = dataclasses.replace(options, learning_rate=OPTIMIZERS[options.optimizer].default_step)
-        return options
+        entry = OPTIMIZERS.get(options.optimizer)
+        if entry is None:
+            return options
+        labels = options.labels or (INFER if entry.needs_fixed_labels else OPTIMIZE)
+        step = entry.default_step if options.learning_rate is None else options.learning_rate
+        return dataclasses.replace(options, labels=labels, learning_rate=step)
 
     @classmethod
     def from_keywords(cls, **given: Any) -> AttackOptions:
@@ -284,6 +290,14 @@ class AttackOptions:
             raise InputError(
                 f"loss and tv: {self.optimizer} chooses them itself, got {self.loss} and {self.tv:g}; leave them away,"
                 f" or take {either(takes_any_loss)}"
+            )
+        takes_any_labels = [entry.name for entry in OPTIMIZERS.values() if not entry.needs_fixed_labels]
+        is_inferred = self.optimizer != AUTO and self.labels == INFER
+        if self.labels is not None and self.optimizer not in takes_any_labels and not is_inferred:
+            does = "decides how it finds them" if self.optimizer == AUTO else "always infers them"
+            raise InputError(
+                f"labels: {self.optimizer} {does}, got {self.labels}; leave the option away, or take"
+                f" {either(takes_any_labels)}"
             )
 
 

@@ -273,6 +273,8 @@ def test_what_is_not_given_is_as_in_the_grid(options, grid):
         (["--time_limit", "inf"], "seconds over 0"),
         (["--time_limit", "soon"], "'soon'"),
         (["--jobs", "2", "--dask", "tcp://localhost:1"], "not allowed with"),
+        (["--bound", "--defenses", "none", "prune:0.5"], "no cell of this grid has a bound"),
+        (["--bound", "--defenses", "clip:1:1", "--batch_sizes", "5"], "no cell of this grid has a bound"),
         (["--data", "/no/such/folder"], "no such file or folder"),
         (["--dask", "nonsense"], "tcp://HOST:PORT"),
         (["--surely_not"], "unrecognized"),

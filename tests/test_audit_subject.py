@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from dlg.audit.cell import run_cell
 from dlg.audit.grid import Cell
 from dlg.audit.samples import Samples
 from dlg.audit.subject import Subject, subjects_of
+from dlg.defenses import parse
 from dlg.errors import InputError
 from dlg.graph.programs import dynamic_mode
 
@@ -170,3 +172,49 @@ def test_the_audit_of_ones_own_network_and_data_is_a_page_with_its_numbers(model
     models.write_text(MODELS + "\n# changed\n")
     assert main([*own, *few, "--resume", "--result_dir", str(tmp_path / "out")]) == 2
     models.write_text(MODELS)
+
+
+def test_nothing_that_is_handed_on_shows_the_folder_of_ones_own_files(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MODELS)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        content = f"def same(gradients):\n    return gradients\n\n\ndef fails(gradients):\n    return {folder}\n"
+        (tmp_path / folder / "defense.py").write_text(content)
+    np.savez("data.npz", features=TABLE.features, labels=TABLE.labels[:, 0])
+    own = ["--networks", "mine.py:function", "--data", "data.npz"]
+    defenses = ["--defenses", "a/defense.py:same", "./b/defense.py:same", "a/defense.py:fails"]
+    few = ["--batch_sizes", "1", "--seeds", "1", "--iterations", "20", "--jobs", "1", "--result_dir", "out"]
+    assert main([*own, *defenses, *few]) == 0
+    printed = capsys.readouterr().out
+    assert "function, batch 1, a/defense.py:same, seed 0: leaks" in printed
+    handed_on = {file: file.read_text() for file in (tmp_path / "out").rglob("*.*") if file.suffix != ".png"}
+    assert len(handed_on) >= 11
+    assert [file for file, text in handed_on.items() if str(tmp_path) in text] == []
+    assert str(tmp_path) not in printed
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["defense"] for row in rows[:2]] == ["a/defense.py:same", "b/defense.py:same"]
+    assert "the defense 'a/defense.py:fails' ends in NameError" in rows[2]["error"]
+    assert main([*own, *defenses, *few, "--resume"]) == 0
+    (tmp_path / "b" / "defense.py").write_text("def same(gradients):\n    return {**gradients}\n")
+    assert main([*own, *defenses, *few, "--resume"]) == 2
+
+
+def test_a_worker_in_another_folder_finds_ones_own_files(tmp_path, monkeypatch):
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    monkeypatch.chdir(home)
+    (home / "at_home.py").write_text(MODELS)
+    (home / "changes.py").write_text("def halved(gradients):\n    return {n: g / 2 for n, g in gradients.items()}\n")
+    with dynamic_mode():
+        paddle.save({"weight": paddle.zeros([6, 3]), "bias": paddle.zeros([3])}, "w.pdparams")
+    subject, defense = Subject.parse("at_home.py:Layer", "w.pdparams"), parse("changes.py:halved")
+    monkeypatch.chdir(away)
+    cell = Cell("Layer", 1, defense.spec, 0)
+    row = run_cell(cell, TABLE.batch(1, 0), 20, None, subject, defense=defense).result
+    assert "--weights 'w.pdparams': 'linear.weight' is missing" in row.error.replace("../home/", "")
+    subject = dataclasses.replace(subject, weights=None)
+    row = run_cell(cell, TABLE.batch(1, 0), 20, None, subject, defense=defense).result
+    assert row.error is None
+    assert row.scores.relative_error == pytest.approx(0.5)

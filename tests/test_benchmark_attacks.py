@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from benchmarks import attacks, traces
 from benchmarks.attack_target import attack_with, reference_network
-from benchmarks.attacks import measure, wilson_interval
+from benchmarks.attacks import measure
 from benchmarks.machine import machine
 from benchmarks.targets import TargetSource, padded_digits
 from conftest import PROJECT
@@ -69,14 +69,6 @@ def test_options_that_are_refused_are_told(source):
         "softmax, batch 1, sgd: seed 0 raised InputError: restarts: expected an integer of at least 1, got 0"
     ]
     assert cell.row()[-1] == "nan"
-
-
-def test_the_interval_is_wilsons():
-    # Newcombe (1998), table I, method 3.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
 def test_targets_are_drawn_by_seed_and_training_leaves_them_alone(source):

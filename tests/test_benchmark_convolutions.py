@@ -8,7 +8,8 @@ import numpy as np
 import paddle
 import pytest
 from benchmarks import convolutions
-from benchmarks.convolutions import Attacked, attack_by_reference, check_reference, colour_crops, row, set_norms
+from benchmarks.attack_target import check_reference
+from benchmarks.convolutions import Attacked, attack_by_reference, colour_crops, row, set_norms
 from benchmarks.participant import participant
 
 
@@ -28,7 +29,7 @@ def test_crops_may_have_their_picture_for_a_label():
 def test_a_network_that_the_reference_does_not_have_is_refused(capsys):
     pytest.importorskip("torch")
     with pytest.raises(SystemExit):
-        check_reference(argparse.ArgumentParser(), ["resnet8-normed", "lenet-trained"])
+        check_reference(argparse.ArgumentParser(), "torch_geiping", ["resnet8-normed", "lenet-trained"])
     assert capsys.readouterr().err.endswith(" resnet18-normed, got lenet-trained\n")
 
 

@@ -229,7 +229,7 @@ def test_a_signal_before_there_is_something_to_keep_ends_the_process_at_once(tmp
     output, errors = process.communicate(timeout=60)
     assert time.monotonic() - asked < 20
     assert (process.returncode, output, errors) == (code, "", "")
-    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.exists()
 
 
 def test_a_signal_during_the_imports_ends_the_process(tmp_path):
@@ -469,6 +469,10 @@ def test_an_attack_that_is_refused_leaves_an_earlier_ones_files(tmp_path):
     refused = call("--iterations", 2, "--network", "lenet", "--gradients", shared, folder=results)
     assert refused.returncode == 2
     assert {file.name: file.read_bytes() for file in results.iterdir()} == before
+    # The folder of the results is made before the network is seen not to fit.
+    new = tmp_path / "new"
+    assert call("--network", "lenet", "--gradients", shared, folder=new / "results").returncode == 2
+    assert not new.exists()
 
 
 def saved_update(folder, batch_size=1, steps=3):

@@ -482,6 +482,12 @@ def complexly(gradients):
 def uneven(gradients):
     return {name: [[1], [2, 3]] for name in gradients}
 
+def two(gradients, rng):
+    return gradients
+
+def far(gradients):
+    return np.loadtxt("nowhere")
+
 def ends(gradients):
     raise SystemExit(7)
 
@@ -508,10 +514,25 @@ def test_a_defence_of_ones_own_is_spelt_by_its_file_and_name(own):
     assert defense.epsilon(1e-5) is None
 
 
-def test_its_file_is_found_from_any_folder(own, monkeypatch):
+def test_it_is_shown_as_it_was_typed_and_found_from_any_folder(own, tmp_path, monkeypatch):
     monkeypatch.chdir(own.parent)
-    assert parse(f"{own.name}:halved") == parse(f"{own}:halved")
-    assert parse(f"{own.name}:halved").spec == f"{own}:halved"
+    defense = parse(f"./{own.name}:halved")
+    assert defense.spec == f"{own.name}:halved"
+    assert defense.fingerprint == parse(f"{own}:halved").fingerprint
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sent = pickle.loads(pickle.dumps(defense))
+    assert sent({"w": np.full(2, 4.0, np.float32)}, np.random.default_rng(0))["w"].tolist() == [2, 2]
+
+
+def test_two_files_of_one_name_are_two_defences(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "own.py").write_text(OWN.replace("/ 2", "/ 4"))
+    defenses = [parse(spec) for spec in ("own.py:halved", "other/own.py:halved")]
+    assert [each.spec for each in defenses] == ["own.py:halved", "other/own.py:halved"]
+    gradients = {"w": np.full(1, 4.0, np.float32)}
+    assert [each(gradients, np.random.default_rng(0))["w"][0] for each in defenses] == [2, 1]
 
 
 def test_a_defence_of_ones_own_tells_what_its_attacker_knows(own):
@@ -552,6 +573,8 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
         ("uneven", "returned {'w': 'list'}"),
         ("ends", r"ends in SystemExit at line \d+: it ends Python"),
         ("broken", "own.py:broken' ends in KeyError at line 6: 'nowhere'; it is given a dict"),
+        ("two", r"own.py:two' ends in TypeError: two\(\) missing 1 required positional argument: 'rng'; it is"),
+        ("far", "own.py:far' ends in FileNotFoundError at line 61: "),
     ],
 )
 def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):

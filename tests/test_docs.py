@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,14 +124,35 @@ def test_every_way_an_attack_ends_is_in_the_docs_with_its_exit_code():
     assert {ended: str(code) for ended, code in mnist_example.EXIT_CODES.items()} == rows
 
 
-def example_in_the_readme(name: str) -> str:
-    """The example for one's own network under this mark."""
-    return re.search(rf"^<!-- {name} -->\n```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)[1]
+def example_in(page: Path, name: str) -> str:
+    """The example under this mark."""
+    return re.search(rf"^<!-- {name} -->\n```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)[1]
+
+
+# An attack that Ctrl-C interrupts.
+INTERRUPTED = """
+from types import SimpleNamespace
+import dlg
+args = feature = label = network = exe = origin_grad = None
+def interrupted(*_):
+    raise dlg.AttackInterrupted(SimpleNamespace(verdict="failed"))
+dlg.dlg_attack = interrupted
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals that end a process")
+def test_a_script_that_catches_an_interruption_as_the_docs_say_ends_by_ctrl_c():
+    def run(script: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-c", INTERRUPTED + script], cwd=PROJECT, capture_output=True, text=True)
+
+    caught = run(example_in(PROJECT / "docs" / "networks.md", "interrupted"))
+    assert (caught.returncode, caught.stdout) == (-signal.SIGINT, "failed\n")
+    assert run("try:\n    dlg.dlg_attack()\nexcept Exception:\n    pass").returncode == 1
 
 
 @pytest.mark.parametrize(("name", "lines"), [("example", 10), ("static example", 15)])
 def test_the_examples_for_ones_own_network_run(name, lines, tmp_path):
-    example = example_in_the_readme(name)
+    example = example_in(README, name)
     assert len([line for line in example.splitlines() if line]) == lines
     data = (
         "import numpy as np\nmy_images = np.random.rand(1, 1, 28, 28).astype('float32')\nmy_labels = np.array([[3]])\n"

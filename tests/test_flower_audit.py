@@ -27,6 +27,7 @@ from dlg.shared_update import load_weights
 SUMMARY = {
     "verdict": "explained",
     "reason": "they match",
+    "advice": "",
     "recovered_labels": [2],
     "gradient_scale": 1.0,
     "seconds": 0.5,
@@ -286,6 +287,9 @@ def test_the_report_says_what_a_defence_on_the_clients_leaves_to_attack():
         ({"target": np.ones(3)}, "target is no option of the audit"),
         ({"feature": [None, 16]}, "feature is a list, expected a paddle.static.InputSpec"),
         ({"model": "perceptron"}, "model is a str, expected a paddle.nn.Layer"),
+        ({"rounds": 3}, "rounds is 3, expected the numbers of rounds, such as [1, 5]"),
+        ({"rounds": "all"}, "rounds is 'all', expected the numbers of rounds"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_taken_is_refused_before_the_training(options, message, tmp_path):

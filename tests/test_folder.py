@@ -29,6 +29,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ResultFolder(tmp_path / "file" / "below")
 
 
+def test_a_folder_that_cannot_be_written_to_is_not_left_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        ResultFolder(tmp_path / "new" / "results")
+    assert not (tmp_path / "new").exists()
+
+
 def test_only_files_whose_whole_name_matches_are_removed(tmp_path):
     folder = ResultFolder(tmp_path / "results")
     for name in ("result_1.png", "result_1.png.bak", "my_result_1.png"):

@@ -449,6 +449,8 @@ BAD_ARGUMENTS = {
     "another batch": (lambda: {"feature": InputSpec([3, FEATURES])}, "declared for batches of 3"),
     "an option": (lambda: {"optimiser": "auto"}, "'optimiser' is no option of the attack"),
     "a place": (lambda: {"place": "tpu"}, "place is 'tpu'"),
+    "a number as a place": (lambda: {"place": 3}, "place is 3, expected 'cpu'"),
+    "a numbered processor": (lambda: {"place": "cpu:x"}, "place is 'cpu:x', expected 'cpu'"),
     "no gradient": (lambda: {"gradients": lambda g: {}}, "holds no gradient"),
     "gradients of None": (lambda: {"gradients": lambda g: dict.fromkeys(g)}, "holds no gradient"),
     "a name": (lambda: {"gradients": lambda g: g | {"other": 1}}, "'other', which is none of the layer's parameters"),
@@ -467,6 +469,15 @@ BAD_ARGUMENTS = {
         lambda: {"target": np.zeros((3, FEATURES)), "target_label": np.zeros(3, int)},
         "target is float64 and shaped (3, 6), expected 2",
     ),
+    "a target of other samples": (
+        lambda: {"target": np.zeros((2, FEATURES + 1)), "target_label": np.zeros(2, int)},
+        f"target is float64 and shaped (2, 7), expected 2 floating samples shaped (2, {FEATURES})",
+    ),
+    "two labels for a sample": (
+        lambda: {"target": np.zeros((2, FEATURES)), "target_label": np.zeros((2, 2), int)},
+        "target_label is int64 and shaped (2, 2), expected 2 labels",
+    ),
+    "a number as a vocabulary": (lambda: {"vocabulary": 3}, "vocabulary: expected a list of strings"),
     "a target out of range": (
         lambda: {"target": np.full((2, FEATURES), 2.0), "target_label": np.zeros(2, int)},
         "target has numbers from 2 to 2",

@@ -52,3 +52,11 @@ def test_what_is_too_small_or_no_picture_has_no_ssim(shape):
     target = np.random.default_rng(0).random((1, *shape))
     (score,) = metrics.compare(target, target)
     assert math.isnan(score.ssim)
+
+
+def test_the_interval_is_wilsons():
+    # Newcombe (1998), table I, method 3.
+    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert metrics.wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert metrics.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert metrics.wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)

@@ -84,6 +84,18 @@ def test_another_loss_is_taken_by_those_that_minimise_any_alone(name, given):
             options(optimizer=name, **given)
 
 
+@pytest.mark.parametrize("name", OPTIMIZER_CHOICES)
+@pytest.mark.parametrize("labels", ["optimize", "infer"])
+def test_labels_that_an_attack_would_not_heed_are_refused(name, labels):
+    needs_fixed = name != AUTO and OPTIMIZERS[name].needs_fixed_labels
+    assert options(optimizer=name).labels == (None if name == AUTO else "infer" if needs_fixed else "optimize")
+    if name != AUTO and (labels == "infer" or not needs_fixed):
+        assert options(optimizer=name, labels=labels).labels == labels
+    else:
+        with pytest.raises(InputError, match=f"^labels: {name} .*, got {labels}; .* or take "):
+            options(optimizer=name, labels=labels)
+
+
 BAD_VALUES = [
     ("batch_size", 0, "expected an integer of at least 1, got 0"),
     ("iterations", 1.5, "expected an integer of at least 1, got 1.5"),

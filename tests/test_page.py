@@ -235,18 +235,24 @@ def test_what_is_no_picture_is_not_called_one(tmp_path, kind, word):
     assert not re.search("picture", read)
 
 
-def test_a_defence_of_ones_own_is_called_by_its_file_and_name(tmp_path):
+def test_a_defence_of_ones_own_is_called_as_it_was_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     content = "def halved(gradients):\n    return {name: gradient / 2 for name, gradient in gradients.items()}\n"
+    specs = [f"{folder}/same.py:halved" for folder in ("a", "b")]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / f"{folder}.py").write_text(content)
         (tmp_path / folder / "same.py").write_text(content)
-    own, *alike = (f"{tmp_path}/{end}:halved" for end in ("a/a.py", "a/same.py", "b/same.py"))
-    rows = [failed_result(defense=spec, error=f"the defense {own!r} ends") for spec in ("none", own, *alike)]
-    text = render(audit_results(rows), None)
-    assert own not in text
-    assert "the defense &#39;a.py:halved&#39; ends" in text
-    assert all(spec in text for spec in alike)
+    text = render(audit_results([failed_result(defense=spec, error="it ends") for spec in specs]), None)
+    assert all(f"<code>{spec}</code>" in text for spec in specs)
+
+
+def test_a_reason_with_the_words_of_the_page_is_shown_as_it_is(tmp_path):
+    rows = [failed_result(error="SSIM is <not> defined"), cell_result(defense="int8", sample_kind="tokens")]
+    for which in ("target", "recovered"):
+        (tmp_path / f"{which}.json").write_text("[[1, 2], [3, 4]]")
+    text = render(audit_results(rows), lambda cell, which: tmp_path / f"{which}.png")
+    assert "SSIM is &lt;not&gt; defined" in text
+    assert "best share of right tokens" in text
 
 
 def test_every_section_is_shown_and_linked(page, outline):

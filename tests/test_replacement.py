@@ -48,6 +48,36 @@ def test_a_run_that_fails_leaves_the_earlier_files_and_none_of_its_own(error, re
     assert content(results) == EARLIER
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, InputError])
+def test_a_run_that_fails_leaves_no_folder_that_was_made_for_it(error, tmp_path):
+    def run():
+        with replaced_results(tmp_path / "new" / "results", PATTERN) as folder:
+            folder.write("summary.json", b"new")
+            raise error("full")
+
+    with pytest.raises(error):
+        run()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_fails_leaves_a_folder_that_was_empty_before(tmp_path):
+    with pytest.raises(InputError, match="full"), replaced_results(tmp_path, PATTERN):
+        raise InputError("full")
+    assert content(tmp_path) == {}
+
+
+def test_a_folder_that_was_made_stays_where_it_holds_something_else(tmp_path):
+    def run():
+        with replaced_results(tmp_path / "new", PATTERN) as folder:
+            (tmp_path / "new" / "notes.txt").write_text("the user's own")
+            folder.write("summary.json", b"new")
+            raise InputError("full")
+
+    with pytest.raises(InputError, match="full"):
+        run()
+    assert content(tmp_path / "new") == {"notes.txt": "the user's own"}
+
+
 def test_a_block_inside_of_another_belongs_to_it(results):
     def run():
         with replaced_results(results, r"summary\.json") as outer:

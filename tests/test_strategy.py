@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -111,6 +112,7 @@ def test_a_network_that_insists_on_float32_is_attacked_in_its_own_precision_and_
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line.startswith("auto: lbfgs (not least squares: ")
     assert "float64" in first_line
+    assert not re.search(r"\btake\b", first_line)
     with pytest.raises(InputError, match="computes in float64"):
         attack(trained, tmp_path, optimizer="lm")
 
@@ -129,6 +131,23 @@ def test_a_frozen_last_layer_gives_no_labels(batch, tmp_path):
     trained = participant(perceptron_with_a_frozen_last_layer, *batch)
     with pytest.raises(LabelError, match="cannot be read off the gradients"):
         attack(trained, tmp_path, optimizer="lm")
+    strategy = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=2, optimizer="auto"))
+    assert "cannot be read off the gradients" in strategy.fallback
+
+
+def class_for_each_row(feature, label):
+    prediction = paddle.nn.Linear(28, 10)(paddle.reshape(feature, [-1, 28, 28]))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def test_the_line_of_auto_advises_no_attack_and_that_of_another_one_does(batch):
+    labels = np.repeat(batch[1], 28, axis=1)[..., None]
+    trained = participant(class_for_each_row, batch[0], labels)
+    step = trained.shared_step()
+    strategy = choose(step, AttackOptions.from_keywords(batch_size=2, optimizer="auto"))
+    assert strategy.fallback.endswith("only one class for each sample can be read off the gradients")
+    with pytest.raises(LabelError, match="take auto, lbfgs, adam or sgd"):
+        choose(step, AttackOptions.from_keywords(batch_size=2, optimizer="lm"))
 
 
 CHOSEN = {

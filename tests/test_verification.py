@@ -41,7 +41,14 @@ def test_an_objective_that_is_at_hand_is_checked():
     verify(step, build_objective(step, dtype="float64", fixed_label=np.zeros(BATCH, np.int64)))
 
 
-NETWORKS = [("lenet", 1, 28), ("lenet", 3, 32), ("mlp", 1, 28), ("softmax", 3, 32), ("vit", 1, 28), ("vit", 3, 32)]
+NETWORKS = [
+    ("lenet", 1, 28),
+    ("lenet", 3, 32),
+    ("mlp", 1, 28),
+    ("softmax", 3, 32),
+    ("vit", 3, 32),
+    pytest.param("vit", 1, 28, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("name", "channels", "size"), NETWORKS)

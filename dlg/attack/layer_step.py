@@ -16,6 +16,7 @@ from dlg.attack.dummies import DUMMY_LABEL
 from dlg.attack.objective import FEATURES, SHARED
 from dlg.attack.parameters import copy_weights
 from dlg.attack.shared_step import DUMMY_DATA, LABEL, NetworkCall, SharedStep
+from dlg.attack.verification import MOST_AT_POINT, TOLERANCES
 from dlg.errors import InputError, quoted
 from dlg.graph.blocks import Evaluator
 from dlg.graph.differentiation import unchanged_gradients
@@ -32,12 +33,8 @@ _LABEL = "label"
 # What messages say of PaddlePaddle.
 _CANNOT_TRACE = "cannot make a program of this layer and its loss"
 _CANNOT_COMPUTE = "cannot compute this layer and its loss for such a feature and label"
-# How far a gradient of the program may be from the layer's own, relative to its largest element, and besides, relative
-# to the largest element of all gradients. dlg/attack/verification.py has the same in float32.
-_TOLERANCE = 1e-2
-_SMALLEST_TOLERANCE = 1e-4
-# A range of the features beyond plus and minus this is no range that features have.
-_MOST_AT_POINT = 1e3
+# How far a gradient of the program may be from the layer's own.
+_TOLERANCES = TOLERANCES["float32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +299,7 @@ def _refuse_other_gradients(
     for name in {**found, **expected}:
         array = expected.get(name, np.zeros(1))
         difference, size = _largest(found.get(name, 0.0) - array), _largest(array)
-        if difference > _TOLERANCE * size + _SMALLEST_TOLERANCE * largest:
+        if difference > _TOLERANCES.gradient * size + _TOLERANCES.smallest_gradient * largest:
             raise InputError(
                 f"the program that PaddlePaddle makes of the layer has another gradient of {name!r} than the layer:"
                 f" they differ by {difference:.3e}, and the layer's is up to {size:.3e}; look for ops that work in"
@@ -313,7 +310,7 @@ def _refuse_other_gradients(
 def _random_batch(call: NetworkCall, value_range: tuple[float, float] | None) -> tuple[list[np.ndarray], np.ndarray]:
     """Features from their range, and labels."""
     random = random_streams.probe()
-    low, high = np.clip(value_range or (-1.0, 1.0), -_MOST_AT_POINT, _MOST_AT_POINT)
+    low, high = np.clip(value_range or (-1.0, 1.0), -MOST_AT_POINT, MOST_AT_POINT)
     classes = call.prediction.shape[-1]
     features = []
     for data in call.inputs:
@@ -323,7 +320,7 @@ def _random_batch(call: NetworkCall, value_range: tuple[float, float] | None) ->
     return features, _random_array(random, call.label, 0, 1, classes)
 
 
-def _random_array(random: np.random.Generator, like: Value, low: float, high: float, classes: int = 1) -> np.ndarray:
+def _random_array(random: np.random.Generator, like: Value, low: float, high: float, classes: int) -> np.ndarray:
     """Numbers from the range; for integers, from those below `classes`."""
     numbers = random.uniform(low, high, like.shape) if is_real(like) else random.integers(0, classes, like.shape)
     return numbers.astype(numpy_dtype(like))

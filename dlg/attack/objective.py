@@ -74,9 +74,10 @@ CANNOT_BUILD = "cannot build the attack's program for this network"
 CANNOT_RUN = "cannot run the attack's program for this network"
 # What messages say of a network that insists on float32.
 _NEEDS_FLOAT64 = (
-    "this attack computes in float64, and the network cannot: let no cast in it insist on float32 (cast to"
-    " feature.dtype instead), or take sgd, adam or lbfgs"
+    "this attack computes in float64, and the network cannot, as where a cast insists on float32 and not on"
+    " feature.dtype"
 )
+_IN_FLOAT32 = "mend the cast, or take sgd, adam or lbfgs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,16 +246,18 @@ class Objective:
         """Whether an answer with this loss explains the shared gradients, as far as float32's rounding can tell."""
         return loss <= self.explained
 
+    def dummy_gradients_at(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """∇W' at a dummy batch, in the order of `dummy_gradients`."""
+        return [np.asarray(gradient) for gradient in self.evaluate(values, list(self.dummy_gradients.values()))]
+
     def gradient_matching_loss_at(self, values: Sequence[np.ndarray]) -> float:
         """The l2 distance of all gradients at a dummy batch, without what the loss may hold besides."""
-        dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
         batch_size: int = self.label_probability.shape[0]
-        ours = [np.asarray(gradient) for gradient in dummy_gradients]
-        return float(gradient_matching_loss(ours, self.shared_gradients, batch_size))
+        return float(gradient_matching_loss(self.dummy_gradients_at(values), self.shared_gradients, batch_size))
 
     def gradient_scale_at(self, values: Sequence[np.ndarray]) -> float:
         """The factor s for which the shared gradients are nearest to s ∇W', all parameters together."""
-        dummy_gradients = self.evaluate(values, list(self.dummy_gradients.values()))
+        dummy_gradients = self.dummy_gradients_at(values)
         pairs = zip(dummy_gradients, self.shared_gradients)
         product = sum(float(np.sum(ours * theirs, dtype=np.float64)) for ours, theirs in pairs)
         square = sum(float(np.sum(ours * ours, dtype=np.float64)) for ours in dummy_gradients)
@@ -528,12 +531,12 @@ def build_precise_objective(step: SharedStep, **options: Any) -> Objective:
     try:
         objective = build_objective(step, dtype="float64", **options)
     except PrecisionError as error:
-        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
+        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})", _IN_FLOAT32) from error
     try:
         # PaddlePaddle notices mixed types only when the program runs.
         objective.evaluate([np.zeros(dummy.shape) for dummy in objective.dummies], [objective.loss])
     except ProgramError as error:
-        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})") from error
+        raise PrecisionError(f"{_NEEDS_FLOAT64} ({error})", _IN_FLOAT32) from error
     return objective
 
 
@@ -663,7 +666,7 @@ def with_typical_sizes(objective: Objective, step: SharedStep, value_range: tupl
     """
     low, high = value_range or (0.0, 1.0)
     data = random_streams.probe().uniform(low, high, objective.dummies[0].shape)
-    gradients = objective.evaluate([data], list(objective.dummy_gradients.values()))
+    gradients = objective.dummy_gradients_at([data])
     sizes = [float(np.sqrt(np.mean(np.square(gradient)))) or 1.0 for gradient in gradients]
     shared = [size * signs for size, signs in zip(sizes, objective.shared_gradients)]
     fed: dict[str, np.ndarray] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 
 from dlg.attack.losses import gradient_matching_loss
-from dlg.attack.objective import SHARED, Objective
+from dlg.attack.objective import Objective
 from dlg.graph.values import Value
 from dlg.shared_update import SharedUpdate
 
@@ -51,17 +51,15 @@ class SimulatedSteps(Objective):
     ) -> list[np.ndarray]:
         """See `Objective.evaluate`; the shared gradients are always those of the update."""
         gradients = self._mean_gradients(values[0])
-        shared = [self.constants[f"{SHARED}{index}"] for index in range(len(gradients))]
         labels = np.eye(self.label_probability.shape[1])[self.labels]
-        loss = gradient_matching_loss(gradients, shared, len(self.labels))
+        loss = gradient_matching_loss(gradients, self.shared_gradients, len(self.labels))
         known = [*self.dummy_gradients.values(), self.label_probability, self.loss]
         computed = [*gradients, labels, np.asarray(loss)]
         return [computed[_index_of(value, known)] for value in fetched]
 
     def _mean_gradients(self, data: np.ndarray) -> list[np.ndarray]:
         def gradients_of(samples: slice) -> list[np.ndarray]:
-            step = self.one_step.with_labels(self.labels[samples])
-            return step.evaluate([data[samples]], list(self.dummy_gradients.values()))
+            return self.one_step.with_labels(self.labels[samples]).dummy_gradients_at([data[samples]])
 
         parameters = [self.scope.find_var(name).get_tensor() for name in self.dummy_gradients]
         return simulated_in_place(self.rule, parameters, self.executor.place, gradients_of, len(self.labels))

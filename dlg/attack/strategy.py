@@ -34,7 +34,7 @@ from dlg.defense_knowledge import NOTHING
 from dlg.errors import LabelError, PrecisionError
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import Operation, is_real, ops_behind
-from dlg.options import AUTO, AttackOptions
+from dlg.options import AUTO, INFER, OPTIMIZE, AttackOptions
 from dlg.results.pictures import picture_shape
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ _CHOICES = """
     max_pool2d_with_index fractional_max_pool2d maximum minimum fmax fmin max min amax amin median nanmedian argsort
     topk kthvalue mode cummax cummin
 """
+# The stage in which PaddlePaddle differentiates the network twice.
+_BUILDING = "building the attack's program"
 _KINKS = {f"pd_op.{name}" for name in (_KINKED_ACTIVATIONS + _CHOICES).split()}
 
 
@@ -128,6 +130,8 @@ class _InferredLabels:
 def choose(step: SharedStep, options: AttackOptions) -> Strategy:
     """Build the attack that the options ask for; its derivatives are verified.
 
+    What takes long is a stage, see `dlg.attack.stages`.
+
     Parameters
     ----------
     step : SharedStep
@@ -146,6 +150,7 @@ def choose(step: SharedStep, options: AttackOptions) -> Strategy:
     SecondDerivativeError
         See `dlg.attack.verification.verify`.
     """
+    begin_stage(_BUILDING)
     if options.optimizer == AUTO:
         return _strongest(step, options)
     entry = OPTIMIZERS[options.optimizer]
@@ -190,9 +195,9 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
         try:
             return _from_leakage(LM_ENTRY, step, options, leakage, descends=is_small)
         except (LabelError, PrecisionError) as error:
-            reason = str(error)
+            reason = error.reason
     if is_small:
-        strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels="optimize"))
+        strategy = _from_random_start(LBFGS_ENTRY, step, dataclasses.replace(options, labels=OPTIMIZE))
     else:
         strategy = _for_deep_networks(step, options, leakage)
     findings = [] if leakage is None else leakage.findings
@@ -207,7 +212,7 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
         chosen = dataclasses.replace(
             options,
             learning_rate=ADAM_ENTRY.default_step,
-            labels="optimize",
+            labels=OPTIMIZE,
             loss="cosine",
             tv=_PRIOR_WEIGHT if _has_pictures(step) else 0.0,
         )
@@ -222,6 +227,7 @@ def _for_deep_networks(step: SharedStep, options: AttackOptions, leakage: Leakag
 
 def _descent_objective(step: SharedStep, labels: np.ndarray, features: np.ndarray | None) -> Objective:
     """The cosine distance, with total variation for pictures and the last layer's features where they are known."""
+    begin_stage(_BUILDING)
     objective = build_objective(
         step,
         fixed_label=labels,
@@ -282,7 +288,7 @@ def _from_random_start(entry: OptimizerEntry, step: SharedStep, options: AttackO
     """An optimiser on dummy data and, where they can be optimised, dummy labels."""
     labels: np.ndarray | None = None
     notes: list[str] = []
-    if options.labels == "infer":
+    if options.labels == INFER:
         inferred = _inferred_labels(step, _leakage(step, options))
         labels, notes = inferred.labels, [inferred.note]
         objective = _objective(entry, step, options, labels)
@@ -308,10 +314,12 @@ def _verify_once(
     begin_stage("verifying the derivatives")
     key = "verified", objective is None, labels is None, step.knowledge.bounds is None, options.range
     step.preparations.once(key, lambda: verify(step, objective, fixed_label=labels, value_range=options.range))
+    begin_stage("building the programs of the search")
 
 
 def _objective(entry: OptimizerEntry, step: SharedStep, options: AttackOptions, labels: np.ndarray | None) -> Objective:
     """The objective in the precision that the optimiser asks for."""
+    begin_stage(_BUILDING)
     if entry.precision is not Precision.NETWORK:
         try:
             return build_precise_objective(step, fixed_label=labels, distance=options.loss, tv=options.tv)
@@ -331,6 +339,7 @@ def _from_leakage(
     if leakage is not None and leakage.inputs is not None and isinstance(leakage.objective, SimulatedSteps):
         return _known_batch(step, options, leakage, leakage.objective, leakage.inputs)
     inferred = _inferred_labels(step, leakage)
+    begin_stage(_BUILDING)
     objective = build_precise_objective(step, fixed_label=inferred.labels) if leakage is None else leakage.objective
     _verify_once(step, objective, inferred.labels, options)
     if step.knowledge.has_signs_only:

@@ -21,7 +21,7 @@ from dlg.attack.optimizers import DummyBatch
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.stages import begin_stage
 from dlg.attack.strategy import Strategy
-from dlg.attack.verdict import EXPLAINED, FAILED, MATCHED, UNDETERMINED, Verdict, failure_reason
+from dlg.attack.verdict import EXPLAINED, FAILED, MATCHED, UNDETERMINED, Verdict, failure_advice, failure_reason
 from dlg.attack.verification import UnchangedNetwork
 from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.label_readers import LabelKind
@@ -155,8 +155,9 @@ def judge_tokens(
     mismatch = check.mismatch(tokens)
     known = _known(tokens_present(step, strategy.objective), strategy.objective)
     if not mismatch <= MATCHED:
-        why = failure_reason(mismatch, options, ended, known="nothing else is known")
-        return Verdict(FAILED, "; ".join([known, *strategy.findings, why]), mismatch)
+        why = failure_reason(mismatch, ended, known="nothing else is known")
+        reason = "; ".join([known, *strategy.findings, why])
+        return Verdict(FAILED, reason, mismatch, advice=failure_advice(options))
     match = (
         "the unchanged network's gradients at the recovered tokens, the tables' included, match the shared ones to"
         f" {mismatch:.0e} of their size"

@@ -72,9 +72,6 @@ _INPUTS_ALONE = (
     "the first fully connected layer's gradients are those of one sample, to float32's rounding, and the recovered one"
     " is what that layer read; what follows the layer, or the label, does not explain the others"
 )
-# What leads from the reason of a failure to what to check.
-_LEADS_TO_CHECKS = "; check: "
-
 # What is said of an attack that ended before it had arrived.
 _EARLY_ENDS = {
     "iterations": ", after all its iterations",
@@ -107,6 +104,8 @@ class Verdict:
         None where it was not estimated.
     gradient_scale : float
         The factor on the shared gradients at which they match.
+    advice : str
+        What to check where the attack has failed; empty otherwise.
     """
 
     kind: str
@@ -114,6 +113,12 @@ class Verdict:
     mismatch: float
     rank: int | None = None
     gradient_scale: float = 1.0
+    advice: str = ""
+
+    @property
+    def line(self) -> str:
+        """All that is printed of it."""
+        return f"{self.kind}: {self.reason}" + (f"; check: {self.advice}" if self.advice else "")
 
 
 def judge(
@@ -165,7 +170,7 @@ def judge(
     strategy = dataclasses.replace(strategy, gradient_scale=scale)
     verdict = _verdict(step, strategy, judged, answer, options, ended, may_polish, width)
     if verdict.kind == FAILED and strategy.inputs_alone:
-        why = failure_reason(verdict.mismatch, options, ended, known="nothing else is known")
+        why = failure_reason(verdict.mismatch, ended, known="nothing else is known")
         verdict = dataclasses.replace(verdict, kind=UNDETERMINED, reason=f"{_INPUTS_ALONE}; {why}")
     if verdict.kind == EXPLAINED and judged.drops_units:
         reason = f"{verdict.reason}; what matches may be what dropout left of the batch, at random, and not the batch"
@@ -493,20 +498,20 @@ def _mixed(mismatch: float) -> Verdict:
 
 
 def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
-    return Verdict(FAILED, failure_reason(mismatch, options, ended), mismatch)
+    return Verdict(FAILED, failure_reason(mismatch, ended), mismatch, advice=failure_advice(options))
 
 
-def failure_reason(mismatch: float, options: AttackOptions, ended: str, known: str = "nothing is known") -> str:
-    """Why an attack has failed whose gradients mismatch by so much, what is `known` then, and what to check."""
+def failure_reason(mismatch: float, ended: str, known: str = "nothing is known") -> str:
+    """Why an attack has failed whose gradients mismatch by so much, and what is `known` then."""
     early = _EARLY_ENDS.get(ended, "")
-    stronger = "" if options.optimizer == AUTO else f"; or take --optimizer {AUTO}"
     match = f"the gradients match to {mismatch:.2g} of their size only{early}"
     meaning = f"so {known} about what leaks, which does not mean that the gradients are safe"
     if mismatch <= _NEARLY_MATCHED:
         meaning += "; the answer may be near all the same, as where a single unit is on the wrong side of a kink"
-    return f"{match}, {meaning}{_LEADS_TO_CHECKS}{'; '.join(_CHECKS)}{stronger}"
+    return f"{match}, {meaning}"
 
 
-def without_checks(reason: str) -> str:
-    """A reason without what to check: an audit has trained the step itself."""
-    return reason.partition(_LEADS_TO_CHECKS)[0]
+def failure_advice(options: AttackOptions) -> str:
+    """What to check where an attack with these options has failed."""
+    stronger = [] if options.optimizer == AUTO else [f"or take --optimizer {AUTO}"]
+    return "; ".join([*_CHECKS, *stronger])

@@ -74,7 +74,7 @@ class _Tolerances:
     steps: tuple[float, ...]
 
 
-_TOLERANCES = {
+TOLERANCES = {
     "float64": _Tolerances(
         gradient=1e-5,
         smallest_gradient=1e-9,
@@ -104,7 +104,7 @@ _MOST_ROUNDING = 1e-3
 _MOST_POINTS = 6
 # A range of the features beyond plus and minus this is no range that features have: the point stays within, for larger
 # ones saturate every network.
-_MOST_AT_POINT = 1e3
+MOST_AT_POINT = 1e3
 
 
 def verify(
@@ -140,7 +140,7 @@ def verify(
         to suspect; where the network is random, or not defined at the point; or
         where PaddlePaddle cannot build or run the attack's program.
     """
-    for dtype in _TOLERANCES:
+    for dtype in TOLERANCES:
         try:
             checked = objective or build_objective(step, fixed_label=fixed_label, dtype=dtype)
             _verify(step, checked, dtype, value_range)
@@ -249,7 +249,7 @@ class _Check:
     def __init__(self, objective: Objective, dtype: str, value_range: tuple[float, float] | None) -> None:
         self._objective = objective
         self._dtype = dtype
-        self._tolerances = _TOLERANCES[dtype]
+        self._tolerances = TOLERANCES[dtype]
         self._random = random_streams.probe()
         # A stream of its own, so that the point does not depend on it.
         self._rounding = random_streams.probe()
@@ -284,7 +284,7 @@ class _Check:
         objective, dtype = self._objective, self._dtype
         point = [self._random.standard_normal(dummy.shape).astype(dtype) for dummy in objective.dummies]
         if self._range is not None:
-            low, high = np.clip(self._range, -_MOST_AT_POINT, _MOST_AT_POINT)
+            low, high = np.clip(self._range, -MOST_AT_POINT, MOST_AT_POINT)
             point[0] = self._random.uniform(low, high, point[0].shape).astype(dtype)
         if len(point) > 1 and objective.label_kind is LabelKind.VALUE:
             # A label may be one of which a root or a logarithm is taken.

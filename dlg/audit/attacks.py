@@ -207,9 +207,11 @@ def answers(
             restarts=1 if is_defended else None,
             # Without a defence, cosine is run only where auto cannot be.
             time_limit=_share_of_time(time_limit, started, max(len(names) - index - (not is_defended), 1)),
-            knows=defense if attack.knows else NO_DEFENSE,
             **attack.options,
         )
+        if attack.knows:
+            # Unchecked: a defence of one's own is spelt as from the folder where the audit was started.
+            options = dataclasses.replace(options, knows=defense)
         attacked = step if attack.knows else dataclasses.replace(step, knowledge=NOTHING)
         try:
             found.append(answer_of(name, attacked, options, widths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from dlg.attack.objective import build_precise_objective
 from dlg.audit.samples import Batch, SampleKind
 from dlg.audit.subject import Trained
 from dlg.defense_knowledge import NOTHING
-from dlg.defenses import Defense
+from dlg.defenses import Defense, parse
+from dlg.errors import InputError
 from dlg.options import AttackOptions
 from dlg.results.pages import picture_uri
 
@@ -24,15 +26,28 @@ DARKEST_DECIBELS = 60.0
 
 
 def bound_of(trained: Trained, batch: Batch, defense: Defense) -> Bound | None:
-    """The bound at a batch. None for other defences, for samples that are no pictures, and for large batches."""
-    is_noisy = defense.kind in (_GAUSSIAN, _CLIPPED)
-    if not is_noisy or batch.kind is not SampleKind.PICTURE or batch.features.size > MOST_NUMBERS:
+    """The bound at a batch. None where `has_bound` says so."""
+    if not has_bound(defense, batch.kind, batch.features.size):
         return None
     objective = build_precise_objective(trained.step_of(trained.gradients, NOTHING), fixed_label=batch.labels[:, 0])
     norm = defense.numbers[0] if defense.kind == _CLIPPED else None
     noise = math.prod(defense.numbers)
     known_range = AttackOptions(feature_range=batch.feature_range).range
     return cramer_rao_bound(objective, batch.features, noise, clipping_norm=norm, value_range=known_range)
+
+
+def has_bound(defense: Defense, kind: SampleKind, size: int) -> bool:
+    """Whether a batch of so many numbers has a bound: pictures under Gaussian noise have, and not too many of them."""
+    return defense.kind in (_GAUSSIAN, _CLIPPED) and kind is SampleKind.PICTURE and size <= MOST_NUMBERS
+
+
+def refuse_needless_bound(specs: Sequence[str], kind: SampleKind, sizes: Sequence[int]) -> None:
+    """Raise InputError where no defence and no size of a batch, in numbers, has a bound."""
+    if not any(has_bound(parse(spec), kind, size) for spec in specs for size in sizes):
+        raise InputError(
+            f"--bound: no cell of this grid has a bound, as pictures under {_GAUSSIAN} or {_CLIPPED} have in batches of"
+            f" at most {MOST_NUMBERS} numbers; leave --bound away, or take such a cell"
+        )
 
 
 def shade(bound: Bound) -> np.ndarray:

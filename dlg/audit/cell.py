@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import Preparations, SharedStep
-from dlg.attack.verdict import UNDETERMINED, without_checks
+from dlg.attack.verdict import UNDETERMINED
 from dlg.audit.attacks import Answer, answers, believed
 from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
@@ -91,6 +91,7 @@ def run_cell(
     subject: Subject | None = None,
     with_bound: bool = False,
     compare: bool = False,
+    defense: defenses.Defense | None = None,
 ) -> Outcome:
     """Train one step, defend its gradients, attack them, and say how close the attacks came.
 
@@ -119,6 +120,8 @@ def run_cell(
         Whether to compute the bound where noise is Gaussian; see `dlg.audit.bound`.
     compare : bool
         Whether the attacks of `dlg.audit.attacks.COMPARED` are run too.
+    defense : dlg.defenses.Defense, optional
+        The cell's defence. By default the one of that spelling from here.
 
     Returns
     -------
@@ -130,7 +133,9 @@ def run_cell(
     try:
         with _ONE_CELL_AT_A_TIME, _own_surroundings():
             known = subject or Subject(cell.network)
-            scores, recovered, bound = _attack_cell(cell, batch, iterations, time_limit, known, with_bound, compare)
+            changed = defense or defenses.parse(cell.defense)
+            limits = iterations, time_limit
+            scores, recovered, bound = _attack_cell(cell, batch, *limits, known, changed, with_bound, compare)
     except Exception as error:
         # Every exception is caught, because the rows of the other cells are worth having.
         return Outcome(CellResult(cell, None, time.perf_counter() - started, one_line(error)))
@@ -168,11 +173,11 @@ def _attack_cell(
     iterations: int,
     time_limit: float | None,
     subject: Subject,
+    defense: defenses.Defense,
     with_bound: bool,
     compare: bool,
 ) -> tuple[Scores, np.ndarray, np.ndarray | None]:
     """The scores of a cell, its reconstruction in the order of the batch, as it is shown, and its bound in shades."""
-    defense = defenses.parse(cell.defense)
     prepared = _prepared(subject, batch)
     with subject.trained_on(batch, cell.seed, prepared.for_another_step()) as trained:
         shared = defense(trained.gradients, random_streams.defense_noise(cell.seed))
@@ -226,7 +231,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "strategy": best.strategy.name,
         "ended": best.ended,
         "verdict": verdict.kind,
-        "reason": without_checks(verdict.reason),
+        "reason": verdict.reason,
         "mismatch": finite_or_none(verdict.mismatch),
         "rank": None if verdict.rank is None else int(verdict.rank),
         "size": batch.features.size,

@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -73,14 +73,11 @@ class Point:
     leak : float
         The mean PSNR of the attack that came closest, in dB, up to
         `MOST_DECIBELS`.
-    name : str
-        What the figure calls the defence.
     """
 
     finding: Finding
     price: float
     leak: float
-    name: str
 
     @property
     def is_known(self) -> bool:
@@ -102,15 +99,10 @@ class Tradeoff:
     words: str
 
 
-def points_of(found: Iterable[Finding], names: Mapping[str, str] | None = None) -> list[Point]:
-    """A point for each defence of a network whose price and leak are numbers; `names` has other names of defences."""
+def points_of(found: Iterable[Finding]) -> list[Point]:
+    """A point for each defence of a network whose price and leak are numbers."""
     return [
-        Point(
-            finding,
-            finding.relative_error,
-            min(finding.oracle_mean_psnr, MOST_DECIBELS),
-            (names or {}).get(finding.defense, finding.defense),
-        )
+        Point(finding, finding.relative_error, min(finding.oracle_mean_psnr, MOST_DECIBELS))
         for finding in found
         if finding.relative_error is not None and finding.oracle_mean_psnr is not None
     ]
@@ -123,9 +115,9 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return sorted(best, key=lambda point: (point.price, point.leak))
 
 
-def tradeoff(found: Iterable[Finding], names: Mapping[str, str] | None = None) -> Tradeoff | None:
+def tradeoff(found: Iterable[Finding]) -> Tradeoff | None:
     """The figure of a network from all of its findings. None where it would have no two points, or no defence."""
-    points = points_of(found, names)
+    points = points_of(found)
     if len(points) < LEAST_POINTS or not any(point.price > 0 for point in points):
         return None
     best = frontier(points)
@@ -213,7 +205,7 @@ def _label_points(
     taken += _boxes_of_steps([place[point.finding.defense] for point in best])
     for point in [*best, *(point for point in points if point not in best)]:
         spec = point.finding.defense
-        width, height = _LETTER * _FONT_SIZE * len(point.name), _LINE * _FONT_SIZE
+        width, height = _LETTER * _FONT_SIZE * len(point.finding.defense), _LINE * _FONT_SIZE
         x, y = place[spec]
         for dx, dy in ((6, 2), (7, -height / 2), (-7 - width, -height / 2), (-6 - width, -2 - height),
                        (6, -2 - height), (-6 - width, 2), (-width / 2, 6), (-width / 2, -6 - height)):  # fmt: skip
@@ -221,7 +213,11 @@ def _label_points(
             if _is_within(box, bounds) and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 axes.annotate(
-                    point.name, at[spec], (dx, dy + 0.25 * height), textcoords="offset points", fontsize=_FONT_SIZE
+                    point.finding.defense,
+                    at[spec],
+                    (dx, dy + 0.25 * height),
+                    textcoords="offset points",
+                    fontsize=_FONT_SIZE,
                 )
                 break
 
@@ -244,7 +240,8 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _in_words(points: Sequence[Point], best: Sequence[Point]) -> str:
     described = [
-        f"{point.name}: {point.leak:.0f} dB at {point.price:.2g}, {LEAKS[point.finding.leak.kind]}" for point in points
+        f"{point.finding.defense}: {point.leak:.0f} dB at {point.price:.2g}, {LEAKS[point.finding.leak.kind]}"
+        for point in points
     ]
-    names = ", ".join(point.name for point in best) or "none"
+    names = ", ".join(point.finding.defense for point in best) or "none"
     return f"Mean PSNR against the relative error of the gradient. {'; '.join(described)}. On the frontier: {names}."

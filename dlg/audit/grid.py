@@ -40,7 +40,7 @@ class Cell:
     @property
     def key(self) -> str:
         """A name for the cell that may be part of a file's name."""
-        # A defence of one's own has a path in its spelling.
+        # A defence of one's own may have folders in its spelling.
         defense = quote(self.defense.replace(":", "_"), safe="+")
         return f"{self.network}-b{self.batch_size}-{defense}-s{self.seed}"
 

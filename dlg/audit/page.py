@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from dlg import defenses
 from dlg.audit.bound import DARKEST_DECIBELS, as_data_uri
@@ -88,16 +88,9 @@ class Report:
         return kinds[0] if kinds else SampleKind.PICTURE.value
 
     @property
-    def plain_words(self) -> dict[str, str]:
-        """What to say in the place of other words, in reasons and errors too."""
-        words = self.shown_defenses
-        return words | ({"SSIM": SIMILARITIES[self.sample_kind]} if self.sample_kind in SIMILARITIES else {})
-
-    @property
-    def shown_defenses(self) -> dict[str, str]:
-        """What the page calls each defence: one's own by its file and name, by its folder too where two are alike."""
-        short = {spec: Path(spec).name for spec in self.defenses}
-        return {spec: name if list(short.values()).count(name) == 1 else spec for spec, name in short.items()}
+    def similarity(self) -> str:
+        """What says how alike two samples are, beside the PSNR."""
+        return SIMILARITIES.get(self.sample_kind, "SSIM")
 
     def of_network(self, network: str) -> list[Finding]:
         """The findings of one network."""
@@ -122,7 +115,7 @@ def _paper(report: Report) -> dict[str, Any] | None:
 
 
 def _figures(report: Report) -> dict[str, Any] | None:
-    figures = {name: tradeoff(report.of_network(name), report.shown_defenses) for name in report.networks}
+    figures = {name: tradeoff(report.of_network(name)) for name in report.networks}
     drawn = [{"name": name, "figure": figure} for name, figure in figures.items() if figure is not None]
     return {"networks": drawn, "most_decibels": MOST_DECIBELS, **_LEVELS} if drawn else None
 
@@ -240,9 +233,6 @@ class Section:
     context: Callable[[Report], dict[str, Any] | None]
 
 
-# The one section in which the whole path of a file matters.
-_REPEAT = Section("repeat", "How to repeat it", "repeat.html", _repeat)
-
 # In the order of the page.
 SECTIONS = (
     Section("verdict", "What leaked", "verdict.html", _verdict),
@@ -255,7 +245,7 @@ SECTIONS = (
     Section("bound", "What any unbiased attack could know", "bound.html", _bound),
     Section("reading", "How to read this", "reading.html", _reading),
     Section("rows", "All cells", "rows.html", _rows),
-    _REPEAT,
+    Section("repeat", "How to repeat it", "repeat.html", _repeat),
 )
 
 
@@ -276,16 +266,14 @@ def render(results: AuditResults, picture: PictureOf) -> str:
     report = Report(results, tuple(findings(results.rows)), picture)
     environment = _environment()
     environment.globals["picture"], environment.globals["pictures"] = report.nouns
+    environment.globals["similarity"] = report.similarity
     shown = []
     for section in SECTIONS:
         context = section.context(report)
         if context is not None:
-            body = environment.get_template(section.template).render(context)
-            if section is not _REPEAT:
-                for word, plain in report.plain_words.items():
-                    body = body.replace(escape(word), escape(plain))
             # The template has escaped its variables.
-            shown.append({"id": section.id, "title": section.title, "body": Markup(body)})
+            body = Markup(environment.get_template(section.template).render(context))
+            shown.append({"id": section.id, "title": section.title, "body": body})
     return environment.get_template("report.html").render(report=report, sections=shown)
 
 
@@ -295,6 +283,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["decibels"] = _decibels
     environment.filters["ground"] = _ground
     environment.filters["rate"] = _rate
+    environment.filters["decided_by"] = _decided_by
     environment.globals["leaks"] = LEAKS
     return environment
 
@@ -317,12 +306,19 @@ def _decibels(psnr: float, unit: str = "") -> Markup:
     return Markup("equal") if math.isinf(psnr) else _number(psnr, ".1f") + unit
 
 
-def _ground(leak: Leak, best_psnr: float | None, best_ssim: float | None) -> Markup:
+@jinja2.pass_context
+def _decided_by(context: jinja2.runtime.Context, leak: Leak) -> str:
+    """What decided what leaked, in the words of the page."""
+    return leak.decided_by.replace("SSIM", context["similarity"])
+
+
+@jinja2.pass_context
+def _ground(context: jinja2.runtime.Context, leak: Leak, best_psnr: float | None, best_ssim: float | None) -> Markup:
     """What decided what leaked, with its number; nothing where no number did."""
     if leak.decided_by.startswith("oracle's"):
         return Markup("by the oracle’s choice of the attack")
     if leak.decided_by == "SSIM":
-        return Markup("SSIM {}").format(_number(best_ssim, ".2f"))
+        return Markup("{} {}").format(context["similarity"], _number(best_ssim, ".2f"))
     if best_psnr is None:
         return Markup("")
     if math.isinf(best_psnr):

@@ -12,7 +12,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlg import defenses
 from dlg.audit import PROGRAM, page
+from dlg.audit.bound import refuse_needless_bound
 from dlg.audit.cell import DELTA, check_training, run_cell
 from dlg.audit.cell_result import CellResult, Outcome, Scores
 from dlg.audit.findings import LEAKS, leak_of
@@ -71,6 +73,9 @@ def audit(args: argparse.Namespace) -> int:
     # Refuses batches that the samples do not fill, and networks that cannot be loaded or trained on them, before
     # anything is written.
     samples.batch(max(args.batch_sizes), seed=0)
+    if args.bound:
+        size_of_sample = samples.features[0].size
+        refuse_needless_bound(args.defenses, samples.kind, [size * size_of_sample for size in args.batch_sizes])
     for subject in subjects.values():
         subject.check()
         check_training(subject, samples, max(args.batch_sizes))
@@ -129,7 +134,8 @@ def _collect(
 
     def arguments(cell: Cell) -> tuple[Any, ...]:
         batch = samples.batch(cell.batch_size, cell.seed)
-        return batch, args.iterations, args.time_limit, subjects[cell.network], args.bound, args.compare
+        known = subjects[cell.network], args.bound, args.compare, defenses.parse(cell.defense)
+        return batch, args.iterations, args.time_limit, *known
 
     try:
         rows.collect(workers.outcomes(rows.missing, run_cell, arguments), ctrl_c)
@@ -223,8 +229,7 @@ class Rows:
 def in_one_line(result: CellResult) -> str:
     """What came of a cell, for the terminal."""
     cell, scores = result.cell, result.scores
-    # Of a defence of one's own, the file and the name: its folder would fill the line.
-    name = f"{cell.network}, batch {cell.batch_size}, {Path(cell.defense).name}, seed {cell.seed}"
+    name = f"{cell.network}, batch {cell.batch_size}, {cell.defense}, seed {cell.seed}"
     if scores is None:
         return f"{name}: could not be run: {result.error}"
     best = f"best {scores.best_psnr:.1f} dB" if math.isfinite(scores.best_psnr) else "equal"

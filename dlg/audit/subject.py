@@ -41,15 +41,19 @@ class Subject:
     name : str
         What rows call it: a key of `NETWORKS`, or a name in `file`.
     file : str or None
-        The file of Python that has the network. None for the project's own.
+        The file of Python that has the network, as it was typed. None for the
+        project's own.
     weights : str or None
-        The path of a file that `paddle.save` made of its weights. None where
-        each seed draws its own, or a layer has them.
+        The path of a file that `paddle.save` made of its weights, as it was typed.
+        None where each seed draws its own, or a layer has them.
+    folder : str
+        Where both paths start, for another process may run in another folder.
     """
 
     name: str
     file: str | None = None
     weights: str | None = None
+    folder: str = ""
 
     @classmethod
     def parse(cls, spec: str, weights: str | None = None) -> Subject:
@@ -60,8 +64,9 @@ class Subject:
         ValueError
             Where there is no such network, or no such file.
         """
+        folder = os.getcwd()
         if spec in NETWORKS:
-            return cls(spec, None, weights)
+            return cls(spec, None, weights, folder)
         file, _, name = spec.rpartition(":")
         if not file.endswith(".py") or not name.isidentifier():
             raise ValueError(
@@ -72,7 +77,7 @@ class Subject:
             raise ValueError(f"{quoted(spec)}: there is no file {quoted(file)}; give the path of one that is there")
         if name in NETWORKS:
             raise ValueError(f"{quoted(spec)}: {name!r} is a network of the project; give yours another name")
-        return cls(name, os.path.abspath(file), weights)
+        return cls(name, os.path.normpath(file), weights, folder)
 
     @property
     def fingerprint(self) -> str | None:
@@ -82,7 +87,7 @@ class Subject:
             return None
         digest = hashlib.sha256()
         for file in files:
-            digest.update(Path(file).read_bytes())
+            digest.update(Path(self.folder, file).read_bytes())
         return digest.hexdigest()
 
     @property
@@ -95,10 +100,11 @@ class Subject:
         with dynamic_mode():
             self._load()
         if self.weights is not None:
-            _state_in(self.weights)
+            _weights_in(self.weights, self.folder)
 
     def _load(self) -> Any:
-        found = NETWORKS.get(self.name) if self.file is None else getattr(_module(self.file), self.name, None)
+        where = NETWORKS if self.file is None else vars(_module(self.file, self.folder))
+        found = where.get(self.name)
         if not callable(found):
             is_there = "is not" if found is None else f"is {quoted(found)}"
             raise InputError(
@@ -130,11 +136,14 @@ class Subject:
                 paddle.seed(seed)
                 found = found()
             if isinstance(found, paddle.nn.Layer) and self.weights is not None:
-                _set_state(found, self.weights)
+                own = _weights_in(self.weights, self.folder)
+                own.refuse_others({name: tuple(each.shape) for name, each in found.state_dict().items()})
+                found.set_state_dict(dict(own.arrays))
         if isinstance(found, paddle.nn.Layer):
             yield from _layer_trained_on(found, batch, preparations)
         else:
-            yield _function_trained_on(found, batch, seed, self.weights, preparations)
+            weights = None if self.weights is None else _weights_in(self.weights, self.folder)
+            yield _function_trained_on(found, batch, seed, weights, preparations)
 
 
 def subjects_of(specs: Sequence[str], weights: str | None) -> dict[str, Subject]:
@@ -181,7 +190,7 @@ class Trained:
 
 
 def _function_trained_on(
-    network: Network, batch: Batch, seed: int, weights: str | None, preparations: Preparations | None
+    network: Network, batch: Batch, seed: int, weights: _Weights | None, preparations: Preparations | None
 ) -> Trained:
     # PaddlePaddle calls Python while it adds ops to a program, and executors add some too, to fetch values. A
     # KeyboardInterrupt in there is a segmentation fault, which ended 1 in 100 interrupted audits.
@@ -240,9 +249,9 @@ def _mean_squared_error(prediction: Any, label: Any) -> Any:
 
 
 @functools.cache
-def _module(file: str) -> Any:
+def _module(file: str, folder: str) -> Any:
     """A file of Python as a module, in the mode of PaddlePaddle that is current."""
-    path = Path(file)
+    path = Path(os.path.abspath(os.path.join(folder, file)))
     spec = importlib.util.spec_from_file_location(f"audited_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{quoted(file)}: Python cannot import this file")
@@ -260,33 +269,46 @@ def _module(file: str) -> Any:
     return module
 
 
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """A file of weights.
+
+    Attributes
+    ----------
+    file : str
+        Its path, as it was typed.
+    arrays : mapping of str to ndarray
+        What it holds, by name.
+    """
+
+    file: str
+    arrays: Mapping[str, np.ndarray]
+
+    def refuse_others(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise InputError where an array of one of these names is missing, or has another shape."""
+        for name, shape in shapes.items():
+            found = self.arrays.get(name)
+            if found is None or found.shape != shape:
+                is_there = f"missing (it has {', '.join(self.arrays)})" if found is None else f"shaped {found.shape}"
+                raise InputError(f"--weights {quoted(self.file)}: {name!r} is {is_there}, expected {shape}")
+
+
 @functools.cache
-def _state_in(weights: str) -> Mapping[str, np.ndarray]:
-    """The arrays of a file of weights, by name. The file is not trusted."""
+def _weights_in(file: str, folder: str) -> _Weights:
+    """The weights in a file. It is not trusted."""
+    # From here, so that an error shows what was typed.
+    path = file if os.path.isabs(file) else os.path.relpath(os.path.join(folder, file))
     try:
-        return {name: value for name, value in load_weights(weights).items() if isinstance(value, np.ndarray)}
+        found = load_weights(path)
     except InputError as error:
         raise InputError(f"--weights: {error}") from None
+    return _Weights(file, {name: value for name, value in found.items() if isinstance(value, np.ndarray)})
 
 
-def _set_state(layer: paddle.nn.Layer, weights: str) -> None:
-    state = _state_in(weights)
-    _refuse_other_arrays(weights, state, {name: tuple(each.shape) for name, each in layer.state_dict().items()})
-    layer.set_state_dict(dict(state))
-
-
-def _put_into_scope(step: TrainingStep, weights: str) -> None:
+def _put_into_scope(step: TrainingStep, weights: _Weights) -> None:
     """Replace the weights that were drawn; the file has them by the names of the program's parameters."""
-    state = _state_in(weights)
-    _refuse_other_arrays(weights, state, {parameter.name: tuple(parameter.shape) for parameter in step.parameters})
+    weights.refuse_others({parameter.name: tuple(parameter.shape) for parameter in step.parameters})
     scope, place = paddle.static.global_scope(), step.exe.place
     for parameter in step.parameters:
         tensor = scope.find_var(parameter.name).get_tensor()
-        tensor.set(state[parameter.name].astype(np.array(tensor).dtype), place)
-
-
-def _refuse_other_arrays(weights: str, state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, shape in shapes.items():
-        if name not in state or state[name].shape != shape:
-            found = f"shaped {state[name].shape}" if name in state else f"missing (it has {', '.join(state)})"
-            raise InputError(f"--weights {quoted(weights)}: {name!r} is {found}, expected {shape}")
+        tensor.set(weights.arrays[parameter.name].astype(np.array(tensor).dtype), place)

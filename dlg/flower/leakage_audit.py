@@ -145,8 +145,14 @@ class LeakageAudit(Strategy):
                 )
         options = {"optimizer": "auto", "time_limit": time_limit} | options
         AttackOptions.from_keywords(
-            batch_size=batch_size or 1, result_dir=result_dir, **{k: v for k, v in options.items() if k != "vocabulary"}
+            batch_size=1 if batch_size is None else batch_size,
+            result_dir=result_dir,
+            **{k: v for k, v in options.items() if k != "vocabulary"},
         )
+        if rounds is not None and not (
+            isinstance(rounds, Collection) and all(isinstance(each, int) for each in rounds)
+        ):
+            raise InputError(f"rounds is {quoted(rounds)}, expected the numbers of rounds, such as [1, 5]")
         self.strategy = strategy
         self.updates: list[SeenUpdate] = []
         self._rule = {

@@ -35,6 +35,8 @@ class SeenUpdate:
         That of the attack, see `dlg.Reconstruction`; None where there was none.
     reason : str
         Why, in one sentence.
+    advice : str
+        What to check where the attack has failed.
     labels : list
         The recovered labels.
     gradient_scale : float or None
@@ -52,6 +54,7 @@ class SeenUpdate:
     state: str = WAITING
     verdict: str | None = None
     reason: str = ""
+    advice: str = ""
     labels: list = dataclasses.field(default_factory=list)
     gradient_scale: float | None = None
     seconds: float | None = None
@@ -64,7 +67,7 @@ class SeenUpdate:
     def attacked(self, summary: Mapping[str, Any]) -> None:
         """Take over what the attack's summary.json says."""
         self.state, self.labels = ATTACKED, summary["recovered_labels"]
-        for name in ("verdict", "reason", "gradient_scale", "seconds", "iterations"):
+        for name in ("verdict", "reason", "advice", "gradient_scale", "seconds", "iterations"):
             setattr(self, name, summary[name])
 
     @property

@@ -12,15 +12,13 @@ from paddle.base.libpaddle import pir
 
 from dlg.graph.copying import copy_ops
 from dlg.graph.programs import executor_of_one_program, fed_names
-from dlg.graph.values import Operation, Value, ops_behind
+from dlg.graph.values import GIVEN, Operation, Value, ops_behind
 
 # Before the first run of a block, PaddlePaddle compares all of the block's ops in pairs, twice. The first run of
 # mobilenet_v3_small's 7784 ops took 20 s as one block, and 2.6 s to 3.5 s in blocks of 100 to 500.
 OPS_PER_BLOCK = 200
 # Programs with more ops than this are run in blocks. As one block, the 3748 ops of resnet18 took 3.4 s to 5 s.
 MOST_OPS = 1000
-# The ops by which a program reads what it is fed, and its parameters. PaddlePaddle wants them in the outermost block.
-_SOURCES = ("pd_op.data", "builtin.parameter")
 # Ops that are copied into each block that reads their results. PaddlePaddle passes neither an empty constant, such as
 # the axes of a mean over all axes, nor a list of tensors out of a block.
 _COMPANIONS = ("pd_op.full", "pd_op.full_int_array", "builtin.combine")
@@ -97,8 +95,9 @@ def in_blocks(
         One for each of `results`.
     """
     ops = ops_behind(results)
-    sources = [op for op in ops if op.name() in _SOURCES]
-    others = [op for op in ops if op.name() not in _SOURCES]
+    # PaddlePaddle wants what a program is given in the outermost block.
+    sources = [op for op in ops if op.name() in GIVEN]
+    others = [op for op in ops if op.name() not in GIVEN]
     program = paddle.static.Program()
     with paddle.static.program_guard(program, paddle.static.Program()):
         copies = copy_in_blocks(others, copy_ops(sources, ValueDict()), results, most_ops, ops_per_block)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from dlg.graph.linear_layers import AffineOps, is_parameter, maker
+from dlg.graph.linear_layers import SHAPING, AffineOps, is_parameter, maker
 from dlg.graph.values import Operation, Value, short_name
 
-# Ops that leave every number as it is.
-_SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")
 _NORMS = ("pd_op.batch_norm", "pd_op.batch_norm_")
 _POOLINGS = ("pd_op.pool2d", "pd_op.mean")
 # The number that stands for the network's input in the place of a block.
@@ -107,7 +105,7 @@ def convolution_blocks(layer: AffineOps, data: Value) -> list[ConvolutionBlock]:
         connected layer's input. Empty where there is anything else on the way.
     """
     found = _Blocks(data)
-    op = maker(layer.inputs, _SHAPING)
+    op = maker(layer.inputs, SHAPING)
     last = None if op is None else found.number_of(op.results()[0])
     is_last = last == len(found.blocks) - 1 and last != NETWORK_INPUT
     return found.blocks if is_last else []
@@ -277,5 +275,5 @@ def _norm(op: Operation) -> BatchNormOp | None:
 
 def _parameter_name(value: Value) -> str | None:
     """The name of the parameter that a value is, or is reshaped from."""
-    op = maker(value, _SHAPING)
+    op = maker(value, SHAPING)
     return op.results()[0].name if op is not None and is_parameter(op) else None

@@ -22,21 +22,10 @@ class LabelKind(enum.Enum):
     VALUE = "value"
 
 
-# Ops after which a label still is what it was: another shape or type, or smoothed.
-_TRANSPARENT = (
-    "assign",
-    "cast",
-    "expand",
-    "flatten",
-    "label_smooth",
-    "reshape",
-    "scale",
-    "detach",
-    "squeeze",
-    "unsqueeze",
-)
-# Those among them that only change the shape, or the type of integers.
+# Ops that only change a label's shape, or the type of integers.
 _SHAPING = ("assign", "cast", "expand", "flatten", "reshape", "detach", "squeeze", "unsqueeze")
+# Ops after which a label still is what it was: another shape or type, or smoothed.
+_TRANSPARENT = (*_SHAPING, "label_smooth", "scale")
 # Ops that leave out samples with a label that is to be ignored.
 _IGNORING = ("cross_entropy_with_softmax", "nll_loss")
 # PaddlePaddle's default: no label is ignored.

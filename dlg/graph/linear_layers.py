@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dlg.graph.values import Operation, Value, ops_behind, short_name
 
 # Ops that change the shape of the samples and no number in them.
-_SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")
+SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")
 # Ops that turn logits into a prediction.
 PROBABILITIES = ("pd_op.softmax", "pd_op.log_softmax")
 
@@ -63,10 +63,10 @@ def linear_layers(prediction: Value) -> list[AffineOps]:
     """
     layers: list[AffineOps] = []
     activation: str | None = None
-    op = maker(prediction, (*PROBABILITIES, *_SHAPING))
+    op = maker(prediction, (*PROBABILITIES, *SHAPING))
     while (layer := _affine_ops(op, activation)) is not None:
         layers.insert(0, layer)
-        op, activation = maker(layer.inputs, _SHAPING), None
+        op, activation = maker(layer.inputs, SHAPING), None
         if op is not None and len(op.operands_source()) == 1:
             activation = short_name(op)
             op = maker(op.operand_source(0), ())
@@ -89,7 +89,7 @@ def input_layer(results: Sequence[Value], data: Value) -> AffineOps | None:
 
 def reads(layer: AffineOps, data: Value) -> bool:
     """Whether a layer's input is the network's own input, flattened."""
-    op = maker(layer.inputs, _SHAPING)
+    op = maker(layer.inputs, SHAPING)
     return op is not None and any(result.is_same(data) for result in op.results())
 
 

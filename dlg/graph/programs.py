@@ -18,7 +18,7 @@ from paddle.base import framework
 from paddle.base.libpaddle import pir
 
 from dlg.errors import InputError
-from dlg.graph.values import numpy_dtype
+from dlg.graph.values import GIVEN, numpy_dtype
 from dlg.interrupts import interrupts_deferred
 
 # The settings of PaddlePaddle's flags under which no attack can run, and why; met in 3.0.0 and 3.3.1.
@@ -159,7 +159,7 @@ def fed_names(program: paddle.static.Program) -> set[str]:
 
 def results_size(program: paddle.static.Program) -> int:
     """How many bytes the results of all ops of a program take together."""
-    made = (op for op in program.global_block().ops if op.name() not in ("builtin.parameter", "pd_op.data"))
+    made = (op for op in program.global_block().ops if op.name() not in GIVEN)
     results = (value for op in made for value in op.results() if value.initialized() and value.is_dense_tensor_type())
     return sum(math.prod(value.shape) * np.dtype(numpy_dtype(value)).itemsize for value in results)
 

@@ -46,7 +46,7 @@ def replace_label(label: Value, probability: Value) -> ProbabilityOf:
     ----------
     label : Value, (B, ...), integer
         The label the network was called with.
-    probability : Value, (B, C), floating
+    probability : Value, (B, ..., C), floating
         What stands for it.
 
     Returns

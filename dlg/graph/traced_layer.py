@@ -23,12 +23,10 @@ from dlg.graph.failures import untransformed_line
 from dlg.graph.precision import EXCHANGED
 from dlg.graph.programs import dynamic_mode
 from dlg.graph.unusable import refuse_control_flow
-from dlg.graph.values import Operation, Value, numpy_dtype
+from dlg.graph.values import GIVEN, Operation, Value, numpy_dtype
 
 # The names of the tensors that a layer reads and that are in no layer are this and a number.
 _UNNAMED = "unnamed_tensor_"
-# The ops that are not copied: their results are inputs and parameters of the program that is copied into.
-_INPUTS = ("builtin.parameter", "pd_op.data")
 
 
 class _Step(paddle.nn.Layer):
@@ -81,8 +79,8 @@ class _Traced:
 
     @property
     def ops(self) -> list[Operation]:
-        """The ops between its inputs and its results."""
-        return [op for op in self.program.global_block().ops if op.name() not in _INPUTS]
+        """The ops between its inputs and its results, which are copied."""
+        return [op for op in self.program.global_block().ops if op.name() not in GIVEN]
 
 
 class TracedLayer:

@@ -83,8 +83,8 @@ def numpy_dtype(value: Value) -> str:
 
 # What PaddlePaddle's users call the ops that have another name.
 _CALLED = {"share_data_": "detach"}
-# The ops by which a program takes what it is given. No line of the network made them.
-_GIVEN = ("pd_op.data", "builtin.parameter")
+# The ops by which a program takes what it is given, fed values and parameters. No line of the network made them.
+GIVEN = ("pd_op.data", "builtin.parameter")
 
 
 def short_name(op: Operation) -> str:
@@ -122,7 +122,7 @@ def _line_beside(op: Operation) -> str:
     readers = [reader for value in op.results() for reader in value.all_used_ops()]
     for word, others in (("after", makers), ("before", readers)):
         for other in others:
-            line = where(other) if other is not None and other.name() not in _GIVEN and call_frames(other) else ""
+            line = where(other) if other is not None and other.name() not in GIVEN and call_frames(other) else ""
             if line:
                 return line.replace("(", f"({word} ", 1)
     return ""

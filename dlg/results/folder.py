@@ -44,6 +44,8 @@ class ResultFolder:
     ----------
     path : Path
         The folder. It and its parents are made where they are missing.
+    within : ResultFolder, optional
+        One that holds it, and goes with it where both were made for this run.
 
     Attributes
     ----------
@@ -56,16 +58,22 @@ class ResultFolder:
         Where the folder cannot be made or written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: ResultFolder | None = None) -> None:
         self.path = path
+        # The folders that were missing, innermost first.
+        self._made: list[Path] = []
         try:
+            self._made = [each for each in (path, *path.parents) if not each.exists()]
             path.mkdir(parents=True, exist_ok=True)
             self.write(".writable", b"")
             self.remove(r"\.writable")
         except OSError as error:
+            self._remove_made()
             raise InputError(
                 f"cannot write results into {quoted(str(path))}: {error.strerror or error}; give another result_dir"
             ) from None
+        if within is not None:
+            self._made += within._made
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of this name into the folder, whole or not at all."""
@@ -86,7 +94,16 @@ class ResultFolder:
             return True
 
     def discard(self) -> None:
-        """Remove it and its files. Folders in it, and so itself, are left alone."""
+        """Remove it and its files, and the folders that were made for it. A folder that then holds something stays.
+
+        Nothing is done where it is gone, as when it was renamed.
+        """
         with contextlib.suppress(OSError):
             self.remove(".*")
             self.path.rmdir()
+            self._remove_made()
+
+    def _remove_made(self) -> None:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -111,6 +111,7 @@ def _save_summary(folder: ResultFolder, options: Mapping[str, Any], recovered: A
         "strategy": recovered.strategy,
         "verdict": recovered.verdict,
         "reason": recovered.reason,
+        "advice": recovered.advice,
         "mismatch": _finite_or_none(recovered.mismatch),
         "rank": recovered.rank,
         "gradient_scale": recovered.gradient_scale,

@@ -41,7 +41,7 @@ class Replacement:
         self._patterns: list[str] = []
         finish(path)
         ResultFolder(path / UNFINISHED).discard()
-        self.folder = ResultFolder(path / UNFINISHED)
+        self.folder = ResultFolder(path / UNFINISHED, within=place)
 
     def add(self, pattern: str) -> None:
         """Files whose whole name matches the regular expression will be replaced.
@@ -74,10 +74,11 @@ _current: ContextVar[Replacement | None] = ContextVar("_current", default=None)
 def replaced_results(path: Path, pattern: str) -> Iterator[ResultFolder]:
     """Write a run's files beside an earlier run's, and put them into their places at the end of the block.
 
-    Where the block raises, the new files are removed, and those of the earlier
-    run are as they were. A block inside of another one for the same folder, in
-    the same thread, belongs to it: all files take their places at the end of
-    the outer one. Until then they are in the folder's ``unfinished_run``.
+    Where the block raises, the new files are removed, with the folders that were
+    made for them, and those of the earlier run are as they were. A block inside
+    of another one for the same folder, in the same thread, belongs to it: all
+    files take their places at the end of the outer one. Until then they are in
+    the folder's ``unfinished_run``.
 
     Parameters
     ----------

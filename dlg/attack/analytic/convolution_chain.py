@@ -36,6 +36,7 @@ from scipy.special import softmax
 from dlg.attack.analytic.convolution_equations import Bounds, Equations
 from dlg.attack.analytic.convolution_layer import KINKED, ConvolutionLayer, KnownOutputs, neighbour_differences
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 
 # Adam's steps of one start. 16 and 32 filters with strides of 2 need 1000 to 1500; other networks were done after 600.
 _STEPS = 1200
@@ -436,7 +437,8 @@ def search_images(matching: ChainMatching, shape: tuple[int, int], bounds: Bound
         Where the time of the deadline in force is over.
     """
     best: Images | None = None
-    for _ in range(_STARTS):
+    for start in range(_STARTS):
+        begin_stage(f"searching for the images through all convolutions: start {start + 1} of {_STARTS}")
         found = _annealed(matching, rng.uniform(bounds.low, bounds.high, shape), bounds)
         best = found if best is None or found.cost < best.cost else best
         if best.cost < _MATCHED:

@@ -41,6 +41,7 @@ from dlg.attack.analytic.convolution_equations import (
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
 from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 
 # The most numbers of the image, and of the first layer's outputs: two matrices have the square of that.
 _MOST_NUMBERS = 5000
@@ -104,6 +105,7 @@ def split_image(layers: Sequence[ConvolutionLayer], known: KnownOutputs, bounds:
     TimeLimitReachedError
         Where the time of the deadline in force is over.
     """
+    begin_stage("searching for the image behind two convolutions")
     first, second = layers
     problem, pattern = LayerEquations(second, known), known.active[..., None].astype(float)
     equations, upstream = problem.of(pattern), problem.upstream(pattern)

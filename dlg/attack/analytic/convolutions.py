@@ -50,12 +50,10 @@ from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
+from dlg.attack.stages import begin_stage
 from dlg.errors import TimeLimitReachedError
 from dlg.graph.convolution_blocks import NETWORK_INPUT
 
-# The fully connected layer's gradient has rank one where what is outside is below this share, 30 times what float32's
-# rounding left in LeNet.
-_RANK_ONE = 1e-5
 # What each activation's outputs lie between.
 _OUTPUT_RANGES = {
     "relu": Bounds(0.0, np.inf),
@@ -67,6 +65,7 @@ _OUTPUT_RANGES = {
 }
 _UNBOUNDED = Bounds(-np.inf, np.inf)
 # A pixel may be at a bound where it is nearer than one of these shares of the range. What fits the gradients counts.
+# The least rounding of a black pixel would make a unit active whose bias is 0.
 _AT_BOUND = (1e-5, 1e-4, 1e-3)
 # A number is determined where this much or less of a random number is left in the null space.
 _DETERMINED = 1e-2
@@ -187,15 +186,10 @@ def _known_features(reading: Reading, label: Leakage) -> tuple[np.ndarray, np.nd
 
 def features_of_one(layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
     """A fully connected layer's input and the loss's gradient there, both (in,); None where the batch is not one."""
-    weight_gradient, delta = (np.asarray(g, np.float64) for g in (layer.weight_gradient, layer.bias_gradient))
-    square = float(delta @ delta)
-    if not square:
+    features = layer.input_of_one()
+    if features is None:
         return None
-    features = weight_gradient @ delta / square
-    outside = np.linalg.norm(weight_gradient - np.outer(features, delta))
-    if outside > _RANK_ONE * np.linalg.norm(weight_gradient):
-        return None
-    return features, layer.weight.astype(np.float64) @ delta
+    return features, layer.weight.astype(np.float64) @ np.asarray(layer.bias_gradient, np.float64)
 
 
 def recover_images(
@@ -246,6 +240,7 @@ def recover_images(
     open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
     seen = determined = np.ones(output.shape, bool)
     for place in range(len(layers) - 1, 0, -1):
+        begin_stage(f"solving for the input of convolution {place + 1} of {len(layers)}")
         layer = layers[place]
         remaining = _Remaining(layers[: place + 1], output, upstream, seen)
         known = remaining.known_outputs
@@ -441,23 +436,10 @@ def _finding(ranks: Sequence[LayerRank], count: int) -> str:
     return f"convolutions: their equations determine about {', '.join(numbered)}"
 
 
-def _at_bounds(image: np.ndarray, bounds: Bounds, margin: float) -> np.ndarray:
-    """The image with pixels that are at a bound but for rounding moved there.
-
-    A unit whose patch is black has the output 0 and no gradient where its bias
-    is 0. The least rounding would make it active.
-    """
-    if not np.isfinite([bounds.low, bounds.high]).all():
-        return image
-    distance = margin * (bounds.high - bounds.low)
-    image = np.where(image < bounds.low + distance, bounds.low, image)
-    return np.where(image > bounds.high - distance, bounds.high, image)
-
-
 def _judged(label: Leakage, found: ImageSearch, layers: int, bounds: Bounds) -> tuple[Leakage, float]:
     """The leakage with images, as inputs where the whole network's gradients match there, else as a start; the loss."""
     shape = label.objective.dummies[0].shape
-    candidates = [_at_bounds(found.images, bounds, margin).reshape(shape) for margin in (0.0, *_AT_BOUND)]
+    candidates = [bounds.snapped(found.images, margin).reshape(shape) for margin in (0.0, *_AT_BOUND)]
     losses = [_matching_loss(label.objective, images) for images in candidates]
     images, least = candidates[int(np.argmin(losses))], min(losses)
     explained, ranks = label.objective.explains(least), found.ranks

@@ -7,7 +7,7 @@ this cone, which linear programs find one at a time. This is the project's own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import linprog
@@ -53,21 +53,10 @@ def guesses_from_corners(span: GradientSpan, rng: np.random.Generator) -> Iterat
         A, to be fitted.
     labels : ndarray, shape (B,), int64
     """
-    batch_size = span.batch_size
-    corners: list[tuple[int, np.ndarray]] = []
-    tried = 0
-    for zeros, corner in find_corners(span, rng):
-        # Samples have the most zeros. The cone may have many other corners.
-        others = [rows for _, rows in corners]
-        for size in (batch_size - 1, batch_size - 2):
-            for chosen in itertools.combinations(others, size):
-                tried += 1
-                if tried > _MOST_SETS:
-                    return
-                guess = _guess(span, np.array([*chosen, corner]))
-                if guess is not None:
-                    yield guess
-        corners = sorted([*corners, (zeros, corner)], key=lambda found: -found[0])[: batch_size + _SPARE_CORNERS]
+    for rows in sets_of_corners(span, rng, _MOST_SETS, _SPARE_CORNERS, missing=(0, 1)):
+        guess = _guess(span, rows)
+        if guess is not None:
+            yield guess
 
 
 def find_corners(span: GradientSpan, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
@@ -113,8 +102,10 @@ def find_corners(span: GradientSpan, rng: np.random.Generator) -> Iterator[tuple
             yield zeros, corner
 
 
-def sets_of_corners(span: GradientSpan, rng: np.random.Generator, most_sets: int, spare: int) -> Iterator[np.ndarray]:
-    """Sets of B corners, in the order in which corners are found, that may be the samples of a batch.
+def sets_of_corners(
+    span: GradientSpan, rng: np.random.Generator, most_sets: int, spare: int, missing: Sequence[int] = (0,)
+) -> Iterator[np.ndarray]:
+    """Sets of corners, in the order in which corners are found, that may be the samples of a batch.
 
     Parameters
     ----------
@@ -126,21 +117,25 @@ def sets_of_corners(span: GradientSpan, rng: np.random.Generator, most_sets: int
     spare : int
         How many corners beyond B are kept to choose from: those with the most
         zeros, as samples have.
+    missing : sequence of int
+        How many samples a set lacks: each of these numbers in turn.
 
     Yields
     ------
-    ndarray, shape (B, B), float64
-        A, a corner in each row.
+    ndarray, shape (B - missing, B), float64
+        Rows of A, a corner in each.
     """
+    sizes = [span.batch_size - 1 - count for count in missing]
     corners: list[tuple[int, np.ndarray]] = []
     tried = 0
     for zeros, corner in find_corners(span, rng):
         others = [row for _, row in corners]
-        for chosen in itertools.combinations(others, span.batch_size - 1):
+        for chosen in itertools.chain(*(itertools.combinations(others, size) for size in sizes)):
             tried += 1
             if tried > most_sets:
                 return
             yield np.array([*chosen, corner])
+        # Samples have the most zeros. The cone may have many other corners.
         corners = sorted([*corners, (zeros, corner)], key=lambda found: -found[0])[: span.batch_size + spare]
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dlg import random_streams
 from dlg.attack.analytic.layers import Layer, backpropagated
 from dlg.attack.features import Layout, Rows
 
@@ -102,9 +103,8 @@ def find_input_map(layout: Layout, layer_input: Callable[[np.ndarray], np.ndarra
     InputMap or None
         None where some of the layer's inputs come about in another way.
     """
-    rng = np.random.default_rng(0)
-    size = layout.size
-    batches = [rng.standard_normal((batch_size, size)) for _ in range(-(-_PROBES // batch_size))]
+    rng = random_streams.probe()
+    batches = [rng.standard_normal((batch_size, layout.size)) for _ in range(-(-_PROBES // batch_size))]
     data = np.concatenate(batches)
     inputs = np.concatenate([np.asarray(layer_input(batch)).reshape(batch_size, -1) for batch in batches])
     copied = _copied(data, inputs)
@@ -164,8 +164,7 @@ def dummy_data_of(
         numbers, or not all samples are known. A number that the layer does not
         read is 0.
     """
-    size = layout.size
-    data = np.zeros((len(inputs), size))
+    data = np.zeros((len(inputs), layout.size))
     is_copied = input_map.copied >= 0
     data[:, is_copied] = inputs[:, input_map.copied[is_copied]]
     for pooled in input_map.pooled:

@@ -108,7 +108,8 @@ def labels_from_gradients(step: SharedStep) -> np.ndarray:
         return infer_labels(by_class, step.batch_size, _weight_impact(by_class, step.batch_size))
     raise LabelError(
         "the labels cannot be read off the gradients either, for the prediction does not come out of a fully connected"
-        " layer; let cross_entropy, nll_loss or one_hot read the label, or end the network in one"
+        " layer",
+        "let cross_entropy, nll_loss or one_hot read the label, or end the network in one",
     )
 
 
@@ -153,6 +154,6 @@ def _refuse_other_labels(kind: LabelKind, shape: list[int]) -> None:
     if kind not in (LabelKind.CLASS, LabelKind.PROBABILITY) or len(shape) != _CLASSES_OF_SAMPLES:
         what = "one class for each position" if kind is LabelKind.CLASS else f"of the kind {kind.value!r}"
         raise LabelError(
-            f"the labels are {what}, and only one class for each sample can be read off the gradients; optimise them"
-            " with the data: take auto, lbfgs, adam or sgd, and leave labels at optimize"
+            f"the labels are {what}, and only one class for each sample can be read off the gradients",
+            "optimise them with the data: take auto, lbfgs, adam or sgd, and leave labels at optimize",
         )

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import erf, expit, logit, softmax
 
+# A layer's gradient is that of one sample where no more than this share of it is left beside: 30 times what float32's
+# rounding left in LeNet.
+RANK_ONE = 1e-5
 # Where an activation levels off, its inverse is taken of the number nearest to that level.
 _BELOW_ONE = 1 - 1e-12
 _ABOVE_MINUS_ONE = -_BELOW_ONE
@@ -49,6 +52,21 @@ class Layer:
         columns.
         """
         return np.vstack([self.weight_gradient, self.bias_gradient]).astype(np.float64)
+
+    def input_of_one(self) -> np.ndarray | None:
+        """The input x = dW δ / (δᵀ δ) of a batch of one, shape (in,), float64.
+
+        A layer whose outputs get the gradient δ has dW = x δᵀ and db = δ (Phong
+        et al. 2017, section 3). None where the gradients are those of more
+        samples, or zero.
+        """
+        weight_gradient, delta = (np.asarray(g, np.float64) for g in (self.weight_gradient, self.bias_gradient))
+        square = float(delta @ delta)
+        if not square:
+            return None
+        inputs = weight_gradient @ delta / square
+        outside = np.linalg.norm(weight_gradient - np.outer(inputs, delta))
+        return inputs if outside <= RANK_ONE * np.linalg.norm(weight_gradient) else None
 
     def divided_by(self, scale: float) -> Layer:
         """The layer with its gradients divided by a number."""

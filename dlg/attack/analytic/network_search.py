@@ -47,6 +47,7 @@ from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_layer import KINKED, ConvolutionLayer, neighbour_differences
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 from dlg.errors import TimeLimitReachedError
 from dlg.graph.convolution_blocks import NETWORK_INPUT
 
@@ -500,7 +501,8 @@ def search_image(network: KnownNetwork, bounds: Bounds, rng: np.random.Generator
     """
     matching = NetworkMatching(network, bounds)
     best: FoundImage | None = None
-    for _ in range(_STARTS):
+    for number in range(_STARTS):
+        begin_stage(f"searching for the image through the whole network: start {number + 1} of {_STARTS}")
         start = rng.uniform(bounds.low, bounds.high, matching.size)
         try:
             found = _with_settled_sides(network, matching, _annealed(matching, start, bounds), bounds)

@@ -34,8 +34,6 @@ from dlg.results.pictures import picture_shape
 # How bright a pixel that is not zero is, as a share of the range, by how many of its four neighbours are not zero
 # either: the means over the bundled digits. Other pictures with a flat background have soft edges too.
 _BRIGHTNESS = np.array([0.2, 0.2, 0.2, 0.55, 0.93])
-
-
 # A unit is taken for zero where it is at most this share of the largest of the batch. On the perceptron, four digits
 # came back at 20 to 25 dB with a share of 0.1 to 0.3, and at 17 to 19 dB with 0.5.
 _LEAST_INPUT = 0.2
@@ -102,8 +100,7 @@ def _labels_like(labels: np.ndarray) -> list[np.ndarray]:
 
 def _wrong_signs(objective: Objective, samples: np.ndarray) -> float:
     """The share of signs that these samples do not have, the mean over the parameters."""
-    found = objective.evaluate([samples], list(objective.dummy_gradients.values()))
-    pairs = zip(found, objective.shared_gradients)
+    pairs = zip(objective.dummy_gradients_at([samples]), objective.shared_gradients)
     return float(np.mean([np.mean(np.sign(ours) != np.sign(shared)) for ours, shared in pairs]))
 
 

@@ -25,11 +25,10 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.special import expit
 
-from dlg.attack.analytic.layers import Layer
+from dlg.attack.analytic.layers import RANK_ONE, Layer
 from dlg.attack.analytic.reading import Leakage, Reading, at_random_batch
 from dlg.attack.dummies import recovered_label
-from dlg.attack.losses import gradient_matching_loss
-from dlg.attack.objective import SHARED, Objective
+from dlg.attack.objective import Objective
 from dlg.graph.label_readers import LabelKind
 
 # The most numbers of a label that are solved for: each costs an evaluation of the network in every step.
@@ -41,8 +40,6 @@ _MOST_CLASSES = 10_000
 _TOLERANCE = 1e-15
 # It ends after this many steps in any case.
 _MOST_STEPS = 50
-# What is left of a weight's gradient beside that of one sample, relative to it: float32's rounding, with a margin.
-_MOST_LEFT = 1e-5
 # How far an answer may be from 0 and 1, which rounding explains; further off it is taken for a soft one, or for none.
 _MOST_OFF = 1e-2
 # What makes a prediction of the last layer's outputs, by the kind of label, where the error is prediction − label.
@@ -76,14 +73,14 @@ def read_off(reading: Reading) -> Leakage | None:
 
 def _whole_sample(reading: Reading, first: Layer) -> Leakage | None:
     """The network's input, and the label that explains all gradients at it, or else the one that comes nearest."""
-    sample = _layer_input(first)
+    sample = first.input_of_one()
     if sample is None:
         return None
     inputs = sample.reshape(reading.probe.dummies[0].shape)
     nearest, least = None, math.inf
     for labels in _candidates(reading, inputs):
         objective = reading.probe.with_labels(labels)
-        loss = _loss(objective, inputs)
+        loss = objective.gradient_matching_loss_at([inputs])
         if objective.explains(loss):
             return Leakage(objective=objective, labels=labels, certain=True, inputs=inputs)
         if loss < least:
@@ -117,25 +114,13 @@ def rough_numbers(reading: Reading, inputs: np.ndarray) -> np.ndarray | None:
     return recovered_label(kind, numbers) if kind is LabelKind.SEVERAL else numbers
 
 
-def _layer_input(layer: Layer) -> np.ndarray | None:
-    """The input x = dW δ / (δᵀ δ), (in,). None where the gradients are not those of one sample."""
-    gradient = np.asarray(layer.bias_gradient, np.float64)
-    square = float(gradient @ gradient)
-    if not square:
-        return None
-    weight_gradient = np.asarray(layer.weight_gradient, np.float64)
-    sample = weight_gradient @ gradient / square
-    left = np.linalg.norm(weight_gradient - np.outer(sample, gradient))
-    return sample if left <= _MOST_LEFT * np.linalg.norm(weight_gradient) else None
-
-
 def _features(reading: Reading) -> Leakage | None:
     """The last layer's input, and the label that its gradient gives."""
     last, probe = reading.layers[-1], reading.probe
     activation = _ERRORS.get(probe.label_kind)
     if last is None or activation is None:
         return None
-    features, multiple = _layer_input(last), _error_multiple(probe, last, activation)
+    features, multiple = last.input_of_one(), _error_multiple(probe, last, activation)
     if features is None or multiple is None:
         return None
     prediction = activation(features @ last.weight + last.bias)
@@ -150,7 +135,7 @@ def _features(reading: Reading) -> Leakage | None:
         labels=labels,
         certain=True,
         features=features[None],
-        feature_errors=np.array([_MOST_LEFT]),
+        feature_errors=np.array([RANK_ONE]),
     )
 
 
@@ -170,13 +155,6 @@ def _error_multiple(probe: Objective, last: Layer, activation: Callable[[np.ndar
         if np.linalg.norm(delta - multiples[-1] * error) > _SAME * np.linalg.norm(delta):
             return None
     return multiples[0] if abs(multiples[0] / multiples[1] - 1) < _SAME else None
-
-
-def _loss(objective: Objective, inputs: np.ndarray) -> float:
-    """D at a sample, of the gradients alone."""
-    ours = objective.evaluate([inputs], list(objective.dummy_gradients.values()))
-    shared = [objective.constants[f"{SHARED}{index}"] for index in range(len(ours))]
-    return float(gradient_matching_loss(ours, shared, 1))
 
 
 def _candidates(reading: Reading, inputs: np.ndarray) -> Iterator[np.ndarray]:

@@ -142,7 +142,7 @@ def find_patch_layer(probe: Objective) -> PatchLayer | None:
     """Find a patch layer and its position embedding: those for which dW = Xᵀ dZ holds at random data."""
     data = random_streams.probe().standard_normal(probe.dummies[0].shape)
     names = list(probe.dummy_gradients)
-    gradients = dict(zip(names, probe.evaluate([data], list(probe.dummy_gradients.values()))))
+    gradients = dict(zip(names, probe.dummy_gradients_at([data])))
     for weight, is_convolution, pixels in _patch_weights(probe, data, gradients):
         width = gradients[weight].shape[0 if is_convolution else 1]
         for position in names:

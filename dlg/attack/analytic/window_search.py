@@ -28,6 +28,7 @@ from scipy.optimize import linprog
 from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs
 from dlg.attack.deadline import check_deadline
+from dlg.attack.stages import begin_stage
 
 # Slacks below this share of the largest output are none.
 _NO_SLACK = 1e-4
@@ -93,6 +94,7 @@ def search(
         None where no image in these bounds keeps to the inequalities, black
         where the outputs are those of black.
     """
+    begin_stage("searching for the positions of the maxima of a first convolution")
     problem = _Windows(layer, known, bounds)
     choice = rng.integers(0, layer.windows.shape[1], known.active.shape)
     x = problem.descend(problem.black, problem.free, choice, _MOST_PROGRAMS)
@@ -156,9 +158,9 @@ class _Windows:
     def _is_black(self) -> np.ndarray:
         """Whether all outputs of a window are those of a black image, shape (Q,)."""
         largest = self.layer.pre_activations(self.black).max(axis=2)
-        floor = np.where(np.isfinite(self._known.bound), self._known.bound, np.inf)
-        known = np.where(self._known.active, np.abs(largest - floor), np.maximum(largest - floor, 0))
-        return np.all(known <= _BLACK * self.size + self._errors, axis=0)
+        above = largest - self._known.bound
+        missing = np.where(self._known.active, np.abs(above), np.maximum(above, 0))
+        return np.all(missing <= _BLACK * self.size + self._errors, axis=0)
 
     def pixels_of(self, windows: np.ndarray) -> np.ndarray:
         """Which pixels some of these windows, (Q,) of bool, see."""

@@ -1,4 +1,4 @@
-"""One damped Gauss-Newton step for the whole batch, as one run of a program.
+"""One damped Gauss-Newton step for the whole batch, by one program that runs for about a second at a time.
 
 The residual r(x) is ∇W'(x) − ∇W, each parameter relative to the size of its
 shared gradient; where noise was added, all parameters are weighed alike, for the
@@ -157,9 +157,9 @@ class GaussNewtonStep:
         self.has_variation = (with_prior or objective.knowledge.needs_prior) and is_picture
         self.evaluations = 0
         self.batch_size: int = objective.label_probability.shape[0]
-        names = [f"{SHARED}{index}" for index in range(len(objective.dummy_gradients))]
-        targets = {name: objective.constants[name] for name in names}
-        self.shared_gradients = list(targets.values())
+        self.shared_gradients = objective.shared_gradients
+        self._shared_names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
+        targets = dict(zip(self._shared_names, self.shared_gradients))
         self._gradient_weights = _gradient_weights(self.shared_gradients, objective.knowledge.noise)
         self.noise = objective.knowledge.noise * self._gradient_weights[0]
         bounds = objective.differences_within or []
@@ -272,9 +272,8 @@ class GaussNewtonStep:
             factor = self._product(gradients, gradients) / product if product > 0 else 1.0
         else:
             factor = product / self._product(self.shared_gradients, self.shared_gradients)
-        names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
-        self._targets |= {name: factor * self._targets[name] for name in names}
-        self.shared_gradients = [self._targets[name] for name in names]
+        self._targets |= {name: factor * self._targets[name] for name in self._shared_names}
+        self.shared_gradients = [self._targets[name] for name in self._shared_names]
         self.noise *= factor
 
     def bound_residuals(self, gradients: Sequence[np.ndarray], most: float) -> None:
@@ -284,8 +283,8 @@ class GaussNewtonStep:
         Least squares to the moved targets, in turn with this, minimises the sum of
         r² / 2 where |r| ≤ c, and of c |r| − c² / 2 elsewhere (Huber 1981).
         """
-        names = [f"{SHARED}{index}" for index in range(len(self.shared_gradients))]
-        for name, shared, found, weight in zip(names, self.shared_gradients, gradients, self._gradient_weights):
+        weights = self._gradient_weights
+        for name, shared, found, weight in zip(self._shared_names, self.shared_gradients, gradients, weights):
             self._targets[name] = found - np.clip(found - shared, -most / weight, most / weight)
 
     def _product(self, ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
@@ -337,7 +336,7 @@ class GaussNewtonStep:
     def _relative_gradients(self, x: np.ndarray) -> np.ndarray:
         """All gradients in one vector, each relative to the size of the shared one."""
         self.evaluations += 1
-        found = self._objective.evaluate([x], list(self._objective.dummy_gradients.values()))
+        found = self._objective.dummy_gradients_at([x])
         return np.concatenate([(w * gradient).ravel() for w, gradient in zip(self._gradient_weights, found)])
 
     def _build(self, held: int, value_range: tuple[float, float] | None) -> _StepProgram:

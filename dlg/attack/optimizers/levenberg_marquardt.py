@@ -140,8 +140,8 @@ _TINY = 1e-300
 class LevenbergMarquardt:
     """Least squares on the whole batch, in a coarse and a fine search.
 
-    One run of the step's program is one iteration. Ctrl-C is heard between
-    iterations.
+    One step is one iteration. Ctrl-C is heard between the runs of its program,
+    within a second or so.
 
     The coarse search matches the features, where they are known, and treats all
     samples alike. Two kinds of samples are left: those that the network already
@@ -218,7 +218,7 @@ class LevenbergMarquardt:
     def evaluate(self, x: np.ndarray) -> DummyBatch:
         """The dummy batch of this data, (B, ...), with its loss."""
         self._evaluations += 1
-        return self._dummy_batch(x, self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
+        return self._dummy_batch(x, self._objective.dummy_gradients_at([x]))
 
     def explains(self, loss: float) -> bool:
         """As `Objective.explains`."""
@@ -340,8 +340,7 @@ class LevenbergMarquardt:
     def _gradients(self, batch: DummyBatch) -> list[np.ndarray]:
         """The gradients of a dummy batch, in the order of the shared ones."""
         self._evaluations += 1
-        found = self._objective.evaluate(batch.values, list(self._objective.dummy_gradients.values()))
-        return [np.asarray(gradient) for gradient in found]
+        return self._objective.dummy_gradients_at(batch.values)
 
     def _fits_scale(self, search: Search) -> bool:
         """Whether the shared gradients are to be scaled to the dummy batch's: a factor is open, or was rounded."""
@@ -407,7 +406,7 @@ class LevenbergMarquardt:
     def _first_prior_weight(self, x: np.ndarray) -> float:
         """The weight of the total variation at a search's start, for a range of width 1."""
         low, high = self._knowledge.value_range or (0.0, 1.0)
-        misfit = self._step.misfit(self._objective.evaluate([x], list(self._objective.dummy_gradients.values())))
+        misfit = self._step.misfit(self._objective.dummy_gradients_at([x]))
         # The penalty is twice the variation.
         return _FIRST_VARIATION_SHARE * misfit * (high - low) / max(2 * variation_of(x), _TINY)
 

@@ -6,17 +6,13 @@ Where an activation has a kink, its second derivative is that of the pieces.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import paddle
 import paddle.nn.functional as F
 
-from dlg.graph.rules.elementwise import elementwise, is_above, is_between, sum_to_shape
+from dlg.graph.rules.elementwise import Attributes, elementwise, is_above, is_between, sum_to_shape
 from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, constant_like, inputs_of, rule
 from dlg.graph.values import Operation, Value
-
-# What PaddlePaddle keeps of an op besides its inputs.
-Attributes: TypeAlias = dict[str, Any]
 
 # The coefficient of x³ in the approximation of GELU by tanh: Hendrycks and Gimpel (2016), section 2.
 GELU_CUBIC = 0.044715

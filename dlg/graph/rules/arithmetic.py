@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import paddle
 
-from dlg.graph.rules.elementwise import elementwise, elementwise_pair, is_between, sum_to_shape
+from dlg.graph.rules.elementwise import Attributes, elementwise, elementwise_pair, is_between, sum_to_shape
 from dlg.graph.rules.registry import (
     FORWARD_RULES,
     ProbabilityOf,
@@ -18,9 +17,6 @@ from dlg.graph.rules.registry import (
     without_first_gradient,
 )
 from dlg.graph.values import Operation, Value, is_real
-
-# What PaddlePaddle keeps of an op besides its inputs.
-Attributes: TypeAlias = dict[str, Any]
 
 
 @rule("elementwise_pow_grad")

@@ -16,8 +16,10 @@ import paddle
 from dlg.graph.rules.registry import ProbabilityOf, Replacement, constant_like, inputs_of, rule
 from dlg.graph.values import Operation, Value
 
+# What PaddlePaddle keeps of an op besides its inputs.
+Attributes: TypeAlias = dict[str, Any]
 # The slope of an op at x, given its attributes.
-Slope: TypeAlias = Callable[[Value, dict[str, Any]], Value]
+Slope: TypeAlias = Callable[[Value, Attributes], Value]
 # The slopes of an op along x and along y.
 PairOfSlopes: TypeAlias = Callable[[Value, Value], tuple[Value, Value]]
 

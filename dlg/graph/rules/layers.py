@@ -19,14 +19,9 @@ from dlg.graph.values import Operation
 
 
 @rule("dropout", table=DROPOUT_RULES)
-def dropout(op: Operation, _: ProbabilityOf) -> Replacement | None:
+def dropout(op: Operation, probability_of: ProbabilityOf) -> Replacement | None:
     """Dropout's expected value: the attacker does not know which units the participant dropped."""
-    x, attributes = inputs_of(op)["x"], op.attrs()
-    if attributes["is_test"]:
-        return None
-    if attributes["mode"] == "upscale_in_train":
-        return [x, None]
-    return [x * constant_like(x, 1 - constant_number(inputs_of(op)["p"])), None]
+    return None if op.attrs()["is_test"] else dropout_in_evaluation(op, probability_of)
 
 
 @rule("dropout", table=FORWARD_RULES)

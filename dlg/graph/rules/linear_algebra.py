@@ -66,10 +66,9 @@ def solve_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
     """Of A⁻¹y, for a matrix y or a vector."""
     inputs = inputs_of(op)
     x, y, out, gradient = (inputs[name] for name in ("x", "y", "out", "out_grad"))
-    if len(y.shape) == len(x.shape) - 1:
-        y_gradient = paddle.linalg.solve(_transposed(x), gradient)
-        return [-paddle.unsqueeze(y_gradient, -1) * paddle.unsqueeze(out, -2), y_gradient]
     y_gradient = paddle.linalg.solve(_transposed(x), gradient)
+    if len(y.shape) == len(x.shape) - 1:
+        return [-paddle.unsqueeze(y_gradient, -1) * paddle.unsqueeze(out, -2), y_gradient]
     x_gradient = -paddle.matmul(y_gradient, out, transpose_y=True)
     return [sum_to_shape(x_gradient, x.shape), sum_to_shape(y_gradient, y.shape)]
 

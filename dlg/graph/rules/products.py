@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import paddle
 
-from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, inputs_of, rule
+from dlg.graph.rules.registry import FORWARD_RULES, ProbabilityOf, Replacement, inputs_of, list_of, rule
 from dlg.graph.rules.separable import require_fixed_shape
 from dlg.graph.values import Operation, Value
 
@@ -28,7 +28,7 @@ def bilinear(op: Operation, _: ProbabilityOf) -> Replacement:
 @rule("einsum", table=FORWARD_RULES)
 def einsum(op: Operation, _: ProbabilityOf) -> Replacement:
     """Factor after factor joins a matrix product; an axis is summed as soon as no later factor and no result has it."""
-    factors = op.operand_source(0).get_defining_op().operands_source()
+    factors = list_of(op.operand_source(0))
     require_fixed_shape(op, *factors)
     left, result = op.attrs()["equation"].replace(" ", "").split("->")
     terms, result = _named_ellipsis(left.split(","), result, [len(factor.shape) for factor in factors])

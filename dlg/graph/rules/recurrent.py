@@ -18,6 +18,7 @@ from dlg.graph.rules.registry import (
     ProbabilityOf,
     Replacement,
     inputs_of,
+    list_of,
     rule,
 )
 from dlg.graph.values import Operation, Value, where
@@ -34,7 +35,7 @@ def recurrent_dropout(op: Operation, _: ProbabilityOf) -> Replacement | None:
     if not has_recurrent_dropout(op):
         return None
     inputs, attributes = op.operands_source(), op.attrs()
-    lists = [_list_of(inputs[1]), _list_of(inputs[2])]
+    lists = [list_of(inputs[1]), list_of(inputs[2])]
     length = inputs[3] if inputs[3].initialized() else None
     names = ("is_bidirec", "input_size", "hidden_size", "num_layers", "mode", "seed", "is_test")
     out, _, state = paddle._C_ops.rnn(inputs[0], *lists, length, inputs[4], 0.0, *(attributes[name] for name in names))
@@ -62,8 +63,8 @@ def recurrent_layers(op: Operation, _: ProbabilityOf) -> Replacement:
         )
     directions = 2 if attributes["is_bidirec"] else 1
     count = attributes["num_layers"] * directions
-    weights = _layer_weights(_list_of(inputs["weight_list"]), count)
-    initial = [paddle.unbind(state, 0) for state in _list_of(inputs["pre_state"])]
+    weights = _layer_weights(list_of(inputs["weight_list"]), count)
+    initial = [paddle.unbind(state, 0) for state in list_of(inputs["pre_state"])]
     masks = _masks(inputs["sequence_length"], x)
     final: list[State] = []
     for layer in range(attributes["num_layers"]):
@@ -96,11 +97,6 @@ def _layer_weights(parameters: Sequence[Value], count: int) -> list[_Weights]:
     return [
         _Weights(*matrices[2 * place : 2 * place + 2], *biases[2 * place : 2 * place + 2]) for place in range(count)
     ]
-
-
-def _list_of(value: Value) -> list[Value]:
-    """The values that a list operand was combined from."""
-    return value.get_defining_op().operands_source()
 
 
 def _replace_list(old: Value, values: Sequence[Value]) -> None:

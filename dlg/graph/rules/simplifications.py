@@ -20,6 +20,7 @@ from dlg.graph.rules.registry import (
     constant_like,
     has_fixed_shape,
     inputs_of,
+    list_of,
     rule,
 )
 from dlg.graph.rules.shapes import patch_paddings
@@ -139,5 +140,4 @@ def square_gradient(op: Operation, _: ProbabilityOf) -> Replacement:
 @rule("add_n", table=SIMPLIFICATIONS)
 def add_n(op: Operation, _: ProbabilityOf) -> Replacement:
     """PaddlePaddle sums derivatives by add_n, which takes several times as long as add."""
-    terms = op.operand_source(0).get_defining_op().operands_source()
-    return [functools.reduce(paddle.add, terms)]
+    return [functools.reduce(paddle.add, list_of(op.operand_source(0)))]
