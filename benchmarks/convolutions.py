@@ -296,7 +296,7 @@ def in_program(
 def rank_at(target: Participant, images: np.ndarray, labels: np.ndarray) -> OpenPart:
     """What the gradients leave open of the target itself, as if it had been found."""
     objective = build_precise_objective(target.shared_step(), fixed_label=labels.ravel())
-    return open_part(objective, [images.astype(np.float64)], float(np.finfo(np.float32).eps), (0.0, 1.0))
+    return open_part(objective, [images.astype(np.float64)], float(np.finfo(np.float32).eps))
 
 
 def seen_part(target: Participant, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from dlg.audit.findings import VISIBLE_PSNR, VISIBLE_SSIM
 from dlg.audit.samples import SampleKind, Samples, load
 from dlg.errors import InputError
 
@@ -131,7 +132,26 @@ def test_the_columns_of_a_table_count_alike_whatever_their_units():
     scores = batch.compare(batch.features[::-1] + 0.01 * batch.width)
     assert [score.psnr for score in scores] == pytest.approx([40, 40], abs=0.1)
     assert [score.recovered for score in scores] == [1, 0]
-    assert all(math.isnan(score.ssim) for score in scores)
+    assert [score.ssim for score in scores] == [1, 1]
+
+
+def test_columns_that_came_back_show_beside_those_that_did_not():
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(500, 20)).astype(np.float32)
+    batch = Samples.of(features, np.zeros((500, 1), np.int64)).batch(1, 0)
+    guess = rng.normal(size=(1, 20)).astype(np.float32)
+    found = np.where(np.arange(20) < 8, batch.features, guess)
+    (score,), (guessed,) = batch.compare(found), batch.compare(guess)
+    assert score.psnr < VISIBLE_PSNR
+    assert score.ssim > VISIBLE_SSIM > guessed.ssim
+
+
+def test_numbers_that_any_guess_gets_right_are_no_leak():
+    features = np.zeros((500, 20), np.float32)
+    features[np.arange(500), np.arange(500) % 20] = 1
+    batch = Samples.of(features, np.zeros((500, 1), np.int64)).batch(4, 0)
+    scores = batch.compare(np.zeros((4, 20), np.float32))
+    assert max(score.ssim for score in scores) == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("draw", [RNG.normal, RNG.uniform, RNG.exponential])

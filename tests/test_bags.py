@@ -86,4 +86,5 @@ def test_tokens_and_labels_come_with_their_samples_whatever_follows_the_mean(net
 
 @pytest.mark.parametrize("network", [side_by_side, encoder])
 def test_it_does_not_apply_where_nothing_is_pooled(network):
-    assert read_off(reading_of(feature_step(network, *texts(2)))) is None
+    step = feature_step(network, *texts(2))
+    assert read_off(reading_of(step)) is None

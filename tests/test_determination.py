@@ -67,6 +67,23 @@ def test_the_error_by_noise_is_that_of_least_squares():
     assert np.sqrt(np.mean(error**2)) == pytest.approx(1e-3 / np.linalg.norm(delta), rel=0.1)
 
 
+def test_numbers_are_open_relative_to_their_own_ranges():
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=labels)
+    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-1))
+    wide, narrow = np.full(images.shape, 100.0), np.full(images.shape, 1e-2)
+    half = np.where(np.arange(images.size) % 2, 100.0, 1e-2).reshape(images.shape)
+    ranks = [
+        determination.open_part(noisy, [images.astype(np.float64)], 1e-1, width).rank
+        for width in (1.0, np.ones(images.shape), wide, half, narrow)
+    ]
+    assert ranks[0] == ranks[1]
+    assert ranks[2] == images.size
+    assert ranks[3] == pytest.approx((ranks[2] + ranks[4]) / 2, abs=0.1 * images.size)
+    assert ranks[4] < images.size / 2
+
+
 @pytest.mark.parametrize(("spec", "is_open"), [("prune:0.5", False), ("int8", False), ("prune:0.9", True)])
 def test_entries_that_are_only_known_to_be_small_do_not_determine_a_batch(spec, is_open):
     images, labels = digits(4)

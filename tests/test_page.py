@@ -226,8 +226,9 @@ def test_what_is_no_picture_is_not_called_one(tmp_path, kind, word):
     ]
     text = render(audit_results(rows), lambda cell, which: tmp_path / f"{which}.png")
     assert ("share of right tokens" in text) is (kind == "tokens")
+    assert ("share of right numbers" in text) is (kind == "table")
     assert ("PSNR of a table" in text) is (kind == "table")
-    assert ("SSIM" in text) is (kind == "table")
+    assert "SSIM" not in text
     assert f'2 of 2 <span class="soft">(34–100 %)</span> {word}' in text
     # But for names of elements and of the style.
     read = re.sub(r"<style>.*?</style>|<[^>]*>|id=\S*", "", text, flags=re.DOTALL)

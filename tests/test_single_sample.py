@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from attacking import attack
 from benchmarks.participant import participant
 from paddle import nn
 
+from dlg import defenses
 from dlg.attack.analytic import single_sample
 from dlg.attack.analytic.reading import Reading
 
@@ -113,3 +117,53 @@ def test_nothing_is_claimed_where_the_gradients_do_not_give_it(which):
     samples, labels, change = NOT_CLAIMED[which]
     leakage, _ = read_off(with_loss(F.mse_loss), samples, labels, change)
     assert leakage is None
+
+
+@pytest.mark.parametrize(
+    ("width", "follow"), [(12, lambda hidden: nn.LayerNorm(12)(hidden)), (24, F.glu)], ids=["layer norm", "gated unit"]
+)
+def test_whatever_follows_the_first_layer_the_sample_is_exact(width, follow):
+    def network(feature, label):
+        prediction = nn.Linear(12, CLASSES)(F.relu(follow(nn.Linear(20, width)(feature))))
+        return prediction, F.cross_entropy(prediction, label)
+
+    leakage, _ = read_off(network, SAMPLES[:1], np.array([[2]]))
+    assert leakage.is_exact
+    np.testing.assert_allclose(leakage.inputs, SAMPLES[:1], atol=1e-5)
+    assert leakage.labels == [2]
+
+
+def behind_dropout(feature, label):
+    hidden = F.dropout(F.relu(nn.Linear(20, 12)(feature)), 0.5)
+    prediction = nn.Linear(12, CLASSES)(hidden)
+    return prediction, F.cross_entropy(prediction, label)
+
+
+def test_a_sample_whose_other_gradients_nothing_explains_is_claimed_alone(tmp_path):
+    trained = participant(behind_dropout, SAMPLES[:1], np.array([[2]]))
+    result = attack(trained, tmp_path, optimizer="auto")
+    np.testing.assert_allclose(result.feature, SAMPLES[:1], atol=1e-5)
+    assert result.verdict == "undetermined"
+    assert "the recovered one is what that layer read" in result.reason
+    assert "nothing else is known" in result.reason
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, np.zeros_like(SAMPLES[:1])], ids=["two", "black"])
+def test_no_sample_is_claimed_alone_that_the_first_layer_does_not_show(samples, tmp_path):
+    trained = participant(behind_dropout, samples, np.repeat([[2]], len(samples), axis=0))
+    result = attack(trained, tmp_path, optimizer="auto", iterations=5, restarts=1)
+    assert "what that layer read" not in result.reason
+
+
+@pytest.mark.parametrize("spec", ["int8", "gaussian:1e-3"])
+def test_a_sample_with_numbers_for_its_label_comes_back_under_a_defence(spec, tmp_path):
+    def network(feature, label):
+        prediction = nn.Linear(12, 1)(F.tanh(nn.Linear(20, 12)(feature)))
+        return prediction, F.mse_loss(prediction, label)
+
+    defense = defenses.parse(spec)
+    trained = participant(network, SAMPLES[:1], np.array([[1.5]], "float32"))
+    shared = defense(trained.step(), np.random.default_rng(0))
+    trained = dataclasses.replace(trained, step=lambda: shared)
+    result = attack(trained, tmp_path, optimizer="auto", knows=spec, feature_range="none", iterations=20, restarts=1)
+    assert np.sqrt(np.mean((result.feature - SAMPLES[:1]) ** 2)) < 0.03

@@ -206,7 +206,8 @@ def test_no_factor_is_claimed_that_does_not_make_the_gradients_match(monkeypatch
     others = tokens.copy()
     others[0, 0] = 7
     monkeypatch.setattr(token_spans, "find_texts", lambda *arguments: others)
-    leakage = read_off(reading_of(feature_step(decoder, tokens, labels)))
+    step = feature_step(decoder, tokens, labels)
+    leakage = read_off(reading_of(step))
     assert leakage is not None
     assert (leakage.gradient_scale, leakage.certain, leakage.inputs) == (1, False, None)
 

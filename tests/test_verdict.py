@@ -254,7 +254,7 @@ def test_more_products_are_taken_where_the_first_ones_show_nothing(monkeypatch):
     images, labels = digits(1)
     trained = participant(networks.softmax, images, labels)
     objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
-    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0)
     assert (part.dimensions, part.unsettled) == (0, 0)
 
 
@@ -272,7 +272,7 @@ def test_no_rank_is_claimed_where_units_are_at_a_kink(knowledge):
     trained = participant(network, image, np.array([[3]]))
     objective = build_precise_objective(trained.shared_step(), fixed_label=np.array([3]))
     objective = dataclasses.replace(objective, knowledge=knowledge)
-    part = determination.open_part(objective, [image.astype(np.float64)], 0.0, (0.0, 1.0))
+    part = determination.open_part(objective, [image.astype(np.float64)], 0.0)
     assert part.rank is None
     assert part.dimensions + part.unsettled == image.size
 
@@ -291,7 +291,7 @@ def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monk
     trained = participant(networks.softmax, images, labels)
     objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
     monkeypatch.setattr(determination.Jacobian, "relative_size", lambda jacobian, direction: 0.0)
-    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0)
     assert part.dimensions == 0
     assert part.unsettled == images.size
 
@@ -307,7 +307,7 @@ def test_what_is_left_of_a_change_may_be_one_open_direction(left, unsettled, mon
     images, labels = digits(1)
     trained = participant(networks.softmax, images, labels)
     objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
-    part = determination.open_part(objective, [images.astype(np.float64)], 0.0, (0.0, 1.0))
+    part = determination.open_part(objective, [images.astype(np.float64)], 0.0)
     assert (part.dimensions, part.unsettled) == (0, unsettled)
 
 
@@ -341,3 +341,24 @@ def test_units_that_noise_takes_to_the_wrong_side_of_zero_are_no_failure(tmp_pat
     assert "as closely as gaussian:0.001 allows but for units near zero" in near.reason
     assert "near zero" not in exact.reason
     assert verdict(0.03).kind == "failed"
+
+
+@pytest.mark.parametrize("spec", ["gaussian:1e-2", "int8"])
+@pytest.mark.parametrize("smaller", [0, 10])
+def test_small_numbers_that_a_defence_hides_are_not_called_determined(spec, smaller, tmp_path):
+    """The last columns are a thousandth of the others, and their range is not known; or all are a thousandth."""
+    sizes = np.r_[np.ones(smaller), np.full(20 - smaller, 1e-3)]
+    rng = np.random.default_rng(0)
+    row = (sizes * rng.standard_normal((1, 20))).astype(np.float32)
+
+    def network(feature, label):
+        prediction = nn.Linear(20, 3)(feature)
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, row, np.array([[1]]))
+    shared = defenses.parse(spec)(trained.step(), rng)
+    result = run(trained, shared, tmp_path, optimizer="auto", knows=spec, feature_range="none", restarts=1)
+    error = float(np.sqrt(np.mean(((result.feature - row) / sizes) ** 2)))
+    # int8 has a scale of its own in each parameter, and so keeps numbers that are all small.
+    assert (result.verdict == "explained") == (error < determination.VISIBLE)
+    assert error < determination.VISIBLE or result.rank < 20

@@ -119,7 +119,7 @@ class OpenPart:
 
 
 def open_part(
-    objective: Objective, values: Sequence[np.ndarray], mismatch: float, value_range: tuple[float, float] | None
+    objective: Objective, values: Sequence[np.ndarray], mismatch: float, width: float | np.ndarray = 1.0
 ) -> OpenPart:
     """Estimate what of a batch its gradients leave open.
 
@@ -134,14 +134,14 @@ def open_part(
     mismatch : float
         How far its gradients are from the shared ones, relative to their size.
         What moves them by less than a few times this is not seen.
-    value_range : tuple of float, optional
-        The range of the data, from 0 to 1 where it is not known.
+    width : float or ndarray
+        Of the data's range, or of each number's, which broadcasts with the data.
+        What counts as open is relative to it.
     """
-    low, high = value_range or (0.0, 1.0)
     rounding = max(mismatch, float(np.finfo(np.float32).eps))
-    seen_from, visible = _UNSEEN * rounding, VISIBLE * (high - low)
+    jacobian = Jacobian(objective, values, width, rounding)
+    seen_from, visible = _UNSEEN * rounding, VISIBLE * jacobian.width
     damping = (seen_from / visible) ** 2
-    jacobian = Jacobian(objective, values, high - low, rounding)
     if objective.knowledge != NOTHING:
         # What a defence hides is independent in each entry, so each direction of the data is known to within that over
         # its singular value. The errors of all directions add up, so each may have one dimension's share of a picture.
@@ -230,14 +230,19 @@ class Jacobian:
         In float64, by the l2 distance.
     values : sequence of ndarray, float64
         The point: the data, and labels where they are not fixed.
-    width : float
-        Of the data's range.
+    width : float or ndarray
+        Of the data's range. Where each number has its own, which broadcast with
+        the data, each is in units of it.
     rounding : float, optional
         Where it is given, each gradient is relative to its size, and an entry of
         which a defence hides more than this counts by as much less.
 
     Attributes
     ----------
+    units : list of float or ndarray
+        What J is relative to, for the data and for labels.
+    width : float
+        Of the range in these units.
     gradients : list of ndarray
         The gradients at the point.
     size : int
@@ -250,11 +255,14 @@ class Jacobian:
         self,
         objective: Objective,
         values: Sequence[np.ndarray],
-        width: float = 1.0,
+        width: float | np.ndarray = 1.0,
         rounding: float | None = None,
     ) -> None:
         self._objective, self._values = objective, values
-        self._units = [1.0, *((float(np.sqrt(np.mean(label**2))) or 1.0) / width for label in values[1:])]
+        is_one = not isinstance(width, np.ndarray)
+        self.width = float(width) if is_one else 1.0
+        unit = 1.0 if is_one else np.broadcast_to(width, values[0].shape)
+        self.units = [unit, *((float(np.sqrt(np.mean(label**2))) or 1.0) / self.width for label in values[1:])]
         self.size = sum(value.size for value in values)
         self._fetched = list(objective.dummy_gradients.values())
         if objective.features is not None:
@@ -280,7 +288,7 @@ class Jacobian:
     def _moved(self, change: np.ndarray) -> list[np.ndarray]:
         """The values plus a change, all of them in one vector."""
         ends = np.cumsum([value.size for value in self._values])[:-1]
-        changes = zip(self._values, self._units, np.split(change, ends))
+        changes = zip(self._values, self.units, np.split(change, ends))
         return [value + unit * part.reshape(value.shape) for value, unit, part in changes]
 
     def product(self, direction: np.ndarray) -> list[np.ndarray]:
@@ -302,7 +310,7 @@ class Jacobian:
             targets[FEATURES] = self._outputs[-1]
         targets |= self._objective.no_bounds
         gradients = self._objective.evaluate(self._values, self._objective.gradients, targets)
-        return np.concatenate([unit * np.ravel(g) for unit, g in zip(self._units, gradients)]) * norm
+        return np.concatenate([np.ravel(unit * g) for unit, g in zip(self.units, gradients)]) * norm
 
     def normal_product(self, direction: np.ndarray) -> np.ndarray:
         """JᵀJ times a direction, by one run of a program: J by a forward difference, as in `product`."""
@@ -393,7 +401,9 @@ def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> flo
     return damping * float(np.sum(change * solution))
 
 
-def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: float, count: int) -> list[np.ndarray]:
+def errors_by_noise(
+    objective: Objective, values: Sequence[np.ndarray], width: float | np.ndarray, count: int
+) -> list[np.ndarray]:
     """By how much the noise of a defence may move an answer: random draws of its error, to first order.
 
     Noise ξ in the gradients moves the batch of least squares by
@@ -406,8 +416,8 @@ def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: f
         In float64, by the l2 distance, with fixed labels, under a defence that adds noise.
     values : sequence of ndarray, float64
         The answer: the data, (B, ...).
-    width : float
-        Of the data's range.
+    width : float or ndarray
+        Of the data's range, or of each number's.
     count : int
         How many draws.
 
@@ -418,13 +428,13 @@ def errors_by_noise(objective: Objective, values: Sequence[np.ndarray], width: f
     # In units of the noise, so small that the weights of all entries are those of the noise.
     unit = float(np.finfo(np.float32).eps)
     jacobian, rng = Jacobian(objective, values, width, unit), random_streams.probe()
-    damping = (unit / (VISIBLE * width)) ** 2
+    damping = (unit / (VISIBLE * jacobian.width)) ** 2
     errors = []
     for _ in range(count):
         noise = [unit * rng.standard_normal(gradient.shape) for gradient in jacobian.gradients]
         right_side = jacobian.transposed_product(noise)
         error = _solved(jacobian, right_side, damping, _NOISE_ACCURACY**2 * float(np.sum(right_side**2)))
-        errors.append(error.reshape(values[0].shape))
+        errors.append(jacobian.units[0] * error.reshape(values[0].shape))
     return errors
 
 

@@ -94,6 +94,9 @@ class Strategy:
         Whether the attack has shown that what was shared determines the batch.
     findings : list of str
         What was read off the gradients, whatever the attack reaches.
+    inputs_alone : bool
+        Whether the batch is that of the first layer's gradients, and nothing
+        explains the others; see `dlg.attack.analytic.reading.Leakage`.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Strategy:
     fallback: str = ""
     is_determined: bool = False
     findings: list[str] = dataclasses.field(default_factory=list)
+    inputs_alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +155,10 @@ def choose(step: SharedStep, options: AttackOptions) -> Strategy:
         return _strongest(step, options)
     entry = OPTIMIZERS[options.optimizer]
     if entry.needs_fixed_labels:
-        return _from_leakage(entry, step, options, _leakage(step, options))
+        leakage = _leakage(step, options)
+        if leakage is not None and leakage.inputs_alone and leakage.inputs is not None:
+            return _known_inputs(step, options, leakage, leakage.inputs)
+        return _from_leakage(entry, step, options, leakage)
     return _from_random_start(entry, step, options)
 
 
@@ -165,11 +172,18 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     alone for the rest.
     """
     leakage = _leakage(step, options)
+    if leakage is not None and leakage.inputs_alone and leakage.inputs is not None:
+        return _known_inputs(step, options, leakage, leakage.inputs)
     size = sum(gradient.size for gradient in step.gradients.values())
     is_small = size <= _SMALL_NETWORK
     # A label given as probabilities may be any mixture of classes, which fixed labels cannot follow.
     labels_are_known = leakage is not None and leakage.certain
-    labels_are_classes = labels_are_known or (not is_real(step.label) and step.label_kind is LabelKind.CLASS)
+    # Behind a defence, numbers that were fitted at the closed form are nearer than those that L-BFGS starts from.
+    are_numbers = step.label_kind in (LabelKind.SEVERAL, LabelKind.VALUE)
+    are_near = are_numbers and leakage is not None and leakage.start is not None
+    labels_are_classes = (
+        labels_are_known or are_near or (not is_real(step.label) and step.label_kind is LabelKind.CLASS)
+    )
     labels_can_be_fixed = labels_are_classes and not step.has_minibatches
     if is_small and step.has_minibatches:
         reason = "which minibatch of the local steps has which label is not known"
@@ -423,6 +437,16 @@ def _known_batch(
     return Strategy(name, objective, optimizer, notes, 1, scale, is_determined=True)
 
 
+def _known_inputs(step: SharedStep, options: AttackOptions, leakage: Leakage, inputs: np.ndarray) -> Strategy:
+    """A sample that the first layer gives away, where nothing explains the other gradients: they would move it."""
+    optimizer = KnownBatch(leakage.objective, inputs)
+    knowledge = BatchKnowledge(value_range=options.range, inputs=inputs)
+    notes = [*leakage.objective.notes, _inferred_labels(step, leakage).note]
+    notes += _range_notes(knowledge, options, step.batch_size)
+    name = "closed form from the gradients of the first fully connected layer"
+    return Strategy(name, leakage.objective, optimizer, notes, 1, inputs_alone=True)
+
+
 def _recovery_name(leakage: Leakage, found: int, batch_size: int, optimizer: Optimizer) -> str:
     if leakage.approximate:
         return f"closed form from the gradients of {leakage.source}, then {optimizer.description}"
@@ -472,16 +496,17 @@ def _rough_leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
     from dlg.attack.analytic.inexact_convolutions import rough_image
     from dlg.attack.analytic.inexact_perceptron import rough_batch
     from dlg.attack.analytic.reading import Leakage, Reading
-    from dlg.attack.analytic.single_sample import rough_sample
+    from dlg.attack.analytic.single_sample import rough_numbers, rough_sample
 
     reading = Reading.of(step, options.seed, nonnegative=False, value_range=options.range)
     batch = rough_batch(reading) if step.batch_size > 1 else None
+    sample = rough_sample(reading)
+    numbers = None if sample is None else rough_numbers(reading, sample)
     try:
-        start, labels = (None, labels_from_gradients(step)) if batch is None else batch
+        start, labels = (None, labels_from_gradients(step) if numbers is None else numbers) if batch is None else batch
     except LabelError:
         return None
     if step.batch_size == 1:
-        sample = rough_sample(reading)
         start = rough_image(reading, labels) if sample is None else sample
     if start is None and batch is None:
         return None

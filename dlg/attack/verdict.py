@@ -67,6 +67,11 @@ _CHECKS = (
 )
 # What is said of a match that units near zero keep from being one as close as the noise allows.
 _BUT_FOR_UNITS = " but for units near zero"
+# What is said of a sample that the first layer gives away, where nothing explains the other gradients.
+_INPUTS_ALONE = (
+    "the first fully connected layer's gradients are those of one sample, to float32's rounding, and the recovered one"
+    " is what that layer read; what follows the layer, or the label, does not explain the others"
+)
 # What is said of an attack that ended before it had arrived.
 _EARLY_ENDS = {
     "iterations": ", after all its iterations",
@@ -124,6 +129,7 @@ def judge(
     ended: str,
     *,
     may_polish: bool = True,
+    widths: np.ndarray | None = None,
 ) -> Verdict:
     """Say what may be claimed of an answer.
 
@@ -150,14 +156,22 @@ def judge(
         Whether an answer that nearly matches is polished. Of no use where a
         defence changed the gradients that the attack was not told: the right
         batch does not match them either.
+    widths : ndarray, optional
+        How wide the range of each number is, where the options state no range of
+        all. They broadcast with the data. By default the numbers' own sizes
+        stand for them.
     """
+    width = _width(answer.values[0], options, widths)
     judged, scale = strategy.objective, strategy.gradient_scale
     if scale != 1 or judged.knowledge.is_scaled:
         # What rounding, or a defence, has left of the factor's error is no mismatch.
         further = judged.gradient_scale_at(answer.values)
         judged, scale = judged.with_gradient_scale(further), scale * further
     strategy = dataclasses.replace(strategy, gradient_scale=scale)
-    verdict = _verdict(step, strategy, judged, answer, options, ended, may_polish)
+    verdict = _verdict(step, strategy, judged, answer, options, ended, may_polish, width)
+    if verdict.kind == FAILED and strategy.inputs_alone:
+        why = failure_reason(verdict.mismatch, ended, known="nothing else is known")
+        verdict = dataclasses.replace(verdict, kind=UNDETERMINED, reason=f"{_INPUTS_ALONE}; {why}")
     if verdict.kind == EXPLAINED and judged.drops_units:
         reason = f"{verdict.reason}; what matches may be what dropout left of the batch, at random, and not the batch"
         verdict = dataclasses.replace(verdict, kind=UNDETERMINED, reason=reason)
@@ -172,6 +186,7 @@ def _verdict(
     options: AttackOptions,
     ended: str,
     may_polish: bool,
+    width: float | np.ndarray,
 ) -> Verdict:
     """The verdict on an answer, for an objective with the factor that suits it."""
     thorough = ended not in ("interrupted", "time limit")
@@ -180,11 +195,12 @@ def _verdict(
     if not _is_match(step, judged, answer.values, mismatch) and not (
         may_be_rounding and mismatch <= _rounding_of_network(step, judged, answer)
     ):
-        beside_kinks = _verdict_beside_kinks(step, strategy, judged, answer, mismatch, options) if thorough else None
-        if beside_kinks is not None:
+        if thorough and (
+            beside_kinks := _verdict_beside_kinks(step, strategy, judged, answer, mismatch, options, width)
+        ):
             return beside_kinks
         nearly = thorough and may_polish and mismatch <= _NEARLY_MATCHED
-        polished = _polished_verdict(step, strategy, answer, mismatch, options) if nearly else None
+        polished = _polished_verdict(step, strategy, answer, mismatch, options, width) if nearly else None
         return polished or _failed(mismatch, options, ended)
     kind = strategy.objective.label_kind
     if strategy.is_determined:
@@ -198,8 +214,8 @@ def _verdict(
     values = _values(objective, answer)
     if kind is not LabelKind.VALUE and len(answer.values) > 1 and not _matches(step, objective, values):
         # Only mixtures of labels match, and no label is one.
-        return _polished_verdict(step, strategy, answer, mismatch, options) or _mixed(mismatch)
-    part = open_part(objective, values, mismatch, options.range)
+        return _polished_verdict(step, strategy, answer, mismatch, options, width) or _mixed(mismatch)
+    part = open_part(objective, values, mismatch, width)
     if kind is LabelKind.VALUE and objective.fixed_label:
         part = part.with_unseen(answer.label_probability.size)
     return _matched(step, mismatch, part, answer, kind, strategy.gradient_scale, options)
@@ -283,6 +299,7 @@ def _verdict_beside_kinks(
     answer: DummyBatch,
     mismatch: float,
     options: AttackOptions,
+    width: float | np.ndarray,
 ) -> Verdict | None:
     """The verdict on an answer that noise keeps from the right side of kinks; None where noise does not explain it.
 
@@ -294,13 +311,12 @@ def _verdict_beside_kinks(
     noise = judged.knowledge.noise
     if not noise or not judged.is_precise or judged.fixed_label is None or step.local_steps is not None:
         return None
-    low, high = options.range or (0.0, 1.0)
     fetched = list(judged.dummy_gradients.values())
     ours = [np.asarray(gradient) for gradient in judged.evaluate(answer.values, fetched)]
     left, moved, errors = _squared_distance(ours, judged.shared_gradients), [], []
-    for drawn in errors_by_noise(judged, answer.values, high - low, _NOISE_DRAWS):
+    for drawn in errors_by_noise(judged, answer.values, width, _NOISE_DRAWS):
         moved.append(_squared_distance(ours, judged.evaluate([answer.values[0] + drawn], fetched)))
-        errors.append(float(np.sqrt(np.mean(drawn**2))) / (high - low))
+        errors.append(float(np.sqrt(np.mean((drawn / width) ** 2))))
     # Written so that NaN is refused too.
     if not left <= noise**2 * _most_squares(judged) + _KINK_MARGIN * np.median(moved):
         return None
@@ -310,7 +326,7 @@ def _verdict_beside_kinks(
         match = _match_in_words(step, mismatch, strategy.gradient_scale, options) + _BUT_FOR_UNITS
         reason = f"{match}; the noise may have moved the answer by {error:.1%} of the features' range"
         return Verdict(UNDETERMINED, reason, mismatch)
-    part = open_part(judged, answer.values, mismatch, options.range)
+    part = open_part(judged, answer.values, mismatch, width)
     kind, scale = judged.label_kind, strategy.gradient_scale
     return _matched(step, mismatch, part, answer, kind, scale, options, exception=_BUT_FOR_UNITS)
 
@@ -352,7 +368,12 @@ def _values(objective: Objective, answer: DummyBatch) -> list[np.ndarray]:
 
 
 def _polished_verdict(
-    step: SharedStep, strategy: Strategy, answer: DummyBatch, mismatch: float, options: AttackOptions
+    step: SharedStep,
+    strategy: Strategy,
+    answer: DummyBatch,
+    mismatch: float,
+    options: AttackOptions,
+    width: float | np.ndarray,
 ) -> Verdict | None:
     """The verdict on what least squares makes of an answer, said of the answer; None where that does not match."""
     objective = _precise_objective(step, strategy.objective, answer)
@@ -366,15 +387,28 @@ def _polished_verdict(
     polished = _polish(objective, answer, options)
     if not (reached := mismatch_at(objective, polished.values)) <= MATCHED:
         return None
-    part = open_part(objective, polished.values, reached, options.range)
+    part = open_part(objective, polished.values, reached, width)
     verdict = _matched(step, reached, part, polished, objective.label_kind, strategy.gradient_scale, options)
-    low, high = options.range or (0.0, 1.0)
-    error = float(np.mean((polished.values[0] - answer.values[0]) ** 2)) / (high - low) ** 2
+    error = float(np.mean(((polished.values[0] - answer.values[0]) / width) ** 2))
     reason = (
         f"the gradients match to {mismatch:.1%} of their size, and a few steps of least squares lead from here to a"
         f" batch {-10 * np.log10(max(error, _LEAST_ERROR)):.0f} dB away, where {verdict.reason}"
     )
     return dataclasses.replace(verdict, reason=reason, mismatch=mismatch)
+
+
+def _width(data: np.ndarray, options: AttackOptions, known: np.ndarray | None) -> float | np.ndarray:
+    """How wide the range of the data is, or of each number.
+
+    Where nobody says, a number's own size stands for it, or the usual size in the
+    batch where that is more: what is known to 3 % of its size is known.
+    """
+    if options.range is not None:
+        return options.range[1] - options.range[0]
+    if known is not None:
+        return known
+    sizes = np.abs(np.asarray(data, np.float64))
+    return np.maximum(sizes, np.median(sizes[sizes > 0])) if sizes.any() else 1.0
 
 
 def _polish(objective: Objective, answer: DummyBatch, options: AttackOptions) -> DummyBatch:
@@ -442,13 +476,14 @@ def _match_in_words(step: SharedStep, mismatch: float, scale: float, options: At
 
 def _are_alike(answer: DummyBatch, kind: LabelKind, options: AttackOptions) -> bool:
     """Whether two samples of one label are nearly equal."""
-    low, high = options.range or (0.0, 1.0)
-    flat = answer.values[0].reshape(len(answer.values[0]), -1)
+    width = _width(answer.values[0], options, None)
+    scaled = answer.values[0] / (width.max(axis=0) if isinstance(width, np.ndarray) else width)
+    flat = scaled.reshape(len(scaled), -1)
     labels = recovered_label(kind, answer.label_probability).reshape(len(flat), -1)
     for first in range(len(flat)):
         others = flat[first + 1 :][np.isclose(labels[first + 1 :], labels[first]).all(axis=1)]
         distances = np.sqrt(np.mean((others - flat[first]) ** 2, axis=1))
-        if np.any(distances < _ALIKE * (high - low)):
+        if np.any(distances < _ALIKE):
             return True
     return False
 

@@ -86,6 +86,8 @@ class Answer:
         Where the best start ended.
     ended : str
         How, see `dlg.dlg.Reconstruction`.
+    widths : ndarray, optional
+        See `dlg.attack.verdict.judge`.
     """
 
     attack: str
@@ -94,6 +96,7 @@ class Answer:
     strategy: Strategy
     batch: DummyBatch
     ended: str
+    widths: np.ndarray | None = None
 
     @functools.cached_property
     def verdict(self) -> Verdict:
@@ -102,7 +105,9 @@ class Answer:
             return judge_tokens(self.step, self.strategy, self.batch, self._tokens, self.options, self.ended)
         # To an attack that is not told of a defence, a mismatch may be the defence, which no polish removes.
         may_polish = (ATTACKS | COMPARED)[self.attack].knows
-        return judge(self.step, self.strategy, self.batch, self.options, self.ended, may_polish=may_polish)
+        return judge(
+            self.step, self.strategy, self.batch, self.options, self.ended, may_polish=may_polish, widths=self.widths
+        )
 
     @property
     def feature(self) -> np.ndarray:
@@ -143,6 +148,7 @@ def answers(
     feature_range: str,
     time_limit: float | None,
     compare: bool = False,
+    widths: np.ndarray | None = None,
 ) -> tuple[list[Answer], list[str]]:
     """Attack the gradients of a cell by each of `ATTACKS`, and to compare, by each of `COMPARED`.
 
@@ -168,6 +174,8 @@ def answers(
         what is left.
     compare : bool
         Whether those of `COMPARED` are run too.
+    widths : ndarray, optional
+        See `dlg.attack.verdict.judge`.
 
     Returns
     -------
@@ -206,7 +214,7 @@ def answers(
             options = dataclasses.replace(options, knows=defense)
         attacked = step if attack.knows else dataclasses.replace(step, knowledge=NOTHING)
         try:
-            found.append(answer_of(name, attacked, options))
+            found.append(answer_of(name, attacked, options, widths))
         except InputError as error:
             failures.append(f"{name}: {one_line(error)}")
     if compare and not is_defended and found and found[0].attack == "auto":
@@ -214,7 +222,7 @@ def answers(
     return found, failures
 
 
-def answer_of(name: str, step: SharedStep, options: AttackOptions) -> Answer:
+def answer_of(name: str, step: SharedStep, options: AttackOptions, widths: np.ndarray | None = None) -> Answer:
     """Run one attack on what was shared.
 
     Parameters
@@ -225,6 +233,8 @@ def answer_of(name: str, step: SharedStep, options: AttackOptions) -> Answer:
         The attack's programs are shared with other steps that have the same
         `Preparations`.
     options : AttackOptions
+    widths : ndarray, optional
+        See `dlg.attack.verdict.judge`.
 
     Raises
     ------
@@ -241,7 +251,8 @@ def answer_of(name: str, step: SharedStep, options: AttackOptions) -> Answer:
         attempts.run()
     if attempts.cut_short == "interrupted":
         raise KeyboardInterrupt
-    return Answer(name, step, options, strategy, attempts.best.last, attempts.cut_short or attempts.best.ended)
+    ended = attempts.cut_short or attempts.best.ended
+    return Answer(name, step, options, strategy, attempts.best.last, ended, widths)
 
 
 def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:

@@ -182,7 +182,10 @@ def _attack_cell(
     with subject.trained_on(batch, cell.seed, prepared.for_another_step()) as trained:
         shared = defense(trained.gradients, random_streams.defense_noise(cell.seed))
         step = trained.step_of(shared, defense.knowledge)
-        found, failures = answers(step, cell.defense, iterations, cell.seed, batch.feature_range, time_limit, compare)
+        widths = batch.width if batch.kind is SampleKind.TABLE else None
+        found, failures = answers(
+            step, cell.defense, iterations, cell.seed, batch.feature_range, time_limit, compare, widths
+        )
         if not found:
             raise InputError("; ".join(failures))
         scores, recovered = _scores(batch, step, found)

@@ -34,7 +34,7 @@ from dlg.audit.findings import (
 from dlg.audit.frontier import MOST_DECIBELS, tradeoff
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
-from dlg.audit.samples import SampleKind
+from dlg.audit.samples import SIMILARITIES, SampleKind
 from dlg.results.metrics import RECOVERED, wilson_interval
 from dlg.results.pages import template_environment
 
@@ -78,14 +78,19 @@ class Report:
 
     @property
     def nouns(self) -> tuple[str, str]:
-        """What one sample is called, and several. All rows are of the same data."""
+        """What one sample is called, and several."""
+        return _NOUNS[self.sample_kind]
+
+    @property
+    def sample_kind(self) -> str:
+        """What the samples are. All rows are of the same data."""
         kinds = [row.scores.sample_kind for row in self.results.rows if row.scores is not None]
-        return _NOUNS[kinds[0] if kinds else SampleKind.PICTURE.value]
+        return kinds[0] if kinds else SampleKind.PICTURE.value
 
     @property
     def similarity(self) -> str:
         """What says how alike two samples are, beside the PSNR."""
-        return "share of right tokens" if self.nouns == _NOUNS[SampleKind.TOKENS.value] else "SSIM"
+        return SIMILARITIES.get(self.sample_kind, "SSIM")
 
     def of_network(self, network: str) -> list[Finding]:
         """The findings of one network."""

@@ -22,7 +22,7 @@ from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, a
 from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
 from dlg.audit.results import AuditResults
-from dlg.audit.samples import SampleKind, Samples, load
+from dlg.audit.samples import SIMILARITIES, Samples, load
 from dlg.audit.subject import Subject, subjects_of
 from dlg.audit.workers import ClusterLostError, Workers, connect, default_jobs
 from dlg.errors import error_line, quoted
@@ -241,7 +241,7 @@ def in_one_line(result: CellResult) -> str:
 
 def _ground(decided_by: str, scores: Scores) -> str:
     """What decided, where the best PSNR that the line ends with did not."""
-    similarity = "a share of right tokens of" if scores.sample_kind == SampleKind.TOKENS.value else "SSIM"
+    similarity = f"a {SIMILARITIES[scores.sample_kind]} of" if scores.sample_kind in SIMILARITIES else "SSIM"
     if decided_by == "SSIM":
         return f" by {similarity} {scores.best_ssim:.2f}"
     if decided_by == "oracle's SSIM":

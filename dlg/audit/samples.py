@@ -23,6 +23,10 @@ _MOST_OF_A_BYTE = 255
 # A column of a table is as wide as its range, or as so many standard deviations where these are less: a guess at the
 # column's mean then has 12 dB, as a grey picture has, and does not look like a leak.
 _WIDTH_IN_DEVIATIONS = 4.0
+# A number of a table is right to this share of its column's width: 30 dB.
+_RIGHT = 10 ** (-metrics.RECOVERED / 20)
+# So many samples of the set tell how often a guess is right.
+_MOST_OTHERS = 1000
 
 
 class SampleKind(enum.Enum):
@@ -31,6 +35,10 @@ class SampleKind(enum.Enum):
     PICTURE = "picture"
     TABLE = "table"
     TOKENS = "tokens"
+
+
+# What stands in the place of the SSIM, by the kind of samples that have none.
+SIMILARITIES = {SampleKind.TABLE.value: "share of right numbers", SampleKind.TOKENS.value: "share of right tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +90,8 @@ class Samples:
     def batch(self, batch_size: int, seed: int) -> Batch:
         """The first batch of an epoch whose order the seed draws. Raises InputError where there are too few samples."""
         features, labels = data.first_batch(self.features, self.labels, batch_size, seed)
-        return Batch(features, labels, self.low, self.width, self.feature_range)
+        others = self.features[:: max(len(self.features) // _MOST_OTHERS, 1)]
+        return Batch(features, labels, self.low, self.width, self.feature_range, others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +105,8 @@ class Batch:
     low, width : ndarray
     feature_range : str
         See `Samples`.
+    others : ndarray, shape (n, ...)
+        Samples of the whole set.
     """
 
     features: np.ndarray
@@ -103,6 +114,7 @@ class Batch:
     low: np.ndarray
     width: np.ndarray
     feature_range: str
+    others: np.ndarray
 
     @property
     def kind(self) -> SampleKind:
@@ -118,8 +130,10 @@ class Batch:
     def compare(self, recovered: np.ndarray, *, in_order: bool = True) -> list[metrics.ImageScore]:
         """Match recovered samples to the true ones, and score each pair; see `dlg.results.metrics.compare`.
 
-        The errors of a table are relative to the widths of its columns, and it
-        has no SSIM. Of tokens, the mean squared error is the share of wrong
+        The errors of a table are relative to the widths of its columns. In the
+        place of the SSIM is the share of numbers that are right to 30 dB, from 0
+        for as many as guesses get to 1: a column that came back does not show in
+        the mean over all. Of tokens, the mean squared error is the share of wrong
         ones, and in the place of the SSIM is the share of right ones. Where they
         are not compared in order, a token is right as often as both samples have
         it.
@@ -128,7 +142,15 @@ class Batch:
             return metrics.compare(self.shown(self.features), self.shown(recovered))
         if self.kind is SampleKind.TABLE:
             difference = (self.features[:, None] - recovered[None]) / self.width[None]
-            return _matched((difference**2).reshape(*difference.shape[:2], -1).mean(axis=2, dtype=np.float64))
+            scores = _matched((difference**2).reshape(*difference.shape[:2], -1).mean(axis=2, dtype=np.float64))
+            right = (np.abs(difference) <= _RIGHT).reshape(*difference.shape[:2], -1).mean(axis=2)
+            by_chance = [float(np.mean(np.abs(self.others - each) <= _RIGHT * self.width)) for each in recovered]
+            return [
+                dataclasses.replace(
+                    score, ssim=_beyond_chance(right[score.image, score.recovered], by_chance[score.recovered])
+                )
+                for score in scores
+            ]
         if in_order:
             wrong = (self.features[:, None] != recovered[None]).reshape(len(recovered), len(recovered), -1).mean(axis=2)
         else:
@@ -144,6 +166,11 @@ def kind_of(features: np.ndarray) -> SampleKind:
     # A vector may have a square number of elements by chance.
     shape = picture_shape(features.shape[1:]) if features.ndim > 2 else None
     return SampleKind.TABLE if shape is None or min(shape[-2:]) < _LEAST_SIDE else SampleKind.PICTURE
+
+
+def _beyond_chance(share: float, by_chance: float) -> float:
+    """A share of right numbers, from 0 for what guesses get to 1; NaN where a guess gets all."""
+    return float(max(share - by_chance, 0) / (1 - by_chance)) if by_chance < 1 else math.nan
 
 
 def _counts(*batches: np.ndarray) -> list[np.ndarray]:

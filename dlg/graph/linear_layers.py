@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dlg.graph.values import Operation, Value, short_name
+from dlg.graph.values import Operation, Value, ops_behind, short_name
 
 # Ops that change the shape of the samples and no number in them.
 SHAPING = ("pd_op.flatten", "pd_op.reshape", "pd_op.squeeze")
@@ -71,6 +71,20 @@ def linear_layers(prediction: Value) -> list[AffineOps]:
             activation = short_name(op)
             op = maker(op.operand_source(0), ())
     return layers
+
+
+def input_layer(results: Sequence[Value], data: Value) -> AffineOps | None:
+    """Find a fully connected layer that reads the network's own input, flattened, whatever follows it.
+
+    Parameters
+    ----------
+    results : sequence of Value
+        What depends on the network, such as its gradients.
+    data : Value, (B, ...)
+        The network's input.
+    """
+    layers = (_affine_ops(op, None) for op in ops_behind(results))
+    return next((layer for layer in layers if layer is not None and reads(layer, data)), None)
 
 
 def reads(layer: AffineOps, data: Value) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from dlg.attack.determination import OpenPart
 from dlg.attack.objective import Objective, build_precise_objective
 from dlg.attack.shared_step import SharedStep
 from dlg.graph.label_readers import LabelKind
-from dlg.graph.linear_layers import AffineOps, reads
+from dlg.graph.linear_layers import AffineOps, input_layer, reads
 from dlg.graph.values import Value
 from dlg.shared_update import SharedUpdate
 
@@ -67,6 +68,9 @@ class Leakage:
     approximate : bool
         Whether the whole network's gradients at the inputs, of all samples, do
         not match to float32's rounding. They are then a start.
+    inputs_alone : bool
+        Whether the first layer's gradients are those of the inputs to float32's
+        rounding, and no labels explain the others.
     """
 
     objective: Objective
@@ -81,6 +85,7 @@ class Leakage:
     start: np.ndarray | None = None
     open_part: OpenPart | None = None
     approximate: bool = False
+    inputs_alone: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -249,6 +254,20 @@ class Reading:
             hidden = hidden @ layer.weight + layer.bias
             hidden = hidden if layer.known_activation is None else layer.known_activation.function(hidden)
         return self.convolutions if _agree(hidden, features) else None
+
+    @functools.cached_property
+    def input_layer(self) -> Layer | None:
+        """A fully connected layer whose input is the dummy data, flattened, whatever follows it.
+
+        None where there is no such layer with a bias, or no gradients of it were
+        shared.
+        """
+        probe = self.probe
+        ops = input_layer(list(probe.dummy_gradients.values()), probe.dummies[0])
+        layer = None if ops is None else _as_numbers(ops, self.step, probe)
+        # A layer on parts of each sample, such as patches, reads another shape.
+        is_whole = layer is not None and len(layer.weight) == math.prod(probe.dummies[0].shape[1:])
+        return layer if is_whole else None
 
     @property
     def reads_dummy_data(self) -> bool:

@@ -2,11 +2,13 @@
 
 A layer y = x W + b whose outputs get the gradient δ has the weight gradient
 x δᵀ and the bias gradient δ. So x = dW δ / (δᵀ δ) for a batch of one (Phong et
-al. 2017, section 3), under any loss and behind any number of layers. The label
-is then the only unknown. A class is the one under which the network gives the
-shared gradients. Numbers are solved for by least squares, from the bias's
-gradients alone. Either way the whole network's gradients at the answer decide
-whether it is claimed.
+al. 2017, section 3), under any loss and whatever follows. The label is then the
+only unknown. A class is the one under which the network gives the shared
+gradients. Numbers are solved for by least squares, from the bias's gradients
+alone. Either way the whole network's gradients at the answer decide whether it
+is claimed. Where no label explains them, as behind dropout, or in a network so
+sure of the label that rounding is most of its gradient, the sample is exact all
+the same: dW would not have rank one with any other.
 
 Where the first layers are others, convolutions for one, the last layer's input
 is known in the same way, and with it the prediction z. Under squared errors
@@ -16,6 +18,7 @@ gives the label y at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -27,7 +30,6 @@ from dlg.attack.analytic.reading import Leakage, Reading, at_random_batch
 from dlg.attack.dummies import recovered_label
 from dlg.attack.objective import Objective
 from dlg.graph.label_readers import LabelKind
-from dlg.graph.linear_layers import reads
 
 # The most numbers of a label that are solved for: each costs an evaluation of the network in every step.
 _MOST_NUMBERS = 100
@@ -62,23 +64,29 @@ def read_off(reading: Reading) -> Leakage | None:
         were shared, and where no label explains the gradients. Features of
         classes and probabilities are left to softmax regression.
     """
-    if reading.batch_size > 1 or not reading.layers:
+    if reading.batch_size > 1:
         return None
-    is_whole = reads(reading.probe.layers[0], reading.probe.dummies[0])
-    return _whole_sample(reading) if is_whole else _features(reading)
+    if (first := reading.input_layer) is not None:
+        return _whole_sample(reading, first)
+    return _features(reading) if reading.layers and not reading.reads_dummy_data else None
 
 
-def _whole_sample(reading: Reading) -> Leakage | None:
-    """The network's input, and the label that explains all gradients at it."""
-    sample = None if reading.layers[0] is None else reading.layers[0].input_of_one()
+def _whole_sample(reading: Reading, first: Layer) -> Leakage | None:
+    """The network's input, and the label that explains all gradients at it, or else the one that comes nearest."""
+    sample = first.input_of_one()
     if sample is None:
         return None
     inputs = sample.reshape(reading.probe.dummies[0].shape)
+    nearest, least = None, math.inf
     for labels in _candidates(reading, inputs):
         objective = reading.probe.with_labels(labels)
-        if objective.explains(objective.gradient_matching_loss_at([inputs])):
+        loss = objective.gradient_matching_loss_at([inputs])
+        if objective.explains(loss):
             return Leakage(objective=objective, labels=labels, certain=True, inputs=inputs)
-    return None
+        if loss < least:
+            nearest, least = Leakage(objective, labels, certain=False, inputs=inputs, inputs_alone=True), loss
+    # Without any gradient of the weight, every sample has rank one.
+    return nearest if sample.any() else None
 
 
 def rough_sample(reading: Reading) -> np.ndarray | None:
@@ -88,13 +96,22 @@ def rough_sample(reading: Reading) -> np.ndarray | None:
     None where the network does not begin with a fully connected layer, or the
     batch has more samples.
     """
-    first = reading.layers[0] if reading.layers and reading.reads_dummy_data else None
+    first = reading.input_layer
     gradient = None if first is None else np.asarray(first.bias_gradient, np.float64)
     if first is None or gradient is None or reading.batch_size > 1 or not gradient.any():
         return None
     sample = np.asarray(first.weight_gradient, np.float64) @ gradient / (gradient @ gradient)
     sample = sample if reading.value_range is None else np.clip(sample, *reading.value_range)
     return sample.reshape(reading.probe.dummies[0].shape)
+
+
+def rough_numbers(reading: Reading, inputs: np.ndarray) -> np.ndarray | None:
+    """The answers or numbers of a label by the biases' gradients, at an input from `rough_sample`; None for others."""
+    kind, shape = reading.probe.label_kind, reading.probe.label_probability.shape
+    if kind not in (LabelKind.SEVERAL, LabelKind.VALUE) or np.prod(shape) > _MOST_NUMBERS:
+        return None
+    numbers = _fitted_numbers(reading, inputs, shape)
+    return recovered_label(kind, numbers) if kind is LabelKind.SEVERAL else numbers
 
 
 def _features(reading: Reading) -> Leakage | None:
