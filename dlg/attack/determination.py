@@ -319,7 +319,7 @@ class Jacobian:
         feed |= {f"{_MOVED}{n}": value for n, value in enumerate(self._moved(size * direction))}
         feed |= {f"{_SQUARED_WEIGHT}{n}": weight**2 for n, weight in enumerate(self._weights)}
         gradients = self._normal_product.evaluate(objective.constants | feed, objective.scope)
-        return np.concatenate([unit * np.ravel(g) for unit, g in zip(self._units, gradients)]) / size
+        return np.concatenate([np.ravel(unit * g) for unit, g in zip(self.units, gradients)]) / size
 
     @functools.cached_property
     def _normal_product(self) -> _NormalProduct:
