@@ -286,7 +286,7 @@ def test_a_failure_says_whether_the_batch_may_be_near(mismatch, says):
 
 
 def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monkeypatch):
-    monkeypatch.setattr(determination, "_projections", lambda jacobian, change, damping: [1e3 * change])
+    monkeypatch.setattr(determination, "_projections", lambda jacobian, change, image, damping: [1e3 * change])
     images, labels = digits(1)
     trained = participant(networks.softmax, images, labels)
     objective = choose(trained.shared_step(), AttackOptions.from_keywords(batch_size=1, optimizer="lm")).objective
@@ -300,7 +300,7 @@ def test_a_projection_that_left_for_far_away_does_not_show_that_all_is_open(monk
 def test_what_is_left_of_a_change_may_be_one_open_direction(left, unsettled, monkeypatch):
     """A normal number's square is below a half as often as above it, so a half is no sign that nothing is open."""
 
-    def projections(jacobian, change, damping):
+    def projections(jacobian, change, image, damping):
         yield change - np.sqrt(left / jacobian.size)
 
     monkeypatch.setattr(determination, "_projections", projections)
