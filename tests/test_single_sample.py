@@ -167,3 +167,14 @@ def test_a_sample_with_numbers_for_its_label_comes_back_under_a_defence(spec, tm
     trained = dataclasses.replace(trained, step=lambda: shared)
     result = attack(trained, tmp_path, optimizer="auto", knows=spec, feature_range="none", iterations=20, restarts=1)
     assert np.sqrt(np.mean((result.feature - SAMPLES[:1]) ** 2)) < 0.03
+
+
+def test_a_layer_on_parts_of_the_sample_is_not_taken_for_one_on_all_of_it(tmp_path):
+    def network(feature, label):
+        parts = F.relu(nn.Linear(5, 4)(paddle.reshape(feature, [-1, 5])))
+        prediction = nn.Linear(16, CLASSES)(paddle.reshape(parts, [-1, 16]))
+        return prediction, F.cross_entropy(prediction, label)
+
+    trained = participant(network, SAMPLES[:1], np.array([[2]]))
+    result = attack(trained, tmp_path, optimizer="auto", iterations=5, restarts=1)
+    assert result.feature.shape == (1, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from dlg.graph.values import Operation, Value, ops_behind, short_name
@@ -38,6 +39,11 @@ class AffineOps:
     activation: str | None
 
     @property
+    def shape(self) -> list[int]:
+        """The weight's, (in, out)."""
+        return self.product.operand_source(1).shape
+
+    @property
     def inputs(self) -> Value:
         """The layer's input, (B, in). It is read off the program anew, for a rewrite may have exchanged it."""
         return self.product.operand_source(0)
@@ -64,7 +70,8 @@ def linear_layers(prediction: Value) -> list[AffineOps]:
     layers: list[AffineOps] = []
     activation: str | None = None
     op = maker(prediction, (*PROBABILITIES, *SHAPING))
-    while (layer := _affine_ops(op, activation)) is not None:
+    # A layer on parts of each sample has other outputs than the next one reads.
+    while (layer := _affine_ops(op, activation)) is not None and (not layers or layer.shape[1] == layers[0].shape[0]):
         layers.insert(0, layer)
         op, activation = maker(layer.inputs, SHAPING), None
         if op is not None and len(op.operands_source()) == 1:
@@ -90,7 +97,11 @@ def input_layer(results: Sequence[Value], data: Value) -> AffineOps | None:
 def reads(layer: AffineOps, data: Value) -> bool:
     """Whether a layer's input is the network's own input, flattened."""
     op = maker(layer.inputs, SHAPING)
-    return op is not None and any(result.is_same(data) for result in op.results())
+    return (
+        layer.shape[0] == math.prod(data.shape[1:])
+        and op is not None
+        and any(result.is_same(data) for result in op.results())
+    )
 
 
 def maker(value: Value, passed: Sequence[str]) -> Operation | None:
