@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 
 import numpy as np
 import paddle
@@ -17,7 +19,9 @@ from dlg.attack.analytic.inexact_convolutions import entry_errors, outputs_behin
 from dlg.attack.analytic.labels import labels_from_gradients
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Reading
+from dlg.attack.deadline import Deadline, deadline_in_force
 from dlg.defense_knowledge import NOTHING, DefenseKnowledge
+from dlg.errors import TimeLimitReachedError
 from dlg.results.metrics import compare
 
 
@@ -27,11 +31,16 @@ def small_digits(batch_size):
     return np.ascontiguousarray(images[:, :, 4:24:2, 4:24:2]), labels
 
 
-def with_convolutions(activation):
+def with_convolutions(activation, widths=()):
+    """Two convolutions, fully connected layers of these widths, and softmax regression."""
+
     def network(feature, label):
         hidden = F.max_pool2d(activation(nn.Conv2D(1, 6, 3, padding=1)(feature)), 2)
-        hidden = activation(nn.Conv2D(6, 12, 3, padding=1)(hidden))
-        prediction = nn.Linear(12 * 5 * 5, 10)(paddle.flatten(hidden, 1))
+        hidden = paddle.flatten(activation(nn.Conv2D(6, 12, 3, padding=1)(hidden)), 1)
+        sizes = [12 * 5 * 5, *widths]
+        for size, width in itertools.pairwise(sizes):
+            hidden = nn.Linear(size, width)(hidden)
+        prediction = nn.Linear(sizes[-1], 10)(hidden)
         return prediction, F.cross_entropy(prediction, label)
 
     return network
@@ -54,6 +63,34 @@ def recovered(network, spec, batch_size=1, value_range=(0.0, 1.0)):
 def test_an_image_behind_max_pooling_comes_back(spec, least):
     images, found = recovered(with_convolutions(F.relu), spec)
     assert compare(images, found.astype(np.float32))[0].psnr > least
+
+
+def test_what_pruning_hides_of_the_first_fully_connected_layer_the_next_one_tells():
+    images, found = recovered(with_convolutions(F.relu, widths=(40,)), "prune:0.6")
+    # By the first layer's gradients alone it is 12 dB.
+    assert compare(images, found.astype(np.float32))[0].psnr > 25
+
+
+class CountingDeadline(Deadline):
+    """A time that is over when it was looked at this often."""
+
+    def __init__(self, most=math.inf):
+        super().__init__(None, 0.0)
+        self.most, self.looks = most, 0
+
+    def check(self):
+        self.looks += 1
+        if self.looks > self.most:
+            raise TimeLimitReachedError
+
+
+def test_at_the_time_limit_the_image_found_so_far_stays():
+    unlimited = CountingDeadline()
+    with deadline_in_force(unlimited):
+        recovered(with_convolutions(F.relu), "fp16")
+    with deadline_in_force(CountingDeadline(unlimited.looks - 1)):
+        images, found = recovered(with_convolutions(F.relu), "fp16")
+    assert compare(images, found.astype(np.float32))[0].psnr > 30
 
 
 @pytest.mark.parametrize(
