@@ -282,7 +282,7 @@ class Jacobian:
         if rounding is not None:
             sizes = [float(np.linalg.norm(gradient)) / math.sqrt(gradient.size) for gradient in gradients]
             # A gradient that is nothing but rounding, as that of a bias before batch norm, says nothing of the data.
-            least = max(_NOTHING * max(sizes), _TINY)
+            least = _NOTHING * (max(sizes) or 1.0)
             scales = [1 / max(size, least) for size in sizes]
             self._weights = [
                 scale * (rounding / np.maximum(rounding, scale * hidden))
@@ -411,7 +411,7 @@ def open_at_least(jacobian: Jacobian, change: np.ndarray, damping: float) -> flo
 
 
 def _hidden_directions(jacobian: Jacobian, damping: float) -> int:
-    """How many directions a defence hides; 0 where the error of each number of the batch is too small to spoil a picture.
+    """How many directions a defence hides; 0 where the error of no number of the batch would spoil a picture.
 
     The damping λ is σ² over the square of an error that spoils a picture, so the
     covariance of the errors is λ (JᵀJ)⁻¹ in units of that.
