@@ -418,7 +418,7 @@ def _hidden_directions(jacobian: Jacobian, damping: float) -> int:
     """
     rows = np.array([np.concatenate([np.ravel(each) for each in jacobian.product(v)]) for v in np.eye(jacobian.size)])
     squares, directions = np.linalg.eigh(rows @ rows.T)
-    variances = damping / np.maximum(squares, _TINY)
+    variances = damping / np.maximum(squares, np.finfo(np.float64).eps * damping)
     return int(np.sum(variances > 1)) if np.any(directions**2 @ variances > 1) else 0
 
 
