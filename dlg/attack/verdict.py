@@ -106,6 +106,9 @@ class Verdict:
         The factor on the shared gradients at which they match.
     advice : str
         What to check where the attack has failed; empty otherwise.
+    of_batch : bool
+        Whether tokens are claimed of the batch as a whole, and nothing of which
+        text has them; see `dlg.attack.tokens.tokens_named`.
     """
 
     kind: str
@@ -114,6 +117,7 @@ class Verdict:
     rank: int | None = None
     gradient_scale: float = 1.0
     advice: str = ""
+    of_batch: bool = False
 
     @property
     def line(self) -> str:
