@@ -1,4 +1,4 @@
-"""Which tokens of a table the batch must have, by the rows of the table's shared gradient and what is known of a defence.
+"""Which tokens the batch must have, by the rows of a table's shared gradient and what is known of a defence.
 
 Without a defence, dE[t] = Σ over the places with token t of ∂L/∂row, and a token
 that is not in the batch has a row of zeros (Gupta et al. 2022, "Recovering

@@ -38,7 +38,7 @@ _NO_GRADIENT = 1e-7
 # Which other classes are put in the place of a label, to see whether the loss depends on it.
 _OTHER_CLASSES = (1, 2)
 # What is said of tokens that the tables' gradients alone name.
-_OF_BATCH = "tokens of the batch are named; which text has which, in what order and how often is open"
+_OF_BATCH = "the tokens that are named are in the batch; of which texts, in what order and how often is open"
 
 
 def tokens_present(step: SharedStep, objective: Objective) -> dict[str, np.ndarray]:
@@ -213,6 +213,9 @@ def judge_tokens(
     check = _Check(step, strategy, answer)
     mismatch = check.mismatch(tokens)
     known = _known(step, strategy.objective)
+    matches_bounds = step.knowledge.bounds is not None and not step.knowledge.noise
+    if not mismatch <= MATCHED and matches_bounds and check.mismatch_of_bounds(tokens) <= MATCHED:
+        return _verdict_within_bounds(check, tokens, strategy, known, mismatch)
     if not mismatch <= MATCHED:
         why = failure_reason(mismatch, ended, known="nothing else is known")
         reason = "; ".join([known, *strategy.findings, why])
@@ -240,6 +243,17 @@ def judge_tokens(
     return Verdict(EXPLAINED, match, mismatch)
 
 
+def _verdict_within_bounds(
+    check: _Check, tokens: dict[int, np.ndarray], strategy: Strategy, known: str, mismatch: float
+) -> Verdict:
+    """What is claimed of tokens whose gradients a defence could have made the shared ones. Others may match as well."""
+    rolled = rolled_within_samples(tokens, strategy.objective.layout)
+    is_ordered = rolled is None or not check.mismatch_of_bounds(rolled) <= MATCHED
+    order = "" if is_ordered else "; the order of a sample's tokens is open, for these gradients do not depend on it"
+    match = "the unchanged network's gradients at the recovered tokens are within what the defence leaves open"
+    return Verdict(UNDETERMINED, f"{known}; {match}, where others may be too{order}", mismatch)
+
+
 def _known(step: SharedStep, objective: Objective) -> str:
     """What the tables' gradients alone say, in words."""
     present = tokens_present(step, objective)
@@ -253,8 +267,8 @@ def _shown(table: str, count: int, size: int, is_hiding: bool) -> str:
     """What one table's gradient shows."""
     if is_hiding and count < size:
         return (
-            f"the gradient of {table!r} shows {count} of {size} tokens to be in the batch for certain, and the defence may"
-            " hide others"
+            f"the gradient of {table!r} shows {count} of {size} tokens to be in the batch for certain, and the defence"
+            " may hide others"
         )
     if count == size:
         return f"the gradient of {table!r} has no row of zeros, and so does not show which tokens are in the batch"
@@ -326,15 +340,31 @@ class _Check:
 
     def mismatch(self, tokens: dict[int, np.ndarray], labels: np.ndarray | None = None) -> float:
         """The mismatch of all gradients, see `dlg.attack.verdict.Verdict`; by default with the answer's labels."""
-        names = self._objective.trained | self._objective.tables
-        ours = self._network.gradients(self._features(tokens), self._labels if labels is None else self._fed(labels))
-        compared = [name for name in ours if names[name] in self._step.gradients]
-        found = [np.asarray(ours[name], np.float64) for name in compared]
-        shared = [np.asarray(self._step.gradients[names[name]], np.float64) / self._scale for name in compared]
+        found, shared = self._gradients(tokens, labels)
+        shared = [each / self._scale for each in shared]
         batch_size = self._step.batch_size
         loss = float(gradient_matching_loss(found, shared, batch_size))
         largest = float(gradient_matching_loss([np.zeros_like(each) for each in shared], shared, batch_size))
         return float(np.sqrt(loss / largest)) if largest else np.inf
+
+    def mismatch_of_bounds(self, tokens: dict[int, np.ndarray]) -> float:
+        """How far the gradients are outside of what the defence leaves open, relative to their size."""
+        found, shared = self._gradients(tokens)
+        knowledge, batch_size = self._step.knowledge, self._step.batch_size
+        nearest = [np.clip(ours, *knowledge.bounds_of(theirs)) for ours, theirs in zip(found, shared)]
+        loss = float(gradient_matching_loss(found, nearest, batch_size))
+        size = float(gradient_matching_loss(found, [np.zeros_like(each) for each in found], batch_size))
+        return float(np.sqrt(loss / size)) if size else np.inf
+
+    def _gradients(
+        self, tokens: dict[int, np.ndarray], labels: np.ndarray | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The network's gradients and the shared ones, in float64; by default with the answer's labels."""
+        names = self._objective.trained | self._objective.tables
+        ours = self._network.gradients(self._features(tokens), self._labels if labels is None else self._fed(labels))
+        compared = [name for name in ours if names[name] in self._step.gradients]
+        found = [np.asarray(ours[name], np.float64) for name in compared]
+        return found, [np.asarray(self._step.gradients[names[name]], np.float64) for name in compared]
 
     def places_without_gradient(self, tokens: dict[int, np.ndarray]) -> int:
         """How many tokens no gradient depends on, nor anything else."""
