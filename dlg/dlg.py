@@ -107,7 +107,8 @@ class Reconstruction:
         What may be claimed of it. ``"explained"``: the gradients of the whole
         network at this batch match the shared ones as closely as their rounding
         allows, and those of no batch near it do. ``"undetermined"``: they match,
-        and leave a part of the batch open. ``"failed"``: they do not match. Nothing is
+        and leave a part of the batch open, or tokens are all that is known to be in
+        it, see `of_batch`. ``"failed"``: they do not match. Nothing is
         then known about what leaks, and that is not safety.
     reason : str
         Why, in one sentence.

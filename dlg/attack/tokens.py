@@ -81,9 +81,9 @@ def tokens_named(step: SharedStep, objective: Objective) -> dict[int, np.ndarray
     dict of int to ndarray, (B, ...), int64, or None
         By the number of the feature; `UNREAD` where nothing more is named. None
         where no token is: of an update of several local steps, where a table
-        serves several features or is used for more than lookups, and where more
-        tokens are named than the batch has, which shows that the defence was
-        another one.
+        serves several lookups or is used for more, where `UNREAD` is no number of
+        the feature's dtype, and where more tokens are named than the batch has,
+        which shows that the defence was another one.
     """
     if step.local_steps is not None:
         return None
@@ -92,9 +92,11 @@ def tokens_named(step: SharedStep, objective: Objective) -> dict[int, np.ndarray
     is_named = False
     for rows in layout.rows:
         is_alone = [each.table for each in layout.rows].count(rows.table) == 1 and np.ptp(rows.offsets) == 0
-        if not is_alone or rows.table not in objective.lookup_tables or objective.tables[rows.table] not in present:
+        is_signed = np.issubdtype(layout.dtypes[rows.feature], np.signedinteger)
+        trained = objective.tables.get(rows.table) if rows.table in objective.lookup_tables else None
+        if trained not in present or not (is_alone and is_signed):
             continue
-        named = present[objective.tables[rows.table]] - rows.offsets[0]
+        named = present[trained] - rows.offsets[0]
         flat = found[rows.feature].reshape(step.batch_size, -1)
         places = np.unique(rows.places)
         if len(named) > step.batch_size * len(places):

@@ -92,7 +92,8 @@ class Verdict:
         it do.
         ``"undetermined"``: they match, and leave a part of the batch open, or it
         was not shown that they do not. So do those of a network with dropout,
-        which may be of what dropout left of the batch.
+        which may be of what dropout left of the batch. Behind a known defence,
+        tokens may be all that is known to be in the batch.
         ``"failed"``: they do not match, so nothing is known about what leaks.
     reason : str
         Why, in one sentence.
