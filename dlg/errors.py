@@ -19,11 +19,17 @@ class InputError(ValueError):
     The message names the value that was wrong, what was expected and what to
     do about it, in one line.
 
+    Parameters
+    ----------
+    reason : str
+        The message, or all of it but the advice.
+    advice : str
+        What to do, where a caller that goes on in another way may leave it out.
+
     Attributes
     ----------
     reason : str
-        The message without an advice that was given apart: it is for who asked
-        for just this, and another attack may be taken in its place.
+        The message without that advice.
     """
 
     def __init__(self, reason: str, advice: str = "") -> None:

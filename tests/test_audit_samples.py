@@ -154,6 +154,22 @@ def test_numbers_that_any_guess_gets_right_are_no_leak():
     assert max(score.ssim for score in scores) == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_batch_is_no_guess_at_itself(count):
+    features = np.random.default_rng(2).normal(size=(count, 20)).astype(np.float32)
+    batch = Samples.of(features, np.zeros((count, 1), np.int64)).batch(1, 0)
+    found = np.where(np.arange(20) < 8, batch.features, 100)
+    (score,) = batch.compare(found)
+    assert score.ssim == pytest.approx(8 / 20, abs=0.05)
+
+
+def test_the_others_of_a_batch_are_at_most_a_thousand_and_of_pictures_none():
+    table, pictures = np.zeros((1999, 3), np.float32), np.zeros((20, 1, 8, 8), np.float32)
+    for features, count in ((table, 999), (pictures, 0)):
+        batch = Samples.of(features, np.zeros((len(features), 1), np.int64)).batch(2, 0)
+        assert len(batch.others) == count
+
+
 @pytest.mark.parametrize("draw", [RNG.normal, RNG.uniform, RNG.exponential])
 def test_a_guess_at_the_mean_of_each_column_is_no_leak(draw):
     features = draw(size=(500, 20)).astype(np.float32)

@@ -88,6 +88,22 @@ def test_the_rank_of_each_layer_is_a_finding():
     assert 0 < leakage.open_part.rank < 196
 
 
+@pytest.mark.parametrize(("filters", "goes_layer_by_layer"), [(3, True), (8, False)])
+def test_smooth_layers_short_of_equations_are_left_to_the_whole_network_that_has_them(filters, goes_layer_by_layer):
+    def sigmoids(feature, label):
+        hidden = F.sigmoid(nn.Conv2D(1, filters, 3, stride=2, padding=1)(feature))
+        return with_head(F.sigmoid(nn.Conv2D(filters, filters, 3, stride=2, padding=1)(hidden)), label)
+
+    images = np.concatenate([digit(seed)[0] for seed in (0, 1)])
+    with fresh_scope():
+        trained = participant(sigmoids, images, np.array([[3], [7]]))
+        leakage = find_leakage(trained.shared_step(), 0, nonnegative=False, value_range=(0.0, 1.0))
+    # Two images have 392 numbers. All layers together have 210 equations with 3 filters, and 920 with 8, where the
+    # second convolution by itself has 832 for its 784 numbers, which are too few.
+    findings = leakage.findings if leakage is not None else ()
+    assert any("before convolution 1" in finding for finding in findings) == goes_layer_by_layer
+
+
 def test_nothing_is_claimed_on_noisy_gradients():
     images, labels = digit()
     rng = np.random.default_rng(0)

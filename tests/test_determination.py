@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import paddle
+import paddle.nn.functional as F
 import pytest
 from attacking import digits
 from benchmarks.participant import participant
@@ -82,6 +84,22 @@ def test_numbers_are_open_relative_to_their_own_ranges():
     assert ranks[2] == images.size
     assert ranks[3] == pytest.approx((ranks[2] + ranks[4]) / 2, abs=0.1 * images.size)
     assert ranks[4] < images.size / 2
+
+
+@pytest.mark.parametrize(("narrow", "is_open"), [(1.0, False), (0.05, True), (0.01, True)])
+def test_one_number_that_noise_hides_leaves_a_small_batch_open(narrow, is_open):
+    def network(feature, label):
+        prediction = paddle.nn.Linear(32, 4)(F.tanh(paddle.nn.Linear(20, 32)(feature)))
+        return prediction, F.cross_entropy(prediction, label)
+
+    row, label = np.random.default_rng(0).standard_normal((1, 20)).astype(np.float32), np.array([[1]])
+    trained = participant(network, row, label)
+    objective = build_precise_objective(trained.shared_step(), fixed_label=label[:, 0])
+    noisy = dataclasses.replace(objective, knowledge=DefenseKnowledge(noise=1e-2))
+    widths = np.full((1, 20), 4.0)
+    widths[0, 3] = narrow
+    part = determination.open_part(noisy, [row.astype(np.float64)], 1e-2, widths)
+    assert (part.dimensions, part.rank) == ((1, 19) if is_open else (0, 20))
 
 
 @pytest.mark.parametrize(("spec", "is_open"), [("prune:0.5", False), ("int8", False), ("prune:0.9", True)])

@@ -243,7 +243,7 @@ def test_ctrl_c_ends_the_attacks_too(orders, tmp_path):
 
 
 def test_only_the_rounds_asked_for_are_audited(orders, tmp_path):
-    audit = audit_of(federated(), tmp_path, rounds={2})
+    audit = audit_of(federated(), tmp_path, rounds=np.array([2]))
     start(audit, rounds=3)
     assert [update.server_round for update in audit.updates] == [2, 2]
 

@@ -155,6 +155,21 @@ def test_no_sample_is_claimed_alone_that_the_first_layer_does_not_show(samples, 
     assert "what that layer read" not in result.reason
 
 
+def test_no_sample_is_claimed_alone_by_the_gradients_of_a_single_unit():
+    def network(feature, label):
+        hidden = nn.Linear(20, 2)(feature)[:, :1]
+        prediction = nn.Linear(1, CLASSES)(F.tanh(hidden))
+        return prediction, F.cross_entropy(prediction, label)
+
+    def pruned(gradients):
+        half = np.arange(20)[:, None] % 2
+        return {name: half * g if g.shape == (20, 2) else g for name, g in gradients.items()}
+
+    assert read_off(network, SAMPLES[:1], np.array([[2]]))[0].is_exact
+    leakage, _ = read_off(network, SAMPLES[:1], np.array([[2]]), pruned)
+    assert leakage is None
+
+
 @pytest.mark.parametrize("spec", ["int8", "gaussian:1e-3"])
 def test_a_sample_with_numbers_for_its_label_comes_back_under_a_defence(spec, tmp_path):
     def network(feature, label):

@@ -17,7 +17,7 @@ class LinearisedNetwork:
     Parameters
     ----------
     objective : Objective
-        By the l2 distance.
+        By the l2 distance, without a prior.
     point : sequence of Value
         What takes the place of the objective's dummies.
 

@@ -101,7 +101,7 @@ class Objective:
     cotangents : list of Value
         By the l2 distance, the loss's gradients with respect to the differences
         that it compares: those of the gradients, ∇W' − ∇W, in the order of
-        `dummy_gradients`, and that of `features`.
+        `dummy_gradients`, and that of `features`, if it compares them.
     label_probability : Value, (B, ...)
         What stands for the label, see `dlg.attack.dummies.Dummies`.
     label_kind : LabelKind
@@ -614,8 +614,10 @@ def _compare(
         compared, bounds = _outside_of_bounds(differences, constants, step.knowledge)
         constants |= bounds
     if distance == "cosine":
-        ours = [variable + difference for variable, difference in zip(variables, compared)]
-        return cosine_distance(ours if compared is not differences else first.gradients, variables), [], constants
+        ours = first.gradients
+        if compared is not differences:
+            ours = [variable + difference for variable, difference in zip(variables, compared)]
+        return cosine_distance(ours, variables), [], constants
     return loss_of_differences(compared, step.batch_size), differences, constants
 
 

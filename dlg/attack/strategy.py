@@ -181,10 +181,8 @@ def _strongest(step: SharedStep, options: AttackOptions) -> Strategy:
     # Behind a defence, numbers that were fitted at the closed form are nearer than those that L-BFGS starts from.
     are_numbers = step.label_kind in (LabelKind.SEVERAL, LabelKind.VALUE)
     are_near = are_numbers and leakage is not None and leakage.start is not None
-    labels_are_classes = (
-        labels_are_known or are_near or (not is_real(step.label) and step.label_kind is LabelKind.CLASS)
-    )
-    labels_can_be_fixed = labels_are_classes and not step.has_minibatches
+    are_classes = not is_real(step.label) and step.label_kind is LabelKind.CLASS
+    labels_can_be_fixed = (labels_are_known or are_near or are_classes) and not step.has_minibatches
     if is_small and step.has_minibatches:
         reason = "which minibatch of the local steps has which label is not known"
     elif is_small:
@@ -503,15 +501,17 @@ def _rough_leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
     from dlg.attack.analytic.single_sample import rough_numbers, rough_sample
 
     reading = Reading.of(step, options.seed, nonnegative=False, value_range=options.range)
+    start = rough_sample(reading)
+    labels = None if start is None else rough_numbers(reading, start)
     batch = rough_batch(reading) if step.batch_size > 1 else None
-    sample = rough_sample(reading)
-    numbers = None if sample is None else rough_numbers(reading, sample)
+    if batch is not None:
+        start, labels = batch
     try:
-        start, labels = (None, labels_from_gradients(step) if numbers is None else numbers) if batch is None else batch
+        labels = labels_from_gradients(step) if labels is None else labels
     except LabelError:
         return None
-    if step.batch_size == 1:
-        start = rough_image(reading, labels) if sample is None else sample
+    if step.batch_size == 1 and start is None:
+        start = rough_image(reading, labels)
     if start is None and batch is None:
         return None
     return Leakage(build_precise_objective(step, fixed_label=labels), labels, certain=False, start=start)

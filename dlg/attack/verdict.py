@@ -413,7 +413,8 @@ def _width(data: np.ndarray, options: AttackOptions, known: np.ndarray | None) -
     if known is not None:
         return known
     sizes = np.abs(np.asarray(data, np.float64))
-    return np.maximum(sizes, np.median(sizes[sizes > 0])) if sizes.any() else 1.0
+    positive = sizes[sizes > 0]
+    return np.maximum(sizes, np.median(positive)) if positive.size else 1.0
 
 
 def _polish(objective: Objective, answer: DummyBatch, options: AttackOptions) -> DummyBatch:

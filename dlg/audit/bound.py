@@ -26,7 +26,7 @@ DARKEST_DECIBELS = 60.0
 
 
 def bound_of(trained: Trained, batch: Batch, defense: Defense) -> Bound | None:
-    """The bound at a batch. None where `has_bound` says so."""
+    """The bound at a batch. None where it has none, see `has_bound`."""
     if not has_bound(defense, batch.kind, batch.features.size):
         return None
     objective = build_precise_objective(trained.step_of(trained.gradients, NOTHING), fixed_label=batch.labels[:, 0])
@@ -37,7 +37,7 @@ def bound_of(trained: Trained, batch: Batch, defense: Defense) -> Bound | None:
 
 
 def has_bound(defense: Defense, kind: SampleKind, size: int) -> bool:
-    """Whether a batch of so many numbers has a bound: pictures under Gaussian noise have, and not too many of them."""
+    """Whether a batch of this size, in numbers, has a bound: pictures under Gaussian noise, up to `MOST_NUMBERS`."""
     return defense.kind in (_GAUSSIAN, _CLIPPED) and kind is SampleKind.PICTURE and size <= MOST_NUMBERS
 
 

@@ -134,8 +134,9 @@ def run_cell(
         with _ONE_CELL_AT_A_TIME, _own_surroundings():
             known = subject or Subject(cell.network)
             changed = defense or defenses.parse(cell.defense)
-            limits = iterations, time_limit
-            scores, recovered, bound = _attack_cell(cell, batch, *limits, known, changed, with_bound, compare)
+            scores, recovered, bound = _attack_cell(
+                cell, batch, iterations, time_limit, known, changed, with_bound, compare
+            )
     except Exception as error:
         # Every exception is caught, because the rows of the other cells are worth having.
         return Outcome(CellResult(cell, None, time.perf_counter() - started, one_line(error)))

@@ -134,8 +134,8 @@ def _collect(
 
     def arguments(cell: Cell) -> tuple[Any, ...]:
         batch = samples.batch(cell.batch_size, cell.seed)
-        known = subjects[cell.network], args.bound, args.compare, defenses.parse(cell.defense)
-        return batch, args.iterations, args.time_limit, *known
+        subject, defense = subjects[cell.network], defenses.parse(cell.defense)
+        return batch, args.iterations, args.time_limit, subject, args.bound, args.compare, defense
 
     try:
         rows.collect(workers.outcomes(rows.missing, run_cell, arguments), ctrl_c)

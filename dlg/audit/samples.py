@@ -25,7 +25,7 @@ _MOST_OF_A_BYTE = 255
 _WIDTH_IN_DEVIATIONS = 4.0
 # A number of a table is right to this share of its column's width: 30 dB.
 _RIGHT = 10 ** (-metrics.RECOVERED / 20)
-# So many samples of the set tell how often a guess is right.
+# At most this many samples outside of a batch tell how often a guess is right.
 _MOST_OTHERS = 1000
 
 
@@ -89,9 +89,14 @@ class Samples:
 
     def batch(self, batch_size: int, seed: int) -> Batch:
         """The first batch of an epoch whose order the seed draws. Raises InputError where there are too few samples."""
-        features, labels = data.first_batch(self.features, self.labels, batch_size, seed)
-        others = self.features[:: max(len(self.features) // _MOST_OTHERS, 1)]
-        return Batch(features, labels, self.low, self.width, self.feature_range, others)
+        every = np.arange(len(self.features))
+        chosen, labels = data.first_batch(every, self.labels, batch_size, seed)
+        # A batch goes to each worker, and the samples of other kinds need none.
+        others = np.setdiff1d(every, chosen) if self.kind is SampleKind.TABLE else every[:0]
+        others = others[:: -(-len(others) // _MOST_OTHERS) or 1]
+        return Batch(
+            self.features[chosen], labels, self.low, self.width, self.feature_range, others=self.features[others]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Batch:
     feature_range : str
         See `Samples`.
     others : ndarray, shape (n, ...)
-        Samples of the whole set.
+        Samples of the set that are not in the batch, for tables; else none.
     """
 
     features: np.ndarray
@@ -147,7 +152,7 @@ class Batch:
             difference = (self.features[:, None] - recovered[None]) / self.width[None]
             scores = _matched((difference**2).reshape(*difference.shape[:2], -1).mean(axis=2, dtype=np.float64))
             right = (np.abs(difference) <= _RIGHT).reshape(*difference.shape[:2], -1).mean(axis=2)
-            by_chance = [float(np.mean(np.abs(self.others - each) <= _RIGHT * self.width)) for each in recovered]
+            by_chance = [self._right_by_chance(each) for each in recovered]
             return [
                 dataclasses.replace(
                     score, ssim=_beyond_chance(right[score.image, score.recovered], by_chance[score.recovered])
@@ -164,6 +169,11 @@ class Batch:
             shown = np.minimum(true, found.sum(axis=0)).sum(axis=1) / true.sum(axis=1)
             wrong = np.minimum(wrong, 1 - shown[:, None])
         return [dataclasses.replace(score, ssim=1 - score.mse) for score in _matched(wrong)]
+
+    def _right_by_chance(self, recovered: np.ndarray) -> float:
+        """The share of a recovered sample's numbers that other samples have too; 0 where there are no others."""
+        right = np.abs(self.others - recovered) <= _RIGHT * self.width
+        return float(right.mean()) if right.size else 0.0
 
 
 def kind_of(features: np.ndarray) -> SampleKind:

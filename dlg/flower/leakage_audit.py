@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import numbers
 import re
 import shutil
 import threading
@@ -150,7 +151,7 @@ class LeakageAudit(Strategy):
             **{k: v for k, v in options.items() if k != "vocabulary"},
         )
         if rounds is not None and not (
-            isinstance(rounds, Collection) and all(isinstance(each, int) for each in rounds)
+            isinstance(rounds, Collection) and all(isinstance(each, numbers.Integral) for each in rounds)
         ):
             raise InputError(f"rounds is {quoted(rounds)}, expected the numbers of rounds, such as [1, 5]")
         self.strategy = strategy

@@ -95,7 +95,7 @@ def input_layer(results: Sequence[Value], data: Value) -> AffineOps | None:
 
 
 def reads(layer: AffineOps, data: Value) -> bool:
-    """Whether a layer's input is the network's own input, flattened."""
+    """Whether a layer's input is the network's own input, flattened. A layer on parts of each sample reads less."""
     op = maker(layer.inputs, SHAPING)
     return (
         layer.shape[0] == math.prod(data.shape[1:])

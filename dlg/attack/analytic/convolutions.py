@@ -204,7 +204,9 @@ def recover_images(
     The way goes layer by layer as far as the layers' equations determine their
     inputs. Where they do not, the images are searched for through all the
     layers that are left. Smooth layers that have too few equations are left to
-    least squares on the whole network, which has all of them at once.
+    least squares on the whole network, which has all of them at once. Where even
+    these are fewer than the images' numbers, a prior has to choose, and what it
+    chooses layer by layer is the better start.
 
     Parameters
     ----------
@@ -232,9 +234,7 @@ def recover_images(
             yield from _network_images(layers, features[0], gradients[0], bounds, rng)
         return
     output, upstream, batch_size = features, gradients, len(features)
-    if not any(layer.has_pattern for layer in layers) and any(
-        layer.most_determined(batch_size) < _LEAST_EQUATIONS * batch_size * layer.size for layer in layers
-    ):
+    if not any(layer.has_pattern for layer in layers) and _are_for_the_whole_network(layers, features):
         return
     ranks: list[LayerRank] = []
     open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
@@ -274,6 +274,14 @@ def recover_images(
         yield ImageSearch(images, [*ranks, estimated_rank(image.equations)], is_whole=True)
     for remaining, known_ranks in reversed(open_inputs):
         yield from _searched(remaining, bounds, rng, known_ranks)
+
+
+def _are_for_the_whole_network(layers: Sequence[ConvolutionLayer], features: np.ndarray) -> bool:
+    """Whether a layer is short of equations that all the layers together may have."""
+    batch_size = len(features)
+    is_short = any(layer.most_determined(batch_size) < _LEAST_EQUATIONS * batch_size * layer.size for layer in layers)
+    together = features.size + sum(layer.weight.size + len(layer.weight) for layer in layers)
+    return is_short and together >= batch_size * layers[0].size
 
 
 def _network_images(

@@ -7,9 +7,9 @@ numbers. But under the cross entropy all of them follow from f and the label y:
     hᵢ₊₁ = activation(hᵢ Wᵢ + bᵢ),   δ_last = softmax(h_last W + b) − y,   δᵢ = slope · Wᵢ₊₁ δᵢ₊₁
 
 So Gauss and Newton's method fits f to the gradients of all layers, each entry
-weighed by what a defence leaves of it. Pruning may hide a whole row f₁[i] δ₁, but then the next
-layers' gradients tell h₂, and h₂ what is missing of f; and δ is known to as much
-as the few numbers of the softmax are. Fitting all layers is this project's own.
+weighed by what a defence leaves of it. Pruning may hide a whole row f[i] δ₁. The
+next layers' gradients then tell h₂, and h₂ tells what is missing of f. All δ follow
+from the few numbers of the softmax. Fitting all layers is this project's own.
 """
 
 from __future__ import annotations
@@ -89,13 +89,21 @@ def fit_head(
         The gradients are those of the cross entropy times this.
     is_positive : bool
         Whether no feature is negative.
+
+    Returns
+    -------
+    FittedHead
+
+    Raises
+    ------
+    TimeLimitReachedError
+        Where the time of the deadline in force is over.
     """
     shared = [layer.stacked_gradient for layer in layers]
     weights = [1 / np.vstack([of_weight, of_bias]) ** 2 for of_weight, of_bias in errors]
     features = np.asarray(features, np.float64)
     done = _passed(layers, features, label, multiple)
     cost = _cost(done, shared, weights)
-    normal, free = np.eye(len(features)), np.ones(len(features), bool)
     for _ in range(_MOST_STEPS):
         check_deadline()
         normal, slope = _normal_equations(done, shared, weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -264,10 +263,7 @@ class Reading:
         """
         probe = self.probe
         ops = input_layer(list(probe.dummy_gradients.values()), probe.dummies[0])
-        layer = None if ops is None else _as_numbers(ops, self.step, probe)
-        # A layer on parts of each sample, such as patches, reads another shape.
-        is_whole = layer is not None and len(layer.weight) == math.prod(probe.dummies[0].shape[1:])
-        return layer if is_whole else None
+        return None if ops is None else _as_numbers(ops, self.step, probe)
 
     @property
     def reads_dummy_data(self) -> bool:

@@ -8,7 +8,8 @@ gradients. Numbers are solved for by least squares, from the bias's gradients
 alone. Either way the whole network's gradients at the answer decide whether it
 is claimed. Where no label explains them, as behind dropout, or in a network so
 sure of the label that rounding is most of its gradient, the sample is exact all
-the same: dW would not have rank one with any other.
+the same: dW would not have rank one with any other. That needs two units with a
+gradient, for one column has rank one whatever it holds.
 
 Where the first layers are others, convolutions for one, the last layer's input
 is known in the same way, and with it the prediction z. Under squared errors
@@ -31,6 +32,9 @@ from dlg.attack.dummies import recovered_label
 from dlg.attack.objective import Objective
 from dlg.graph.label_readers import LabelKind
 
+# The share of δ that units beside the strongest one must have for the rank of dW to tell something. What the strongest
+# one's column holds is then compared with theirs to 1 % at least, for the rank is taken to `RANK_ONE`.
+_LEAST_BESIDE = 1e-3
 # The most numbers of a label that are solved for: each costs an evaluation of the network in every step.
 _MOST_NUMBERS = 100
 # The most classes that are tried, an evaluation each.
@@ -60,9 +64,10 @@ def read_off(reading: Reading) -> Leakage | None:
     -------
     Leakage or None
         With `inputs` where the first layer is fully connected, and else with
-        `features`. None for larger batches, where no gradients of that layer
-        were shared, and where no label explains the gradients. Features of
-        classes and probabilities are left to softmax regression.
+        `features`. The inputs stand alone where no label explains the other
+        gradients. None for larger batches, where no gradients of that layer were
+        shared, and where they are not those of one sample. Features of classes
+        and probabilities are left to softmax regression.
     """
     if reading.batch_size > 1:
         return None
@@ -86,7 +91,13 @@ def _whole_sample(reading: Reading, first: Layer) -> Leakage | None:
         if loss < least:
             nearest, least = Leakage(objective, labels, certain=False, inputs=inputs, inputs_alone=True), loss
     # Without any gradient of the weight, every sample has rank one.
-    return nearest if sample.any() else None
+    return nearest if sample.any() and _tells_samples_apart(first) else None
+
+
+def _tells_samples_apart(layer: Layer) -> bool:
+    """Whether the weight's gradient could have another rank than one: more than one unit has a gradient."""
+    delta = np.sort(np.abs(np.asarray(layer.bias_gradient, np.float64)))
+    return bool(np.linalg.norm(delta[:-1]) >= _LEAST_BESIDE * np.linalg.norm(delta))
 
 
 def rough_sample(reading: Reading) -> np.ndarray | None:
