@@ -27,7 +27,7 @@ from dlg.attack.parameters import Gradients
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.stages import begin_stage, end_stage, stages_told
 from dlg.attack.strategy import Strategy, choose
-from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_present
+from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_named, tokens_present
 from dlg.attack.verdict import Verdict, judge
 from dlg.errors import InputError, quoted
 from dlg.graph.label_readers import LabelKind
@@ -107,7 +107,8 @@ class Reconstruction:
         What may be claimed of it. ``"explained"``: the gradients of the whole
         network at this batch match the shared ones as closely as their rounding
         allows, and those of no batch near it do. ``"undetermined"``: they match,
-        and leave a part of the batch open. ``"failed"``: they do not match. Nothing is
+        and leave a part of the batch open, or tokens are all that is known to be in
+        it, see `of_batch`. ``"failed"``: they do not match. Nothing is
         then known about what leaks, and that is not safety.
     reason : str
         Why, in one sentence.
@@ -127,6 +128,10 @@ class Reconstruction:
         `dlg.attack.tokens.tokens_present`. None without integer features.
     advice : str
         What to check where it has failed; empty otherwise.
+    of_batch : bool
+        Whether `feature` lists tokens that the batch has for certain, each once
+        and in the order of the table, with -1 behind them. Which text has which, in
+        what order and how often is open.
     """
 
     feature: Any
@@ -148,6 +153,7 @@ class Reconstruction:
     gradient_scale: float
     tokens: dict[str, np.ndarray] | None = None
     advice: str = ""
+    of_batch: bool = False
 
 
 class AttackInterrupted(KeyboardInterrupt):
@@ -433,6 +439,8 @@ def _run(
     except KeyboardInterrupt:
         ended = "interrupted"
         verdict = _verdict(step, strategy, answer, tokens, options, ended)
+    if verdict.of_batch:
+        tokens = tokens_named(step, strategy.objective) or tokens
     reconstruction = _reconstruction(step, attempts, strategy, verdict, tokens, ended, started)
     if tokens:
         _write_texts(reconstruction, tokens, vocabulary, options)
@@ -491,6 +499,7 @@ def _reconstruction(
         rank=verdict.rank,
         gradient_scale=verdict.gradient_scale,
         tokens=tokens_present(step, strategy.objective) if layout.rows else None,
+        of_batch=verdict.of_batch,
     )
 
 

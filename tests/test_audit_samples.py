@@ -197,3 +197,12 @@ def test_tokens_whose_order_is_open_count_as_often_as_both_samples_have_them():
     found[found == 3] = 4
     assert sorted(score.ssim for score in batch.compare(found, in_order=False)) == [0.5, 1]
     assert max(score.ssim for score in batch.compare(found)) < 1
+
+
+def test_tokens_that_are_named_of_the_batch_are_right_in_every_sample_that_has_them():
+    tokens = np.array([[1, 2, 3, 3], [3, 6, 7, 8]])
+    batch = Samples.of(tokens, np.zeros((2, 1), np.int64)).batch(2, 0)
+    named, guess = np.array([[1, 2, 3, 6], [-1, -1, -1, -1]]), np.full((2, 4), -1)
+    assert sorted(score.ssim for score in batch.compare(guess, named=named)) == [0.5, 0.75]
+    # What came back beyond them counts.
+    assert [score.ssim for score in batch.compare(batch.features, named=named)] == [1, 1]

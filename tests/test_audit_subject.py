@@ -11,6 +11,7 @@ import pytest
 
 from dlg.audit.__main__ import main
 from dlg.audit.cell import run_cell
+from dlg.audit.findings import leak_of
 from dlg.audit.grid import Cell
 from dlg.audit.samples import Samples
 from dlg.audit.subject import Subject, subjects_of
@@ -82,6 +83,16 @@ def test_tokens_come_back_from_ones_own_network(models):
     assert outcome.result.error is None
     assert outcome.result.scores.sample_kind == "tokens"
     assert (outcome.recovered == outcome.target).all()
+
+
+@pytest.mark.parametrize("spec", ["gaussian:1e-3", "sign"])
+def test_tokens_that_a_defence_does_not_hide_are_a_leak(spec, models):
+    different = Samples.of(np.arange(20).reshape(5, 4), np.zeros((5, 1), np.int64))
+    outcome = run_cell(Cell("Text", 2, spec, 0), different.batch(2, 0), 30, None, Subject.parse(f"{models}:Text"))
+    assert outcome.result.error is None
+    assert (outcome.result.scores.attack, outcome.result.scores.verdict) == ("auto", "undetermined")
+    assert leak_of([outcome.result]).kind == "leaks"
+    assert set(outcome.recovered.ravel().tolist()) == set(outcome.target.ravel().tolist())
 
 
 def test_a_defence_protects_ones_own_network_or_not(models):

@@ -32,3 +32,9 @@ def test_a_table_without_rows_of_zeros_shows_no_tokens(tmp_path):
 def test_texts_are_matched_to_the_true_ones_and_their_tokens_counted():
     true, found = np.array([[1, 2, 3], [4, 4, 5]]), np.array([[5, 4, 4], [1, 2, 2]])
     assert compare_texts(true, found) == [TextScore(0, 1, 3, 2, 2), TextScore(1, 0, 3, 1, 3)]
+
+
+def test_tokens_of_the_batch_count_for_every_text_that_has_them_and_at_no_place():
+    target, found = np.array([[1, 2, 2], [2, 3, 4]]), np.array([[1, 2, 3], [-1, -1, -1]])
+    scores = compare_texts(target, found, of_batch=True)
+    assert [(score.right, score.right_in_any_order) for score in scores] == [(0, 2), (0, 2)]

@@ -26,6 +26,7 @@ from token_networks import (
 
 from dlg import InputError, attack_layer, dlg_attack
 from dlg.attack.tokens import labels_exchanged, rolled_within_samples
+from dlg.defenses import parse
 from dlg.graph.programs import dynamic_mode
 from dlg.attack.features import Layout, Rows
 
@@ -215,6 +216,92 @@ def test_nothing_is_claimed_on_noisy_gradients(tmp_path):
     result = attack(FeatureStep(step.known, noisy, 2, step.program), tmp_path, iterations=20)
     assert result.verdict == "failed"
     assert "has no row of zeros" in result.reason
+
+
+def told(network, spec, batch_size, folder, seed=0, **options):
+    """An attack that is told the defence, and the true tokens."""
+    tokens, labels = texts(batch_size, seed)
+    step = feature_step(network, tokens, labels)
+    defended = parse(spec)(step.gradients, np.random.default_rng(seed))
+    defended = {name: np.asarray(each, np.float32) for name, each in defended.items()}
+    shared = FeatureStep(step.known, defended, batch_size, step.program)
+    return attack(shared, folder, knows=spec, **{"iterations": 9} | options), tokens
+
+
+@pytest.mark.parametrize("spec", ["gaussian:1e-4", "laplacian:1e-4", "sign", "clip:1.0:1e-3"])
+def test_tokens_behind_a_told_defence_are_named_of_the_batch(spec, tmp_path):
+    result, tokens = told(bag, spec, 2, tmp_path, seed=4, iterations=2)
+    assert (result.verdict, result.of_batch) == ("undetermined", True)
+    assert "how often is open" in result.reason
+    true = sorted(set(tokens.ravel().tolist()))
+    # Each once, and a place for each that occurs again.
+    assert result.feature.ravel().tolist() == true + [-1] * (tokens.size - len(true))
+    assert [found.tolist() for found in result.tokens.values()] == [true]
+
+
+@pytest.mark.parametrize("spec", ["prune:0.5", "int8", "fp16", "bf16"])
+def test_tokens_within_what_a_told_defence_leaves_open_come_back_in_order(spec, tmp_path):
+    result, tokens = told(side_by_side, spec, 1, tmp_path)
+    assert (result.verdict, result.of_batch) == ("undetermined", False)
+    assert "within what the defence leaves open, where others may be too" in result.reason
+    assert same_samples(result.feature, tokens)
+
+
+def test_pooled_tokens_within_what_a_told_defence_leaves_open_have_no_order(tmp_path):
+    result, tokens = told(bag, "int8", 1, tmp_path)
+    assert same_samples(np.sort(result.feature, axis=1), np.sort(tokens, axis=1))
+    assert "the order of a sample's tokens is open" in result.reason
+
+
+def class_of_each_token(feature, label):
+    prediction = paddle.nn.Linear(16, 10)(paddle.tanh(paddle.nn.Linear(16, 16)(embedding()(feature))))
+    return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+
+def test_labels_of_each_token_are_no_obstacle_behind_signs(tmp_path):
+    tokens, _ = texts(1)
+    step = feature_step(class_of_each_token, tokens, (tokens % 10)[..., None])
+    shared = {name: np.sign(gradient) for name, gradient in step.gradients.items()}
+    result = attack(FeatureStep(step.known, shared, 1, step.program), tmp_path, knows="sign", iterations=2)
+    assert result.of_batch
+    assert set(result.feature.ravel().tolist()) - {-1} == set(tokens.ravel().tolist())
+
+
+def test_noise_that_hides_every_row_names_no_token(tmp_path):
+    result, _ = told(bag, "gaussian:1", 2, tmp_path, optimizer="sgd", iterations=2)
+    assert (result.verdict, result.of_batch) == ("failed", False)
+    assert f"shows 0 of {VOCABULARY} tokens" in result.reason
+
+
+def tied_bag(feature, label):
+    tokens = embedding()
+    hidden = paddle.tanh(paddle.nn.Linear(16, 16)(paddle.mean(tokens(feature), axis=1)))
+    prediction = paddle.matmul(hidden, tokens.weight, transpose_y=True)
+    return prediction, paddle.nn.functional.cross_entropy(prediction, label)
+
+
+def penalised_bag(feature, label):
+    tokens = embedding()
+    prediction, loss = classified(paddle.mean(tokens(feature), axis=1), label)
+    return prediction, loss + paddle.mean(tokens.weight**2)
+
+
+@pytest.mark.parametrize("network", [tied_bag, penalised_bag])
+@pytest.mark.parametrize("spec", ["prune:0.9", "gaussian:1e-5"])
+def test_a_table_with_another_use_names_no_token(network, spec, tmp_path):
+    result, _ = told(network, spec, 2, tmp_path, optimizer="sgd", iterations=2)
+    assert (result.verdict, result.of_batch) == ("failed", False)
+    assert [len(found) for found in result.tokens.values()] == [VOCABULARY]
+    assert "does not show which tokens are in the batch" in result.reason
+
+
+def test_more_tokens_than_the_batch_has_show_that_the_defence_was_another_one(tmp_path):
+    step = feature_step(bag, *texts(1))
+    rng = np.random.default_rng(0)
+    noisy = {name: (g + 1e-2 * rng.standard_normal(g.shape)).astype("f4") for name, g in step.gradients.items()}
+    shared = FeatureStep(step.known, noisy, 1, step.program)
+    result = attack(shared, tmp_path, knows="gaussian:1e-4", optimizer="sgd", iterations=2)
+    assert (result.verdict, result.of_batch) == ("failed", False)
 
 
 def test_a_table_that_is_used_twice_is_said_to_hide_the_tokens(tmp_path):

@@ -34,10 +34,10 @@ from dlg.graph.convolution_blocks import ConvolutionBlock, convolution_blocks
 from dlg.graph.differentiation import FirstGradients, first_gradients, second_gradients
 from dlg.graph.failures import named_failures
 from dlg.graph.label_readers import LabelKind
-from dlg.graph.linear_layers import AffineOps, linear_layers
+from dlg.graph.linear_layers import AffineOps, is_parameter, linear_layers
 from dlg.graph.programs import in_program, results_size, traced_execution
 from dlg.graph.unrolling import unrolled_gradients
-from dlg.graph.values import Value, depends_through, is_real, numpy_dtype
+from dlg.graph.values import Value, depends_through, is_real, numpy_dtype, ops_behind
 from dlg.shared_update import SharedUpdate
 
 # The names under which the program is fed the shared gradients (followed by a number), and features known otherwise.
@@ -157,6 +157,9 @@ class Objective:
         `dlg.attack.counting`; with those of labels that are optimised.
     knowledge : DefenseKnowledge
         What is known of the defence that the shared gradients went through.
+    lookup_tables : frozenset of str
+        The attack's names of the tables that the loss depends on by the lookups of
+        features alone, not as a last layer's weight or by a penalty.
     derived : Preparations
         The optimisers' programs that were made of this one.
     """
@@ -189,6 +192,7 @@ class Objective:
     results_size: int
     most_determined: int
     knowledge: DefenseKnowledge = NOTHING
+    lookup_tables: frozenset[str] = frozenset()
     derived: Preparations = dataclasses.field(default_factory=Preparations)
 
     @property
@@ -408,6 +412,8 @@ def _build(
         # Step 3: the dummy batch's gradients, ∇W'.
         seen_label = _label_of_seen(call, dummies)
         tables = _tied_tables(call, step, same_dtype=dtype is None)
+        # Dummy data stands for what the lookups gave, so a table that is still behind the loss has another use.
+        read = {op.result(0).name for op in ops_behind([call.loss]) if is_parameter(op)}
         first = first_gradients(
             call.loss,
             [parameter for parameter in call.trainable if parameter.name not in tables],
@@ -472,6 +478,7 @@ def _build(
         is_least_squares=distance == "l2" and not tv,
         layout=call.layout,
         tables=tables,
+        lookup_tables=frozenset(tables.keys() - read),
         results_size=results_size(program),
         most_determined=counted,
         knowledge=step.knowledge,

@@ -476,7 +476,11 @@ def _leakage(step: SharedStep, options: AttackOptions) -> Leakage | None:
             # Imported here, as below.
             from dlg.attack.analytic.signs import read_off_signs
 
-            by_signs = read_off_signs(step, options.range)
+            try:
+                by_signs = read_off_signs(step, options.range)
+            except LabelError:
+                # Labels of each token, or of a loss that is not known, are optimised.
+                return None
             # An attack that is not told of the signs takes its labels from here: no other analytic attack reads signs.
             step.preparations.read_off.append((step.knowledge, by_signs))
             return by_signs

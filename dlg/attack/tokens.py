@@ -5,7 +5,9 @@ batch, whatever the model and the batch size: dE[t] = Σ over the places with
 token t of ∂L/∂row. So the set of tokens leaks by itself, and each row that an
 attack found is taken for the nearest one of the table among those. What an
 attack found counts only if the gradients of the unchanged network at these
-tokens, the tables' included, are the shared ones.
+tokens, the tables' included, are the shared ones. Behind a defence that is
+known, the tokens whose rows it cannot have made count by themselves, see
+`dlg.attack.table_rows`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from dlg.attack.optimizers import DummyBatch
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.stages import begin_stage
 from dlg.attack.strategy import Strategy
+from dlg.attack.table_rows import may_hide_rows, rows_of_batch
 from dlg.attack.verdict import EXPLAINED, FAILED, MATCHED, UNDETERMINED, Verdict, failure_advice, failure_reason
 from dlg.attack.verification import UnchangedNetwork
+from dlg.defense_knowledge import NOTHING
 from dlg.errors import PrecisionError, ProgramError
 from dlg.graph.label_readers import LabelKind
 from dlg.graph.values import numpy_dtype
@@ -33,12 +37,15 @@ from dlg.options import AttackOptions
 _NO_GRADIENT = 1e-7
 # Which other classes are put in the place of a label, to see whether the loss depends on it.
 _OTHER_CLASSES = (1, 2)
+# What is said of tokens that the tables' gradients alone name.
+_OF_BATCH = "the tokens that are named are in the batch; of which texts, in what order and how often is open"
 
 
 def tokens_present(step: SharedStep, objective: Objective) -> dict[str, np.ndarray]:
-    """The rows of each table's shared gradient that are not zero: the tokens of the batch.
+    """The rows of each table's shared gradient that only a token of the batch can have.
 
-    A token has no such row where it is the table's ``padding_idx``, or where the
+    Without a defence, those that are not zero; see `dlg.attack.table_rows`. A
+    token has no such row where it is the table's ``padding_idx``, or where the
     loss does not depend on any of its places, as under a mask. A table that the
     network uses elsewhere too, as its last layer for one, has a gradient without
     zeros; all of its rows are then given.
@@ -48,6 +55,60 @@ def tokens_present(step: SharedStep, objective: Objective) -> dict[str, np.ndarr
     dict of str to ndarray, int64
         By the trained name of each table that a gradient was shared of.
     """
+    storage = dict(zip(step.gradients, step.storage_variances))
+    return {
+        trained: rows_of_batch(step.gradients[trained], step.knowledge, storage[trained])
+        if name in objective.lookup_tables
+        else np.arange(len(step.gradients[trained]))
+        for name, trained in objective.tables.items()
+        if trained in step.gradients
+    }
+
+
+def tokens_named(step: SharedStep, objective: Objective) -> dict[int, np.ndarray] | None:
+    """The tokens that the tables' gradients alone name, each once, in the order of the table.
+
+    Which text has which of them, in what order and how often is open.
+
+    Parameters
+    ----------
+    step : SharedStep
+    objective : Objective
+        Its layout and tables.
+
+    Returns
+    -------
+    dict of int to ndarray, (B, ...), int64, or None
+        By the number of the feature; `UNREAD` where nothing more is named. None
+        where no token is: of an update of several local steps, where a table
+        serves several lookups or is used for more, where `UNREAD` is no number of
+        the feature's dtype, and where more tokens are named than the batch has,
+        which shows that the defence was another one.
+    """
+    if step.local_steps is not None:
+        return None
+    present, layout = tokens_present(step, objective), objective.layout
+    found = {rows.feature: np.full((step.batch_size, *layout.shapes[rows.feature]), UNREAD) for rows in layout.rows}
+    is_named = False
+    for rows in layout.rows:
+        is_alone = [each.table for each in layout.rows].count(rows.table) == 1 and np.ptp(rows.offsets) == 0
+        is_signed = np.issubdtype(layout.dtypes[rows.feature], np.signedinteger)
+        trained = objective.tables.get(rows.table) if rows.table in objective.lookup_tables else None
+        if trained not in present or not (is_alone and is_signed):
+            continue
+        named = present[trained] - rows.offsets[0]
+        flat = found[rows.feature].reshape(step.batch_size, -1)
+        places = np.unique(rows.places)
+        if len(named) > step.batch_size * len(places):
+            return None
+        listed = np.full((step.batch_size, len(places)), UNREAD)
+        listed.flat[: len(named)] = named
+        flat[:, places], is_named = listed, is_named or len(named) > 0
+    return found if is_named else None
+
+
+def _rows_not_zero(step: SharedStep, objective: Objective) -> dict[str, np.ndarray]:
+    """The rows of each table's shared gradient that are not zero, by the table's trained name."""
     return {
         trained: np.flatnonzero(np.any(step.gradients[trained] != 0, axis=1))
         for trained in objective.tables.values()
@@ -75,7 +136,7 @@ def nearest_tokens(step: SharedStep, objective: Objective, data: np.ndarray) -> 
         By the number of the feature. `UNREAD` stands where no lookup reads the
         feature.
     """
-    tables, present = objective.table_weights(), tokens_present(step, objective)
+    tables, present = objective.table_weights(), _rows_not_zero(step, objective)
     layout = objective.layout
     found: dict[int, np.ndarray] = {}
     for feature in dict.fromkeys(rows.feature for rows in layout.rows):
@@ -153,10 +214,16 @@ def judge_tokens(
     begin_stage("checking the tokens by the whole gradient")
     check = _Check(step, strategy, answer)
     mismatch = check.mismatch(tokens)
-    known = _known(tokens_present(step, strategy.objective), strategy.objective)
+    known = _known(step, strategy.objective)
+    matches_bounds = step.knowledge.bounds is not None and not step.knowledge.noise
+    if not mismatch <= MATCHED and matches_bounds and check.mismatch_of_bounds(tokens) <= MATCHED:
+        return _verdict_within_bounds(check, tokens, strategy, known, mismatch)
     if not mismatch <= MATCHED:
         why = failure_reason(mismatch, ended, known="nothing else is known")
         reason = "; ".join([known, *strategy.findings, why])
+        # Behind a defence the right tokens do not match either. Without one, the set-up may be wrong, see the advice.
+        if step.knowledge != NOTHING and tokens_named(step, strategy.objective) is not None:
+            return Verdict(UNDETERMINED, f"{_OF_BATCH}; {reason}", mismatch, of_batch=True)
         return Verdict(FAILED, reason, mismatch, advice=failure_advice(options))
     match = (
         "the unchanged network's gradients at the recovered tokens, the tables' included, match the shared ones to"
@@ -178,17 +245,33 @@ def judge_tokens(
     return Verdict(EXPLAINED, match, mismatch)
 
 
-def _known(present: dict[str, np.ndarray], objective: Objective) -> str:
+def _verdict_within_bounds(
+    check: _Check, tokens: dict[int, np.ndarray], strategy: Strategy, known: str, mismatch: float
+) -> Verdict:
+    """What is claimed of tokens whose gradients a defence could have made the shared ones. Others may match as well."""
+    rolled = rolled_within_samples(tokens, strategy.objective.layout)
+    is_ordered = rolled is None or not check.mismatch_of_bounds(rolled) <= MATCHED
+    order = "" if is_ordered else "; the order of a sample's tokens is open, for these gradients do not depend on it"
+    match = "the unchanged network's gradients at the recovered tokens are within what the defence leaves open"
+    return Verdict(UNDETERMINED, f"{known}; {match}, where others may be too{order}", mismatch)
+
+
+def _known(step: SharedStep, objective: Objective) -> str:
     """What the tables' gradients alone say, in words."""
+    present = tokens_present(step, objective)
     if not present:
         return "no gradient of a table was shared, so any token may be in the batch"
-    weights = objective.table_weights()
-    sizes = {objective.tables[name]: len(weights[name]) for name in objective.tables}
-    return "; ".join(_shown(name, len(rows), sizes[name]) for name, rows in present.items())
+    is_hiding = may_hide_rows(step.knowledge)
+    return "; ".join(_shown(name, len(rows), len(step.gradients[name]), is_hiding) for name, rows in present.items())
 
 
-def _shown(table: str, count: int, size: int) -> str:
+def _shown(table: str, count: int, size: int, is_hiding: bool) -> str:
     """What one table's gradient shows."""
+    if is_hiding and count < size:
+        return (
+            f"the gradient of {table!r} shows {count} of {size} tokens to be in the batch for certain, and the defence"
+            " may hide others"
+        )
     if count == size:
         return f"the gradient of {table!r} has no row of zeros, and so does not show which tokens are in the batch"
     return f"the gradient of {table!r} shows which tokens are in the batch, {count} of {size}"
@@ -259,15 +342,31 @@ class _Check:
 
     def mismatch(self, tokens: dict[int, np.ndarray], labels: np.ndarray | None = None) -> float:
         """The mismatch of all gradients, see `dlg.attack.verdict.Verdict`; by default with the answer's labels."""
-        names = self._objective.trained | self._objective.tables
-        ours = self._network.gradients(self._features(tokens), self._labels if labels is None else self._fed(labels))
-        compared = [name for name in ours if names[name] in self._step.gradients]
-        found = [np.asarray(ours[name], np.float64) for name in compared]
-        shared = [np.asarray(self._step.gradients[names[name]], np.float64) / self._scale for name in compared]
+        found, shared = self._gradients(tokens, labels)
+        shared = [each / self._scale for each in shared]
         batch_size = self._step.batch_size
         loss = float(gradient_matching_loss(found, shared, batch_size))
         largest = float(gradient_matching_loss([np.zeros_like(each) for each in shared], shared, batch_size))
         return float(np.sqrt(loss / largest)) if largest else np.inf
+
+    def mismatch_of_bounds(self, tokens: dict[int, np.ndarray]) -> float:
+        """How far the gradients are outside of what the defence leaves open, relative to their size."""
+        found, shared = self._gradients(tokens)
+        knowledge, batch_size = self._step.knowledge, self._step.batch_size
+        nearest = [np.clip(ours, *knowledge.bounds_of(theirs)) for ours, theirs in zip(found, shared)]
+        loss = float(gradient_matching_loss(found, nearest, batch_size))
+        size = float(gradient_matching_loss(found, [np.zeros_like(each) for each in found], batch_size))
+        return float(np.sqrt(loss / size)) if size else np.inf
+
+    def _gradients(
+        self, tokens: dict[int, np.ndarray], labels: np.ndarray | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The network's gradients and the shared ones, in float64; by default with the answer's labels."""
+        names = self._objective.trained | self._objective.tables
+        ours = self._network.gradients(self._features(tokens), self._labels if labels is None else self._fed(labels))
+        compared = [name for name in ours if names[name] in self._step.gradients]
+        found = [np.asarray(ours[name], np.float64) for name in compared]
+        return found, [np.asarray(self._step.gradients[names[name]], np.float64) for name in compared]
 
     def places_without_gradient(self, tokens: dict[int, np.ndarray]) -> int:
         """How many tokens no gradient depends on, nor anything else."""

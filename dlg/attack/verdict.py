@@ -92,7 +92,8 @@ class Verdict:
         it do.
         ``"undetermined"``: they match, and leave a part of the batch open, or it
         was not shown that they do not. So do those of a network with dropout,
-        which may be of what dropout left of the batch.
+        which may be of what dropout left of the batch. Behind a known defence,
+        tokens may be all that is known to be in the batch.
         ``"failed"``: they do not match, so nothing is known about what leaks.
     reason : str
         Why, in one sentence.
@@ -106,6 +107,9 @@ class Verdict:
         The factor on the shared gradients at which they match.
     advice : str
         What to check where the attack has failed; empty otherwise.
+    of_batch : bool
+        Whether tokens are claimed of the batch as a whole, and nothing of which
+        text has them; see `dlg.attack.tokens.tokens_named`.
     """
 
     kind: str
@@ -114,6 +118,7 @@ class Verdict:
     rank: int | None = None
     gradient_scale: float = 1.0
     advice: str = ""
+    of_batch: bool = False
 
     @property
     def line(self) -> str:

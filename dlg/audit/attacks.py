@@ -19,7 +19,7 @@ from dlg.attack.objective import Objective, build_objective, build_precise_objec
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.shared_step import SharedStep
 from dlg.attack.strategy import Strategy
-from dlg.attack.tokens import judge_tokens, nearest_tokens
+from dlg.attack.tokens import judge_tokens, nearest_tokens, tokens_named
 from dlg.attack.verdict import EXPLAINED, Verdict, judge, mismatch_at
 from dlg.defense_knowledge import NOTHING
 from dlg.dlg import prepare
@@ -112,8 +112,23 @@ class Answer:
     @property
     def feature(self) -> np.ndarray:
         """The recovered samples, (B, ...), in the feature's dtype."""
+        return self._feature(self._tokens)
+
+    @property
+    def named(self) -> np.ndarray | None:
+        """The tokens that tables' gradients name of the whole batch, (B, ...), see `tokens_named`. None for others."""
+        found = tokens_named(self.step, self.strategy.objective) if self._tokens else None
+        return None if found is None else self._feature(found)
+
+    @property
+    def shown(self) -> np.ndarray:
+        """What may be claimed of the samples: the recovered ones, or the tokens that are named."""
+        named = self.named if self.verdict.of_batch else None
+        return self.feature if named is None else named
+
+    def _feature(self, tokens: dict[int, np.ndarray]) -> np.ndarray:
         layout = self.strategy.objective.layout
-        (values,) = layout.features(self.batch.values[0], self._tokens)
+        (values,) = layout.features(self.batch.values[0], tokens)
         return values.astype(layout.dtypes[0])
 
     @property
@@ -268,6 +283,8 @@ def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
         One or more.
     """
     found = [answer for answer in found if answer.attack in ATTACKS] or found
+    # Named tokens are certain, and an answer that matches less badly is not.
+    found = [answer for answer in found if answer.named is not None and answer.verdict.of_batch] or found
     if len(found) == 1:
         return found[0]
     yardstick = _yardstick(step, found)

@@ -217,7 +217,10 @@ def _prepared(subject: Subject, batch: Batch) -> Preparations:
 
 def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[str, Any], np.ndarray]:
     """What a row says of the answer that an attacker takes, and that answer in the order of the batch."""
-    compared = {answer.attack: batch.compare(answer.feature, in_order=_is_in_order(batch, answer)) for answer in found}
+    compared = {
+        answer.attack: batch.compare(answer.feature, in_order=_is_in_order(batch, answer), named=answer.named)
+        for answer in found
+    }
     best, chosen = believed(step, found), max(compared, key=lambda name: _mean(each.psnr for each in compared[name]))
     order = [score.recovered for score in compared[best.attack]]
     psnr = tuple(score.psnr for score in compared[best.attack])
@@ -260,7 +263,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "oracle_mean_psnr": _mean(oracle),
         "oracle_best_psnr": max(oracle),
         "oracle_best_ssim": max(oracle_ssim, default=None),
-    }, batch.shown(best.feature[order])
+    }, batch.shown(best.shown[order])
 
 
 def _labels_of(answer: Answer) -> np.ndarray:

@@ -132,7 +132,9 @@ class Batch:
             return features
         return ((features - self.low.ravel()[0]) / self.width.ravel()[0]).astype(np.float32)
 
-    def compare(self, recovered: np.ndarray, *, in_order: bool = True) -> list[metrics.ImageScore]:
+    def compare(
+        self, recovered: np.ndarray, *, in_order: bool = True, named: np.ndarray | None = None
+    ) -> list[metrics.ImageScore]:
         """Match recovered samples to the true ones, and score each pair; see `dlg.results.metrics.compare`.
 
         The errors of a table are relative to the widths of its columns. In the
@@ -141,7 +143,8 @@ class Batch:
         the mean over all. Of tokens, the mean squared error is the share of wrong
         ones, and in the place of the SSIM is the share of right ones. Where they
         are not compared in order, a token is right as often as both samples have
-        it.
+        it. Tokens that are named of the whole batch, (B, ...), are right in every
+        sample that has them, where that is more.
         """
         if self.kind is SampleKind.PICTURE:
             return metrics.compare(self.shown(self.features), self.shown(recovered))
@@ -161,6 +164,10 @@ class Batch:
         else:
             true, found = _counts(self.features, recovered)
             wrong = 1 - np.minimum(true[:, None], found[None]).sum(axis=2) / true.sum(axis=1)[:, None]
+        if named is not None:
+            true, found = _counts(self.features, named)
+            shown = np.minimum(true, found.sum(axis=0)).sum(axis=1) / true.sum(axis=1)
+            wrong = np.minimum(wrong, 1 - shown[:, None])
         return [dataclasses.replace(score, ssim=1 - score.mse) for score in _matched(wrong)]
 
     def _right_by_chance(self, recovered: np.ndarray) -> float:

@@ -58,7 +58,8 @@ def write_results(
     """
     rows = []
     if target is not None and target_label is not None and np.issubdtype(target.dtype, np.integer):
-        rows = [_row_of_text(score, target_label, recovered) for score in compare_texts(target, recovered.feature)]
+        scored = compare_texts(target, recovered.feature, of_batch=recovered.of_batch)
+        rows = [_row_of_text(score, target_label, recovered) for score in scored]
     elif target is not None and target_label is not None:
         scores = metrics.compare(target, recovered.feature)
         rows = [_comparison_row(score, target_label, recovered) for score in scores]
@@ -115,6 +116,7 @@ def _save_summary(folder: ResultFolder, options: Mapping[str, Any], recovered: A
         "mismatch": _finite_or_none(recovered.mismatch),
         "rank": recovered.rank,
         "gradient_scale": recovered.gradient_scale,
+        "of_batch": recovered.of_batch,
         "starts": [dataclasses.asdict(start) for start in recovered.starts],
         "loss": recovered.loss,
         "history": recovered.history,

@@ -41,13 +41,16 @@ class TextScore:
     right_in_any_order: int
 
 
-def compare_texts(target: np.ndarray, recovered: np.ndarray) -> list[TextScore]:
+def compare_texts(target: np.ndarray, recovered: np.ndarray, *, of_batch: bool = False) -> list[TextScore]:
     """Match recovered texts to the true ones, such that most tokens are right, and count those.
 
     Parameters
     ----------
     target, recovered : ndarray, shape (B, ...), int64
         The true tokens, and the recovered ones, in any order of the texts.
+    of_batch : bool
+        Whether which text has which of the recovered tokens is open. None is then
+        at its place, and each counts for every text that has it.
 
     Returns
     -------
@@ -60,6 +63,9 @@ def compare_texts(target: np.ndarray, recovered: np.ndarray) -> list[TextScore]:
     true, found = (np.asarray(batch).reshape(len(batch), -1) for batch in (target, recovered))
     right = (true[:, None] == found[None]).sum(axis=2)
     in_any_order = np.array([[_common(ours, theirs) for theirs in found] for ours in true])
+    if of_batch:
+        right[:] = 0
+        in_any_order[:] = [[_common(ours, found.ravel())] for ours in true]
     # Of two texts with as many tokens at their places, the one with more of the others is taken.
     pairs = linear_sum_assignment(-(right * (true.shape[1] + 1) + in_any_order))
     return [
