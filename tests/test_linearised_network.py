@@ -24,11 +24,18 @@ def small(feature, label):
     return prediction, F.cross_entropy(prediction, label)
 
 
-@pytest.mark.parametrize("spec", ["none", "prune:0.5"])
-@pytest.mark.parametrize("matches_features", [False, True])
-def test_vectors_are_pulled_back_by_the_transposed_jacobian(spec, matches_features):
+def with_a_penalty(feature, label):
+    prediction, loss = small(feature, label)
+    return prediction, loss + 0.1 * paddle.sum(paddle.create_parameter([3], paddle.get_default_dtype()))
+
+
+@pytest.mark.parametrize(
+    ("network", "spec", "matches_features"),
+    [(small, "none", False), (small, "none", True), (small, "prune:0.5", False), (with_a_penalty, "none", False)],
+)
+def test_vectors_are_pulled_back_by_the_transposed_jacobian(network, spec, matches_features):
     images = np.random.default_rng(0).random(SHAPE, "float32")
-    trained = participant(small, images, LABELS[:, None])
+    trained = participant(network, images, LABELS[:, None])
     defense = parse(spec)
     step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
     step = dataclasses.replace(step, knowledge=defense.knowledge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from paddle.autograd.backward_utils import ValueDict, ValueSet
@@ -28,7 +29,10 @@ class LinearisedNetwork:
     """
 
     def __init__(self, objective: Objective, point: Sequence[Value]) -> None:
-        self._dummies, self._gradients, self._cotangents = objective.dummies, objective.gradients, objective.cotangents
+        self._dummies, self._gradients = objective.dummies, objective.gradients
+        # A gradient that is the same for every batch has no cotangent, and its rows of J are zero.
+        self._has_cotangent = [cotangent is not None for cotangent in objective.cotangents]
+        self._cotangents = [cotangent for cotangent in objective.cotangents if cotangent is not None]
         self._network_outputs = list(objective.dummy_gradients.values())
         if objective.features is not None:
             self._network_outputs.append(objective.features)
@@ -53,5 +57,6 @@ class LinearisedNetwork:
         The objective's gradient is Jᵀ times its cotangents, the loss's gradients by
         what it compares. Here u takes their place.
         """
-        copies = copy_ops(self._ops_of_cotangents, exchange(self._copies, self._cotangents, cotangents))
+        known = list(itertools.compress(cotangents, self._has_cotangent))
+        copies = copy_ops(self._ops_of_cotangents, exchange(self._copies, self._cotangents, known))
         return [copies[gradient] for gradient in self._gradients]

@@ -101,7 +101,8 @@ class Objective:
     cotangents : list of Value
         By the l2 distance, the loss's gradients with respect to the differences
         that it compares: those of the gradients, ∇W' − ∇W, in the order of
-        `dummy_gradients`, and that of `features`, if it compares them.
+        `dummy_gradients`, and that of `features`, if it compares them. None for a
+        gradient that is the same for every batch.
     label_probability : Value, (B, ...)
         What stands for the label, see `dlg.attack.dummies.Dummies`.
     label_kind : LabelKind
@@ -168,7 +169,7 @@ class Objective:
     dummies: list[Value]
     gradients: list[Value]
     loss: Value
-    cotangents: list[Value]
+    cotangents: list[Value | None]
     label_probability: Value
     label_kind: LabelKind
     dummy_gradients: dict[str, Value]

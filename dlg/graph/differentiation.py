@@ -74,14 +74,15 @@ class SecondGradients:
     gradients : list of Value
         Its gradients, each shaped as its dummy.
     cotangents : list of Value
-        Its gradients with respect to the values in between that were asked for.
+        Its gradients with respect to the values in between that were asked for. None
+        for one that no dummy changes.
     fetched : list of Value
         The values that were asked for, rewritten.
     """
 
     loss: Value
     gradients: list[Value]
-    cotangents: list[Value]
+    cotangents: list[Value | None]
     fetched: list[Value]
 
 
@@ -151,7 +152,7 @@ def second_gradients(
         What to differentiate with respect to, under the names that messages
         have for it.
     between : sequence of Value
-        Values between the dummies and the loss, which depends on each.
+        Values that the loss is computed from.
     fetched : sequence of Value
         What the program has to compute besides. It is rewritten too.
     kept : sequence of Value
@@ -171,11 +172,14 @@ def second_gradients(
                 " cannot follow them; this does not say that they are safe: look for a cast to integers, a detach, or a"
                 f" loss that leaves the {name} out"
             )
-    loss, *rewritten = simplify([loss, *gradients, *cotangents, *fetched])
+    there = [cotangent for cotangent in cotangents if cotangent is not None]
+    loss, *rewritten = simplify([loss, *gradients, *there, *fetched])
     share_constants(loss.block)
     remove_dead_ops([*dummies.values(), *kept, loss, *rewritten])
-    first, last = len(gradients), len(gradients) + len(cotangents)
-    return SecondGradients(loss, rewritten[:first], rewritten[first:last], rewritten[last:])
+    first, last = len(gradients), len(gradients) + len(there)
+    simplified = iter(rewritten[first:last])
+    cotangents = [None if cotangent is None else next(simplified) for cotangent in cotangents]
+    return SecondGradients(loss, rewritten[:first], cotangents, rewritten[last:])
 
 
 def unchanged_gradients(loss: Value, parameters: Sequence[Value]) -> list[Value | None]:
