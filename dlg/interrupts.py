@@ -17,6 +17,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 # A signal within this many seconds of the last one is the same request, such as Ctrl-C pressed twice. A later one is
 # heard again: PaddlePaddle may have swallowed the first KeyboardInterrupt.
 _SAME_REQUEST = 2.0
+# How many seconds later a signal is sent again that came where an exception would be lost.
+_AGAIN = 0.02
 
 
 def exit_code(signal_number: int) -> int:
@@ -164,6 +166,9 @@ class CtrlC:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self._is_nothing_kept():
             self._end_at_once(number)
+        if _loses_exceptions(frame):
+            threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+            return
         now = time.monotonic()
         if now - self._last_heard < _SAME_REQUEST:
             return
@@ -180,6 +185,15 @@ class CtrlC:
     def _end_at_once(self, number: int) -> None:
         self._discard()
         end_at_once(number)
+
+
+def _loses_exceptions(frame: FrameType | None) -> bool:
+    """Whether Python is in a ``__del__``, out of which it only prints an exception. PaddlePaddle's executor has one."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def forget_paddles_handlers() -> None:

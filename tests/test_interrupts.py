@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -61,6 +62,23 @@ def test_the_first_ctrl_c_ends_the_run_and_later_ones_do_not_disturb_its_results
         ctrl_c.ignore()
         press()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_ctrl_c_in_a_finaliser_is_heard_after_it(capsys):
+    class Pressing:
+        def __del__(self):
+            press()
+
+    with CtrlC() as ctrl_c:
+
+        def work():
+            Pressing()
+            time.sleep(10)
+
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert ctrl_c.heard
+    assert not capsys.readouterr().err
 
 
 def test_a_process_that_was_started_with_ctrl_c_ignored_hears_it_in_the_run():
