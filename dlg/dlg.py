@@ -186,7 +186,8 @@ def dlg_attack(
     Writes ``result_NUM.png`` into ``args.result_dir``, for the random start,
     every ``args.snapshot_every`` iterations and the end, and shows its
     progress. Until the attack has ended they are in the folder
-    ``unfinished_run`` there, and an earlier attack's stay as they are. The
+    ``unfinished_run`` there, and an earlier attack's stay as they are. Then
+    these go, with its ``summary.json``, ``target.png`` and ``progress.png``. The
     method is that of Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS
     2019.
 
@@ -421,7 +422,7 @@ def _run(
     vocabulary: Sequence[str] | None,
 ) -> Reconstruction:
     """Run an attack on a step whose weights are in the current scope; see `dlg_attack`."""
-    with replaced_results(options.result_dir, SNAPSHOTS) as folder:
+    with replaced_results(options.result_dir, f"{SNAPSHOTS}|{RESULT_FILES}") as folder:
         if strategy.name != options.optimizer:
             why = f" ({strategy.fallback})" if strategy.fallback else ""
             print(f"{options.optimizer}: {strategy.name}{why}")

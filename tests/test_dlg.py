@@ -204,6 +204,14 @@ BAD_GRADIENTS = {
 }
 
 
+def test_no_comparison_of_an_earlier_attack_is_left_beside_a_new_one(batch, tmp_path):
+    for name in ("summary.json", "target.png", "progress.png", "notes.txt"):
+        (tmp_path / name).write_text("of an earlier attack, or the user's own")
+    trained = participant(networks.softmax, *batch)
+    dlg_attack(options(tmp_path, iterations=1), *trained.attack_arguments)
+    assert {file.name for file in tmp_path.iterdir()} == {"result_0.png", "result_1.png", "notes.txt"}
+
+
 @pytest.mark.parametrize("which", BAD_GRADIENTS)
 def test_bad_gradients_are_refused_before_a_file_is_written(which, batch, tmp_path):
     spoil, words = BAD_GRADIENTS[which]
