@@ -313,8 +313,23 @@ def test_what_is_left_of_a_change_may_be_one_open_direction(left, unsettled, mon
 
 @pytest.mark.parametrize(("optimizer", "is_advised"), [("sgd", True), ("lm", True), ("auto", False)])
 def test_the_strongest_attack_is_advised_where_another_one_failed(optimizer, is_advised):
-    advice = failure_advice(AttackOptions.from_keywords(batch_size=1, optimizer=optimizer))
+    advice = failure_advice(AttackOptions.from_keywords(batch_size=1, optimizer=optimizer), "converged")
     assert ("take --optimizer auto" in advice) is is_advised
+
+
+@pytest.mark.parametrize(
+    ("ended", "advised"), [("iterations", "more than 70 iterations"), ("time limit", "more than 5.0 seconds")]
+)
+def test_an_attack_that_was_cut_short_is_advised_to_go_on(ended, advised):
+    options = AttackOptions.from_keywords(batch_size=1, iterations=70, time_limit=5.0)
+    assert advised in failure_advice(options, ended)
+    assert "loss still fall" not in failure_advice(options, "converged")
+
+
+@pytest.mark.parametrize(("feature_range", "is_checked"), [("0:1", True), ("none", False)])
+def test_a_range_is_checked_where_one_was_given(feature_range, is_checked):
+    options = AttackOptions.from_keywords(batch_size=1, feature_range=feature_range)
+    assert ("feature_range" in failure_advice(options, "converged")) is is_checked
 
 
 def test_units_that_noise_takes_to_the_wrong_side_of_zero_are_no_failure(tmp_path):

@@ -224,7 +224,7 @@ def judge_tokens(
         # Behind a defence the right tokens do not match either. Without one, the set-up may be wrong, see the advice.
         if step.knowledge != NOTHING and tokens_named(step, strategy.objective) is not None:
             return Verdict(UNDETERMINED, f"{_OF_BATCH}; {reason}", mismatch, of_batch=True)
-        return Verdict(FAILED, reason, mismatch, advice=failure_advice(options))
+        return Verdict(FAILED, reason, mismatch, advice=failure_advice(options, ended))
     match = (
         "the unchanged network's gradients at the recovered tokens, the tables' included, match the shared ones to"
         f" {mismatch:.0e} of their size"

@@ -63,7 +63,6 @@ _CHECKS = (
     "did batch norm or dropout run in another mode",
     "of a weight update, are learning rate, local steps and momentum those of the client",
     "did an optimiser, clipping or a defence change the gradients",
-    "do the features lie in feature_range",
 )
 # What is said of a match that units near zero keep from being one as close as the noise allows.
 _BUT_FOR_UNITS = " but for units near zero"
@@ -504,7 +503,7 @@ def _mixed(mismatch: float) -> Verdict:
 
 
 def _failed(mismatch: float, options: AttackOptions, ended: str) -> Verdict:
-    return Verdict(FAILED, failure_reason(mismatch, ended), mismatch, advice=failure_advice(options))
+    return Verdict(FAILED, failure_reason(mismatch, ended), mismatch, advice=failure_advice(options, ended))
 
 
 def failure_reason(mismatch: float, ended: str, known: str = "nothing is known") -> str:
@@ -517,7 +516,10 @@ def failure_reason(mismatch: float, ended: str, known: str = "nothing is known")
     return f"{match}, {meaning}"
 
 
-def failure_advice(options: AttackOptions) -> str:
-    """What to check where an attack with these options has failed."""
+def failure_advice(options: AttackOptions, ended: str) -> str:
+    """What to check where an attack with these options has failed that `ended` so."""
+    spent = {"iterations": f"{options.iterations} iterations", "time limit": f"{options.time_limit} seconds"}
+    longer = [f"does the loss still fall (then give more than {spent[ended]})"] if ended in spent else []
+    in_range = [] if options.range is None else ["do the features lie in feature_range"]
     stronger = [] if options.optimizer == AUTO else [f"or take --optimizer {AUTO}"]
-    return "; ".join([*_CHECKS, *stronger])
+    return "; ".join([*_CHECKS, *in_range, *longer, *stronger])
