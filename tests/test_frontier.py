@@ -10,7 +10,7 @@ import pytest
 from cell_results import cell_result, failed_result
 
 from dlg.audit.findings import findings
-from dlg.audit.frontier import COLOURS, MOST_DECIBELS, frontier, points_of, tradeoff
+from dlg.audit.frontier import COLOURS, LEAST_DECIBELS, MOST_DECIBELS, frontier, points_of, tradeoff
 from dlg.defenses import DEFENSES
 
 UNDEFENDED = cell_result(best=90.0, relative_error=0.0)
@@ -38,12 +38,16 @@ def test_a_defence_of_which_nothing_is_known_is_not_on_the_frontier():
     assert [point.finding.defense for point in frontier(points)] == ["none", "int8"]
 
 
-def test_a_point_is_the_mean_of_the_better_attack_up_to_a_limit():
+def test_a_point_is_the_mean_of_the_better_attack_of_all_cells():
     rows = [row("int8", 0.1, 10.0, oracle_mean_psnr=20.0), row("int8", 0.3, 40.0, seed=1)]
     (point,) = points_of(findings(rows))
     assert (point.price, point.leak) == (pytest.approx(0.2), pytest.approx(30.0))
-    (equal,) = points_of(findings([row("int8", 0.1, math.inf)]))
-    assert equal.leak == MOST_DECIBELS
+
+
+@pytest.mark.parametrize(("psnr", "shown"), [(math.inf, MOST_DECIBELS), (-13.1, LEAST_DECIBELS)])
+def test_no_point_is_outside_of_the_axes(psnr, shown):
+    (point,) = points_of(findings([row("int8", 0.1, psnr)]))
+    assert point.leak == shown
 
 
 @pytest.mark.parametrize("rows", [[], [UNDEFENDED], [UNDEFENDED, failed_result(defense="int8")], [row("int8", 0.1, 9)]])

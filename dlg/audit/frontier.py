@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from dlg import defenses
@@ -37,7 +38,9 @@ with _without_backend():
     import matplotlib
     from matplotlib.figure import Figure
 
-# Where the axis of the PSNR ends, in dB. 8-bit pixels cannot show a smaller difference.
+# Where the axis of the PSNR begins, in dB. There the error is as large as the range, as one of a table may be.
+LEAST_DECIBELS = 0.0
+# Where it ends. 8-bit pixels cannot show a smaller difference.
 MOST_DECIBELS = 80.0
 # A figure with fewer points than this compares nothing.
 LEAST_POINTS = 2
@@ -71,8 +74,8 @@ class Point:
     price : float
         The relative error of the gradient.
     leak : float
-        The mean PSNR of the attack that came closest, in dB, up to
-        `MOST_DECIBELS`.
+        The mean PSNR of the attack that came closest, in dB, from
+        `LEAST_DECIBELS` to `MOST_DECIBELS`.
     """
 
     finding: Finding
@@ -102,7 +105,7 @@ class Tradeoff:
 def points_of(found: Iterable[Finding]) -> list[Point]:
     """A point for each defence of a network whose price and leak are numbers."""
     return [
-        Point(finding, finding.relative_error, min(finding.oracle_mean_psnr, MOST_DECIBELS))
+        Point(finding, finding.relative_error, float(np.clip(finding.oracle_mean_psnr, LEAST_DECIBELS, MOST_DECIBELS)))
         for finding in found
         if finding.relative_error is not None and finding.oracle_mean_psnr is not None
     ]
@@ -159,7 +162,7 @@ def _svg(points: Sequence[Point], best: Sequence[Point], shape: str) -> Markup:
 def _draw_axes(axes: Any, points: Sequence[Point], least: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(least / 1.6, max(point.price for point in points) * 2.5)
-    axes.set_ylim(-_ROOM, MOST_DECIBELS + _ROOM)
+    axes.set_ylim(LEAST_DECIBELS - _ROOM, MOST_DECIBELS + _ROOM)
     axes.set_xlabel("price: relative error of the gradient")
     axes.set_ylabel("leak: mean PSNR in dB")
     axes.spines[["top", "right"]].set_visible(False)

@@ -31,7 +31,7 @@ from dlg.audit.findings import (
     findings,
     leak_of,
 )
-from dlg.audit.frontier import MOST_DECIBELS, tradeoff
+from dlg.audit.frontier import LEAST_DECIBELS, MOST_DECIBELS, tradeoff
 from dlg.audit.gallery import MOST_IMAGES, PictureOf, gallery
 from dlg.audit.results import AuditResults
 from dlg.audit.samples import SIMILARITIES, SampleKind
@@ -117,7 +117,8 @@ def _paper(report: Report) -> dict[str, Any] | None:
 def _figures(report: Report) -> dict[str, Any] | None:
     figures = {name: tradeoff(report.of_network(name)) for name in report.networks}
     drawn = [{"name": name, "figure": figure} for name, figure in figures.items() if figure is not None]
-    return {"networks": drawn, "most_decibels": MOST_DECIBELS, **_LEVELS} if drawn else None
+    limits = {"least_decibels": LEAST_DECIBELS, "most_decibels": MOST_DECIBELS}
+    return {"networks": drawn, **limits, **_LEVELS} if drawn else None
 
 
 def _pictures(report: Report) -> dict[str, Any] | None:
