@@ -9,8 +9,8 @@ import pytest
 from cell_results import cell_result, failed_result, outcome
 
 from dlg.audit.__main__ import parse_args
-from dlg.audit.folder import CellFolder
-from dlg.audit.run import Rows, command, in_one_line
+from dlg.audit.folder import SETTINGS_FILE, CellFolder
+from dlg.audit.run import Rows, _tell_of_a_new_audit, command, in_one_line
 from dlg.interrupts import CtrlC
 
 RESULTS = [cell_result(seed=seed) for seed in range(3)]
@@ -53,6 +53,14 @@ def test_each_outcome_is_a_line_where_there_is_no_terminal(folder, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"[2/3] {in_one_line(RESULTS[1])}", f"[3/3] {in_one_line(RESULTS[2])}"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_resumed_audit_that_is_not_there_is_told_of(is_there, tmp_path, capsys):
+    if is_there:
+        (tmp_path / SETTINGS_FILE).write_text("{}")
+    _tell_of_a_new_audit(tmp_path)
+    assert ("holds no audit to go on with" in capsys.readouterr().out) is not is_there
 
 
 def test_ctrl_c_ends_the_run_and_leaves_what_was_kept(folder):

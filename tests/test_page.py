@@ -253,6 +253,7 @@ def test_a_reason_with_the_words_of_the_page_is_shown_as_it_is(tmp_path):
     text = render(audit_results(rows), lambda cell, which: tmp_path / f"{which}.png")
     assert "SSIM is &lt;not&gt; defined" in text
     assert "best share of right tokens" in text
+    assert "Tokens count as right in another order too" in text
 
 
 def test_every_section_is_shown_and_linked(page, outline):

@@ -82,6 +82,8 @@ def audit(args: argparse.Namespace) -> int:
     attacks = args.iterations, args.time_limit, args.bound, args.compare
     settings = audit_settings(args.data, samples, subjects.values(), *attacks, args.defenses)
     refuse_another_audit(args.result_dir, settings, args.resume)
+    if args.resume:
+        _tell_of_a_new_audit(args.result_dir)
     cores = default_jobs()
     jobs = None if args.dask else min(args.jobs or cores, max(len(cells), _SEVERAL))
     workers = Workers(jobs or 1, connect(args.dask) if args.dask else None)
@@ -282,6 +284,13 @@ def _results(args: argparse.Namespace, jobs: int | None, cells: int, rows: tuple
         delta=DELTA,
         rows=rows,
     )
+
+
+def _tell_of_a_new_audit(result_dir: Path) -> None:
+    """Say so where there is no audit to resume: the folder may be mistyped, and an audit takes long."""
+    if not (result_dir / SETTINGS_FILE).exists():
+        with contextlib.suppress(BrokenPipeError):  # nobody reads; the audit goes on
+            print(f"{quoted(str(result_dir))} holds no audit to go on with; a new one starts there", flush=True)
 
 
 def _print_end(args: argparse.Namespace, results: AuditResults, interrupted: bool) -> None:
