@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -188,9 +189,9 @@ class CtrlC:
 
 
 def _loses_exceptions(frame: FrameType | None) -> bool:
-    """Whether Python is in a ``__del__``, out of which it only prints an exception. PaddlePaddle's executor has one."""
+    """Whether Python is in a finaliser, out of which it only prints an exception. PaddlePaddle's executor has one."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name == "__del__" or frame.f_code is weakref.finalize.__call__.__code__:
             return True
         frame = frame.f_back
     return False

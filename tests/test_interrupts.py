@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -64,17 +65,25 @@ def test_the_first_ctrl_c_ends_the_run_and_later_ones_do_not_disturb_its_results
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_ctrl_c_in_a_finaliser_is_heard_after_it(capsys):
-    class Pressing:
-        def __del__(self):
-            press()
+class Pressing:
+    def __del__(self):
+        press()
+
+
+class Quiet:
+    pass
+
+
+@pytest.mark.parametrize("kind", [Pressing, Quiet])
+def test_a_ctrl_c_in_a_finaliser_is_heard_after_it(kind, capsys):
+    def work():
+        finalised = kind()
+        if kind is Quiet:
+            weakref.finalize(finalised, press)
+        del finalised
+        time.sleep(10)
 
     with CtrlC() as ctrl_c:
-
-        def work():
-            Pressing()
-            time.sleep(10)
-
         with pytest.raises(KeyboardInterrupt):
             work()
         assert ctrl_c.heard
