@@ -46,3 +46,10 @@ def test_only_files_whose_whole_name_matches_are_removed(tmp_path):
     (folder.path / "result_2.png").mkdir()
     folder.remove(r"result_\d\.png")
     assert {path.name for path in folder.path.iterdir()} == {"result_1.png.bak", "my_result_1.png", "result_2.png"}
+
+
+def test_a_folder_that_another_thread_has_removed_takes_its_parents_along(tmp_path):
+    folder = ResultFolder(tmp_path / "results" / "unfinished_run")
+    folder.path.rmdir()
+    folder.discard()
+    assert not (tmp_path / "results").exists()

@@ -94,14 +94,13 @@ class ResultFolder:
             return True
 
     def discard(self) -> None:
-        """Remove it and its files, and the folders that were made for it. A folder that then holds something stays.
-
-        Nothing is done where it is gone, as when it was renamed.
-        """
+        """Remove it and its files, and the folders that were made for it. A folder that then holds something stays."""
         with contextlib.suppress(OSError):
             self.remove(".*")
             self.path.rmdir()
-            self._remove_made()
+        # Also where it is gone: another thread that heard the same signal may have come as far as here, and the process
+        # ends as soon as one of the two is done.
+        self._remove_made()
 
     def _remove_made(self) -> None:
         for folder in self._made:
