@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ import paddle
 from benchmarks.participant import Participant
 
 from dlg import Reconstruction, dlg_attack
+from dlg.attack.shared_step import SharedStep
+from dlg.defenses import parse
 from dlg.participant import data
 from dlg.results import metrics
 
@@ -28,6 +31,13 @@ def attack(trained: Participant, folder: object, **options: object) -> Reconstru
     """Attack the participant's next step; the results go into the folder."""
     args = SimpleNamespace(batch_size=trained.batch_size, result_dir=folder, **options)
     return dlg_attack(args, *trained.attack_arguments)
+
+
+def defended_step(trained: Participant, spec: str) -> SharedStep:
+    """The participant's next step behind a defence, which the attacker is told."""
+    defense = parse(spec)
+    shared = defense(trained.step(), np.random.default_rng(0))
+    return dataclasses.replace(trained.shared_step(shared), knowledge=defense.knowledge)
 
 
 def worst_psnr(images: np.ndarray, labels: np.ndarray, result: Reconstruction) -> float:

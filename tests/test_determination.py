@@ -8,14 +8,13 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from attacking import digits
+from attacking import defended_step, digits
 from benchmarks.participant import participant
 
 from dlg import random_streams
 from dlg.attack import determination
 from dlg.attack.objective import build_precise_objective
 from dlg.defense_knowledge import DefenseKnowledge
-from dlg.defenses import parse
 from dlg.participant import networks
 
 
@@ -47,9 +46,7 @@ def test_open_dimensions_are_counted_from_below_whether_conjugate_gradients_end_
 def test_a_normal_product_is_both_products_one_after_the_other(spec, matches_features):
     images, labels = digits(2)
     trained = participant(networks.mlp, images, labels)
-    defense = parse(spec)
-    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
-    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    step = defended_step(trained, spec)
     objective = build_precise_objective(step, fixed_label=labels, match_features=matches_features)
     jacobian = determination.Jacobian(objective, [images.astype(np.float64)], 1.0, 1e-6)
     direction = np.random.default_rng(1).standard_normal(jacobian.size)
@@ -106,9 +103,7 @@ def test_one_number_that_noise_hides_leaves_a_small_batch_open(narrow, is_open):
 def test_entries_that_are_only_known_to_be_small_do_not_determine_a_batch(spec, is_open):
     images, labels = digits(4)
     trained = participant(networks.softmax, images, labels)
-    defense = parse(spec)
-    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
-    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    step = defended_step(trained, spec)
     objective = build_precise_objective(step, fixed_label=labels)
     counted = determination.open_by_counting(objective)
     assert (counted is not None) == is_open

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
@@ -10,7 +9,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from attacking import digits
+from attacking import defended_step, digits
 from benchmarks.participant import participant
 from paddle import nn
 
@@ -50,9 +49,7 @@ def recovered(network, spec, batch_size=1, value_range=(0.0, 1.0)):
     """The participant's images, and what `rough_image` finds."""
     images, labels = small_digits(batch_size)
     trained = participant(network, images, labels)
-    defense = defenses.parse(spec)
-    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
-    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    step = defended_step(trained, spec)
     reading = Reading.of(step, 0, nonnegative=False, value_range=value_range)
     return images, rough_image(reading, labels_from_gradients(step))
 

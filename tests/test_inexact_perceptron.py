@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import numpy as np
 import pytest
-from attacking import digits, shallow_perceptron
+from attacking import defended_step, digits, shallow_perceptron
 from benchmarks.participant import participant
 
-from dlg import defenses
 from dlg.attack.analytic import inexact_perceptron
 from dlg.attack.analytic.inexact_perceptron import rough_batch
 from dlg.attack.analytic.reading import Reading
@@ -23,9 +21,7 @@ def recovered(network, batch_size, spec):
     """The participant's images and labels, and what `rough_batch` finds."""
     images, labels = digits(batch_size)
     trained = participant(network, images, labels)
-    defense = defenses.parse(spec)
-    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
-    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    step = defended_step(trained, spec)
     return images, labels, rough_batch(Reading.of(step, 0, nonnegative=False, value_range=(0.0, 1.0)))
 
 

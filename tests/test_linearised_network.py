@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from attacking import defended_step
 from benchmarks.participant import participant
 
 from dlg.attack.linearised_network import LinearisedNetwork
 from dlg.attack.objective import build_objective
-from dlg.defenses import parse
 from dlg.graph.programs import fed_names, in_program
 
 LABELS = np.array([1, 3])
@@ -36,9 +35,7 @@ def with_a_penalty(feature, label):
 def test_vectors_are_pulled_back_by_the_transposed_jacobian(network, spec, matches_features):
     images = np.random.default_rng(0).random(SHAPE, "float32")
     trained = participant(network, images, LABELS[:, None])
-    defense = parse(spec)
-    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
-    step = dataclasses.replace(step, knowledge=defense.knowledge)
+    step = defended_step(trained, spec)
     objective = build_objective(step, fixed_label=LABELS, dtype="float64", match_features=matches_features)
     x = np.random.default_rng(1).standard_normal(SHAPE)
     outputs = list(objective.dummy_gradients.values()) + ([objective.features] if matches_features else [])
