@@ -25,8 +25,9 @@ from Geiping et al. (2020, section 4).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -35,48 +36,59 @@ from scipy.special import softmax
 
 from dlg.attack.analytic.convolution_equations import Bounds, Equations
 from dlg.attack.analytic.convolution_layer import KINKED, ConvolutionLayer, KnownOutputs, neighbour_differences
+from dlg.attack.analytic.window_splitting import WindowSplitting
 from dlg.attack.deadline import check_deadline
 from dlg.attack.stages import begin_stage
+from dlg.errors import TimeLimitReachedError
 
-# Adam's steps of one start. 16 and 32 filters with strides of 2 need 1000 to 1500; other networks were done after 600.
-_STEPS = 1200
-# Adam's first step, as a share of the range; it falls to zero.
-_STEP = 0.1
-# The temperature at the first of Adam's steps, as a share of a layer's largest output.
-_FIRST_TEMPERATURE = 1.0
-# The same at the last of them.
-_LAST_TEMPERATURE = 3e-3
-# The temperatures of the least squares after Adam's steps.
+# The temperatures of the least squares after the steps.
 _FINAL_TEMPERATURES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
 # The iterations of L-BFGS-B at each of these temperatures.
 _FINAL_ITERATIONS = 150
 # Least squares end below this cost, at which gradients match to float32's rounding.
 _EXACT = 1e-12
-# How many random starts there are at most. Of 18 starts with strides of 2, 13 arrived.
-_STARTS = 6
-# A start has arrived where the cost is below this: right ones came to 1e-3 and less, wrong ones to 3e-2 and more.
+# The temperature at which what steps found is compared.
+_END_TEMPERATURE = 3e-3
+# A start has arrived where the cost is below this: right ones came to 1e-3 and less. Of four digits in LeNet wrong ones
+# came to 3e-3 and more, of other networks to 3e-2,
 _MATCHED = 8e-3
-# After so many of Adam's steps the temperature changes.
+# and after least squares right ones came below this.
+_RECOVERED = 1e-5
+# How many guesses fall together. With 8 in the place of 6 they came no nearer.
+_GUESSES = 6
+# How often they are disturbed and fall again, at most.
+_MOST_ROUNDS = 16
+# They are not any more where in so many rounds the cost does not fall to this share.
+_ROUNDS_TO_FALL = 3
+_LEAST_FALL = 0.8
+# The standard deviation of the first disturbance, as a share of the range,
+_FIRST_DISTURBANCE = 0.1
+# by what it falls each time,
+_DISTURBANCE_DECAY = 0.85
+# and the least one.
+_LEAST_DISTURBANCE = 0.02
+# The iterations of the splitting in each round,
+_ROUND_ITERATIONS = 80
+# and behind the last one.
+_LAST_ITERATIONS = 300
+# After so many steps the temperature changes.
 _STEPS_PER_TEMPERATURE = 10
-# The weight of the gradients of the layers before the last one in Adam's steps. They jump with the most patterns: with
+# The weight of the gradients of the layers before the last one in the steps. They jump with the most patterns: with
 # a weight of 1, half as many starts arrived.
 _LOWER_WEIGHT = 0.1
-# The same in the least squares after Adam's steps, whose quadratic model the jumps break.
+# The same in the least squares after the steps, whose quadratic model the jumps break.
 _FINAL_LOWER_WEIGHT = 1e-3
-# The weight of the prior at the first of Adam's steps, beside 1 for all features' squares.
+# The weight of the prior at the first of the steps, beside 1 for all features' squares.
 _FIRST_PRIOR = 1e-2
-# The same at the last of them.
-_LAST_PRIOR = 1e-4
 # The same at each of the final temperatures, as a share of the temperature.
 _PRIOR_SHARE = 1e-2
 # What black counts for in the prior, beside 1 for differences: large areas that no gradient depends on become black.
 _BLACK_SHARE = 0.1
 # Differences of neighbours below this share of the range count less, so that total variation has a derivative.
 _LEAST_DIFFERENCE = 1e-3
-# Adam's β₁ and β₂.
+# How much of the mean of signs is kept in each step.
 _MEAN_DECAY = 0.9
-_SQUARE_DECAY = 0.999
-# What a step is divided by where it would be divided by zero.
+# What a norm is at least where it divides.
 _TINY = 1e-8
 # The step of the difference that gives a second derivative.
 _DIFFERENCE = 1e-6
@@ -229,12 +241,13 @@ class ChainMatching:
             hidden = found.output.reshape(len(images), -1)
         self._layers[-1].temperature = temperature * float(np.abs(self._features).max())
 
-    def cost(self, images: np.ndarray, prior: float, lower_weight: float = 1.0) -> tuple[float, np.ndarray]:
-        """The cost at some images, and its gradient.
+    def cost(self, images: np.ndarray, prior: float, lower_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """The cost at some images, or at several guesses at them, and its gradient.
 
         Parameters
         ----------
-        images : ndarray, shape (B, n), float64
+        images : ndarray, shape (B, n) or (R, B, n), float64
+            R guesses at the batch, each with a cost of its own.
         prior : float
             The weight of the prior.
         lower_weight : float
@@ -242,8 +255,8 @@ class ChainMatching:
 
         Returns
         -------
-        cost : float
-        gradient : ndarray, shape (B, n), float64
+        cost : float or ndarray, shape (R,)
+        gradient : ndarray, shaped like `images`, float64
 
         Raises
         ------
@@ -251,48 +264,54 @@ class ChainMatching:
             Where the time of the deadline in force is over.
         """
         check_deadline()
-        passes, hidden = [], images
+        guesses = images.reshape(-1, *images.shape[-2:])
+        passes, hidden = [], guesses.reshape(-1, images.shape[-1])
         for layer in self._layers:
             passes.append(layer.forward(hidden))
-            hidden = passes[-1].output.reshape(len(images), -1)
-        difference = np.where(self._seen, passes[-1].output - self._features, 0)
+            hidden = passes[-1].output.reshape(len(hidden), -1)
+        by_guess = passes[-1].output.reshape(len(guesses), *self._features.shape)
+        difference = np.where(self._seen, by_guess - self._features, 0)
         size = max(float(np.sum(self._features[self._seen] ** 2)), _TINY)
-        cost, at_output = np.sum(difference**2) / size, 2 * difference / size
-        residuals, spreads, slopes, upstreams = self._backward(passes)
+        cost, at_output = np.sum(difference**2, axis=(1, 2, 3)) / size, 2 * difference / size
+        residuals, spreads, slopes, upstreams = self._backward(passes, len(guesses))
         weights = [lower_weight] * (len(passes) - 1) + [1.0]
-        cost += sum(weight * float(np.sum(r**2)) for weight, r in zip(weights, residuals))
+        cost += sum(weight * np.sum(r**2, axis=(1, 2)) for weight, r in zip(weights, residuals))
         residuals = [weight * residual for weight, residual in zip(weights, residuals)]
-        roughness, smoothing = self._prior(images)
+        roughness, smoothing = self._prior(guesses)
         gradient = self._adjoint(passes, residuals, spreads, slopes, upstreams, at_output)
-        return float(cost + prior * roughness), gradient + prior * smoothing
+        cost, gradient = cost + prior * roughness, gradient.reshape(guesses.shape) + prior * smoothing
+        return cost.reshape(images.shape[:-2])[()], gradient.reshape(images.shape)
 
-    def _prior(self, images: np.ndarray) -> tuple[float, np.ndarray]:
-        """The mean difference of neighbours and a share of the mean brightness, both of the range; its gradient."""
-        width = self._bounds.high - self._bounds.low
-        changes = self._differences @ images.T / width
+    def _prior(self, guesses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean difference of neighbours and a share of the mean brightness, of the range, (R,); the gradient."""
+        width, images = self._bounds.high - self._bounds.low, guesses.reshape(-1, guesses.shape[-1])
+        changes = (self._differences @ images.T).T / width
         lengths = np.sqrt(changes**2 + _LEAST_DIFFERENCE**2)
         black = self._bounds.clip(np.zeros(1))
-        light = _BLACK_SHARE * np.abs(images - black)
-        gradient = (self._differences.T @ (changes / lengths)).T / (width * lengths.size)
-        gradient = gradient + _BLACK_SHARE * np.sign(images - black) / (width * images.size)
-        return float(lengths.mean() + light.mean() / width), gradient
+        light = _BLACK_SHARE * np.abs(images - black) / width
+        gradient = (self._differences.T @ (changes / lengths).T).T / lengths.shape[1]
+        gradient += _BLACK_SHARE * np.sign(images - black) / images.shape[1]
+        value = lengths.mean(axis=1) + light.mean(axis=1)
+        return value.reshape(guesses.shape[:2]).mean(axis=1), gradient.reshape(guesses.shape) / (
+            width * guesses.shape[1]
+        )
 
     def _backward(
-        self, passes: Sequence[_Pass]
+        self, passes: Sequence[_Pass], guesses: int
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         """Each layer's relative difference of gradients, gradients at its outputs, slopes, and gradients behind it."""
         residuals: list[np.ndarray] = []
         spreads: list[np.ndarray] = []
         slopes: list[np.ndarray] = []
         upstreams: list[np.ndarray] = []
-        upstream = self._upstream
+        upstream = np.tile(self._upstream, (guesses, 1, 1))
         for number in range(len(passes) - 1, -1, -1):
             smooth, done = self._layers[number], passes[number]
             is_last = number == len(passes) - 1
             slope = np.ones_like(done.largest) if is_last else smooth.slope(done.largest)
             upstream = upstream.reshape(done.largest.shape)
             spread = smooth.spread(done.shares * (upstream * slope)[..., None])
-            residuals.insert(0, self._residual(smooth.layer, spread, done.patches))
+            residuals.insert(0, self._residual(smooth.layer, spread, done.patches, guesses))
             spreads.insert(0, spread)
             slopes.insert(0, slope)
             upstreams.insert(0, upstream)
@@ -301,9 +320,10 @@ class ChainMatching:
         return residuals, spreads, slopes, upstreams
 
     @staticmethod
-    def _residual(layer: ConvolutionLayer, spread: np.ndarray, patches: np.ndarray) -> np.ndarray:
-        found = np.einsum("bop,bmp->om", spread, patches, optimize=True)
-        shared = layer.weight_gradient.reshape(found.shape)
+    def _residual(layer: ConvolutionLayer, spread: np.ndarray, patches: np.ndarray, guesses: int) -> np.ndarray:
+        by_image = spread @ patches.transpose(0, 2, 1)
+        found = by_image.reshape(guesses, -1, *by_image.shape[1:]).sum(axis=1)
+        shared = layer.weight_gradient.reshape(found.shape[1:])
         return (found - shared) / _norm(shared)
 
     def _adjoint(
@@ -317,7 +337,8 @@ class ChainMatching:
     ) -> np.ndarray:
         """The cost's gradient: first back through the backpropagation, first layer to last, then through the layers."""
         at_gradients = [
-            2 * residual / _norm(smooth.layer.weight_gradient) for smooth, residual in zip(self._layers, residuals)
+            np.repeat(2 * residual / _norm(smooth.layer.weight_gradient), len(self._features), axis=0)
+            for smooth, residual in zip(self._layers, residuals)
         ]
         at_shares, at_largest = [], []
         at_upstream: np.ndarray | None = None
@@ -343,8 +364,8 @@ class ChainMatching:
                 shares = at_shares[number] + done.windows * largest[..., None]
                 mean = np.sum(done.shares * shares, axis=3, keepdims=True)
                 windows = windows + done.shares * (shares - mean) / smooth.temperature
-            patches = smooth.layer.filters.T @ smooth.spread(windows) + at_gradients[number].T @ spreads[number]
-            at_output = smooth.to_input(patches)
+            transposed = at_gradients[number].transpose(0, 2, 1)
+            at_output = smooth.to_input(smooth.layer.filters.T @ smooth.spread(windows) + transposed @ spreads[number])
         return at_output
 
 
@@ -412,8 +433,21 @@ class Images:
     cost: float
 
 
-def search_images(matching: ChainMatching, shape: tuple[int, int], bounds: Bounds, rng: np.random.Generator) -> Images:
+def search_images(
+    matching: ChainMatching,
+    shape: tuple[int, int],
+    bounds: Bounds,
+    rng: np.random.Generator,
+    splitting: WindowSplitting | None = None,
+) -> Images:
     """Search for the images behind a chain of convolutions.
+
+    One random start is enough where much is known. Where it does not arrive,
+    several guesses fall together, each drawn to their mean (replicas, as in
+    Baldassi et al. 2016): what the gradients say is the same in all of them,
+    and what each has wrong is its own. They are then disturbed around what
+    they have in common and fall again, in turn with the splitting, which takes
+    the position of each maximum that most of them have.
 
     Parameters
     ----------
@@ -424,44 +458,133 @@ def search_images(matching: ChainMatching, shape: tuple[int, int], bounds: Bound
     bounds : Bounds
         Of the images, finite.
     rng : numpy.random.Generator
-        Of the starts, uniform within the bounds.
+        Of the starts, uniform within the bounds, and of the disturbances.
+    splitting : WindowSplitting, optional
+        The same knowledge of two convolutions with pooling.
 
     Returns
     -------
     Images
-        The best of the starts, made exact where that is in reach.
+        The best that was found, made exact where that is in reach.
 
     Raises
     ------
     TimeLimitReachedError
-        Where the time of the deadline in force is over.
+        Where the time of the deadline in force is over before the first start has ended.
     """
-    best: Images | None = None
-    for start in range(_STARTS):
-        begin_stage(f"searching for the images through all convolutions: start {start + 1} of {_STARTS}")
-        found = _annealed(matching, rng.uniform(bounds.low, bounds.high, shape), bounds)
-        best = found if best is None or found.cost < best.cost else best
-        if best.cost < _MATCHED:
-            return _refined(matching, best.values, bounds)
-    assert best is not None
-    return best
+    begin_stage("searching for the images through all convolutions")
+    start = rng.uniform(bounds.low, bounds.high, (1, *shape))
+    found = _ended(matching, _annealed(matching, start, bounds, _ALONE)[0])
+    with contextlib.suppress(TimeLimitReachedError):
+        if found.cost < _MATCHED:
+            exact = _refined(matching, found.values, bounds)
+            if exact.cost < _RECOVERED:
+                return exact
+        for nearer in _searched_together(matching, shape, bounds, rng, splitting):
+            found = nearer
+    return found
 
 
-def _annealed(matching: ChainMatching, images: np.ndarray, bounds: Bounds) -> Images:
-    """Adam on the signs of the cost's gradient, while temperature and prior fall."""
-    mean, square, width = np.zeros_like(images), np.zeros_like(images), bounds.high - bounds.low
-    for step in range(_STEPS):
-        done = step / _STEPS
+def _searched_together(
+    matching: ChainMatching,
+    shape: tuple[int, int],
+    bounds: Bounds,
+    rng: np.random.Generator,
+    splitting: WindowSplitting | None,
+) -> Iterator[Images]:
+    """What several guesses have in common, nearer and nearer, and exact at last where that is in reach."""
+    begin_stage(f"searching for the images through all convolutions: {_GUESSES} guesses together")
+    guesses = _annealed(matching, rng.uniform(bounds.low, bounds.high, (_GUESSES, *shape)), bounds, _TOGETHER)
+    best = _ended(matching, guesses.mean(axis=0))
+    yield best
+    disturbance, falling = _FIRST_DISTURBANCE, best.cost
+    for number in range(1, _MOST_ROUNDS + 1):
+        begin_stage(f"searching for the images through all convolutions: round {number} of {_MOST_ROUNDS} at most")
+        images = _split(splitting, guesses, _ROUND_ITERATIONS)
+        disturbed = images + disturbance * (bounds.high - bounds.low) * rng.standard_normal((_GUESSES, *shape))
+        guesses = _annealed(matching, bounds.clip(disturbed), bounds, _Annealing.around(disturbance))
+        disturbance = max(_DISTURBANCE_DECAY * disturbance, _LEAST_DISTURBANCE)
+        found = _ended(matching, guesses.mean(axis=0))
+        if found.cost < best.cost:
+            best = found
+            yield best
+        if number % _ROUNDS_TO_FALL == 0:
+            if best.cost > _LEAST_FALL * falling:
+                break
+            falling = best.cost
+    begin_stage("making the images exact")
+    split = _split(splitting, guesses, _LAST_ITERATIONS)
+    yield min((_refined(matching, images, bounds) for images in (best.values, split)), key=lambda found: found.cost)
+
+
+def _split(splitting: WindowSplitting | None, guesses: np.ndarray, iterations: int) -> np.ndarray:
+    """The mean of guesses, or what the splitting makes of it with the maxima's positions that most of them have."""
+    images = guesses.mean(axis=0)
+    if splitting is None:
+        return images
+    votes = np.mean([np.eye(splitting.places)[splitting.choice(guess)] for guess in guesses], axis=0)
+    return splitting.solve(images, votes.argmax(axis=3), iterations)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Annealing:
+    """Steps along the signs of the cost's gradient. What has two numbers goes from the first to the last of them.
+
+    Attributes
+    ----------
+    steps : int
+    temperature, prior : tuple of float
+        The temperature is a share of a layer's largest output.
+    step : float
+        The first step, as a share of the range.
+    decay : float
+        The power of what is left of the steps with which they fall to zero.
+    pull : tuple of float
+        By which share of the way each of several guesses is drawn to their mean in a step.
+    """
+
+    steps: int
+    temperature: tuple[float, float]
+    prior: tuple[float, float]
+    step: float
+    decay: float
+    pull: tuple[float, float] = (3e-3, 0.1)
+
+    @classmethod
+    def around(cls, disturbance: float) -> _Annealing:
+        """One that begins at images which are off by a share of the range."""
+        return cls(300, (disturbance, 2e-3), (_FIRST_PRIOR * disturbance, 3e-5), disturbance, 1.0)
+
+
+# 16 and 32 filters with strides of 2 need 1000 to 1500 steps; other networks were done after 600.
+_ALONE = _Annealing(1200, (1.0, 3e-3), (_FIRST_PRIOR, 1e-4), 0.1, 1.0)
+# Larger steps that fall faster end lower, for four digits in LeNet by a third.
+_TOGETHER = _Annealing(1200, (0.5, 3e-3), (_FIRST_PRIOR, 1e-4), 0.3, 2.0)
+
+
+def _between(ends: tuple[float, float], done: float) -> float:
+    first, last = ends
+    return first * (last / first) ** done
+
+
+def _annealed(matching: ChainMatching, guesses: np.ndarray, bounds: Bounds, annealing: _Annealing) -> np.ndarray:
+    """Steps along the mean of the signs of the cost's gradient, of guesses at the images, (R, B, n)."""
+    signs, width = np.zeros_like(guesses), bounds.high - bounds.low
+    for step in range(annealing.steps):
+        done, mean = step / annealing.steps, guesses.mean(axis=0)
         if step % _STEPS_PER_TEMPERATURE == 0:
-            matching.set_temperature(images, _FIRST_TEMPERATURE * (_LAST_TEMPERATURE / _FIRST_TEMPERATURE) ** done)
-        prior = _FIRST_PRIOR * (_LAST_PRIOR / _FIRST_PRIOR) ** done
-        sign = np.sign(matching.cost(images, prior, _LOWER_WEIGHT)[1])
-        mean = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * sign
-        square = _SQUARE_DECAY * square + (1 - _SQUARE_DECAY) * sign**2
-        unbiased = np.sqrt(square / (1 - _SQUARE_DECAY ** (step + 1)))
-        direction = mean / (1 - _MEAN_DECAY ** (step + 1)) / (unbiased + _TINY)
-        images = bounds.clip(images - _STEP * width * (1 - done) * direction)
-    return Images(images, matching.cost(images, 0.0, _LOWER_WEIGHT)[0])
+            matching.set_temperature(mean, _between(annealing.temperature, done))
+        gradient = matching.cost(guesses, _between(annealing.prior, done), _LOWER_WEIGHT)[1]
+        signs = _MEAN_DECAY * signs + (1 - _MEAN_DECAY) * np.sign(gradient)
+        length = annealing.step * width * (1 - done) ** annealing.decay / (1 - _MEAN_DECAY ** (step + 1))
+        guesses = bounds.clip(guesses - length * signs + _between(annealing.pull, done) * (mean - guesses))
+    return guesses
+
+
+def _ended(matching: ChainMatching, images: np.ndarray) -> Images:
+    """Images, (B, n), with their cost at the temperature at which a search ends."""
+    matching.set_temperature(images, _END_TEMPERATURE)
+    return Images(images, float(matching.cost(images, 0.0, _LOWER_WEIGHT)[0]))
 
 
 def _refined(matching: ChainMatching, images: np.ndarray, bounds: Bounds) -> Images:
@@ -473,12 +596,12 @@ def _refined(matching: ChainMatching, images: np.ndarray, bounds: Bounds) -> Ima
 
         def cost(flat: np.ndarray, prior: float = _PRIOR_SHARE * temperature) -> tuple[float, np.ndarray]:
             value, gradient = matching.cost(flat.reshape(shape), prior, _FINAL_LOWER_WEIGHT)
-            return value, gradient.ravel()
+            return float(value), gradient.ravel()
 
         limits = [(bounds.low, bounds.high)] * images.size
         found = minimize(cost, images.ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)
         images = bounds.clip(found.x).reshape(shape)
-        reached = matching.cost(images, 0.0, _FINAL_LOWER_WEIGHT)[0]
+        reached = float(matching.cost(images, 0.0, _FINAL_LOWER_WEIGHT)[0])
         if reached < _EXACT:
             break
     return Images(images, reached)

@@ -48,6 +48,7 @@ from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
+from dlg.attack.analytic.window_splitting import WindowSplitting, can_be_split_by_windows
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
 from dlg.attack.stages import begin_stage
@@ -246,7 +247,7 @@ def recover_images(
         known = remaining.known_outputs
         is_short = layer.weight.size + int(known.active.sum()) < batch_size * layer.size
         is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or layer.windows.shape[1] > 1)
-        if is_large:
+        if is_large or (is_short and layer.windows.shape[1] > 1):
             yield from _searched(remaining, bounds, rng, ranks)
             if is_short and remaining.has_patterns:
                 return
@@ -365,6 +366,13 @@ class _Remaining:
         """Whether gradients jump with a pattern of active units or of maxima."""
         return any(layer.has_pattern for layer in self.layers)
 
+    def splitting(self, bounds: Bounds) -> WindowSplitting | None:
+        """The batch behind two convolutions with pooling; None behind others."""
+        if not can_be_split_by_windows(self.layers):
+            return None
+        by_image = zip(self.features, self.gradients, self.seen)
+        return WindowSplitting(self.layers, [KnownOutputs.of(self.layers[-1], *each) for each in by_image], bounds)
+
     @property
     def can_be_split(self) -> bool:
         """Whether this is one image behind two convolutions that `split_image` can take."""
@@ -380,7 +388,8 @@ def _searched(
             yield from _split(remaining, bounds, rng, ranks)
             return
         matching = ChainMatching(remaining.layers, remaining.features, remaining.gradients, bounds, remaining.seen)
-        found = search_images(matching, (len(remaining.features), remaining.layers[0].size), bounds, rng)
+        shape = len(remaining.features), remaining.layers[0].size
+        found = search_images(matching, shape, bounds, rng, remaining.splitting(bounds))
         yield ImageSearch(found.values, list(ranks), is_whole=False)
 
 
