@@ -377,3 +377,20 @@ def test_small_numbers_that_a_defence_hides_are_not_called_determined(spec, smal
     # int8 has a scale of its own in each parameter, and so keeps numbers that are all small.
     assert (result.verdict == "explained") == (error < determination.VISIBLE)
     assert error < determination.VISIBLE or result.rank < 20
+
+
+def test_an_answer_that_matches_but_for_the_small_gradients_of_the_first_layer_is_not_explained(tmp_path):
+    """The last layer's weights are small, and so are the gradients before it: the loss hardly shows them."""
+
+    def network(feature, label):
+        small = paddle.ParamAttr(initializer=nn.initializer.Normal(std=1e-5))
+        prediction = nn.Linear(32, 5, weight_attr=small)(paddle.tanh(nn.Linear(64, 32)(feature)))
+        return prediction, F.mse_loss(prediction, label)
+
+    rng = np.random.default_rng(0)
+    rows, labels = rng.random((2, 64), np.float32), rng.standard_normal((2, 5)).astype(np.float32)
+    result = attack(participant(network, rows, labels), tmp_path, optimizer="auto")
+    assert result.mismatch < 7e-5
+    assert max(score.psnr for score in metrics.compare(rows, result.feature)) < 20
+    assert (result.verdict, result.rank) == ("undetermined", None)
+    assert "of its own size only" in result.reason
