@@ -170,6 +170,19 @@ def open_part(
     return dataclasses.replace(part, unsettled=unsettled, loosest=max(jacobian.mismatches))
 
 
+def seen_numbers(objective: Objective, data: np.ndarray) -> np.ndarray:
+    """Which numbers of a batch, (B, ...), some gradient depends on, each by itself.
+
+    Parameters
+    ----------
+    objective : Objective
+        In float64, by the l2 distance, with fixed labels.
+    data : ndarray, (B, ...), float64
+    """
+    change = random_streams.probe().standard_normal(data.size)
+    return (Jacobian(objective, [data]).normal_product(change) != 0).reshape(data.shape)
+
+
 def _open_part(objective: Objective, jacobian: Jacobian, rounding: float) -> OpenPart:
     """Estimate what of a batch is open, from the Jacobian at the answer and the mismatch of its gradients."""
     seen_from, visible = _UNSEEN * rounding, VISIBLE * jacobian.width
