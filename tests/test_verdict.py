@@ -394,3 +394,19 @@ def test_an_answer_that_matches_but_for_the_small_gradients_of_the_first_layer_i
     assert max(score.psnr for score in metrics.compare(rows, result.feature)) < 20
     assert (result.verdict, result.rank) == ("undetermined", None)
     assert "of its own size only" in result.reason
+
+
+@pytest.mark.parametrize(("error", "kind"), [(0.003, "explained"), (0.05, "undetermined")])
+def test_an_answer_that_is_far_from_the_batch_that_explains_the_gradients_is_not_explained(error, kind):
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    step = trained.shared_step()
+    options = AttackOptions.from_keywords(batch_size=1, optimizer="sgd", labels="infer")
+    strategy = choose(step, options)
+    near = images + error * np.random.default_rng(0).standard_normal(images.shape)
+    answer = evaluate(strategy.objective, [near.astype(np.float32)])
+    verdict = judge(step, strategy, answer, options, "converged")
+    assert verdict.mismatch > 1e-4
+    assert "dB away" in verdict.reason
+    assert verdict.kind == kind
+    assert ("this is not it" in verdict.reason) == (kind == "undetermined")

@@ -398,6 +398,9 @@ def _polished_verdict(
         f"the gradients match to {mismatch:.1g} of their size, and a few steps of least squares lead from here to a"
         f" batch {-10 * np.log10(max(error, _LEAST_ERROR)):.0f} dB away, where {verdict.reason}"
     )
+    if verdict.kind == EXPLAINED and error > VISIBLE**2:
+        # The gradients are explained, and the answer is not what explains them.
+        verdict, reason = Verdict(UNDETERMINED, "", mismatch), f"{reason}; so the batch leaks, but this is not it"
     return dataclasses.replace(verdict, reason=reason, mismatch=mismatch)
 
 
