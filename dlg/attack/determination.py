@@ -161,12 +161,14 @@ def open_part(
     rounding = max(mismatch, float(np.finfo(np.float32).eps))
     jacobian = Jacobian(objective, values, width, rounding)
     part = _open_part(objective, jacobian, rounding)
+    if jacobian.is_unmatched and not (objective.knowledge.noise or objective.knowledge.has_signs_only):
+        unsettled = max(part.unsettled, part.size - part.dimensions)
+        return dataclasses.replace(part, unsettled=unsettled, loosest=max(jacobian.mismatches))
     if objective.knowledge != NOTHING or max(jacobian.mismatches) <= _LOOSE:
         return part
     # Gradients that are not matched closely may be those of another batch, so what they alone see is not settled.
     without = _open_part(objective, jacobian.without_mismatched(rounding), rounding)
-    shown_open = part.size if jacobian.is_unmatched else without.dimensions + without.unsettled
-    unsettled = max(part.unsettled, shown_open - part.dimensions)
+    unsettled = max(part.unsettled, without.dimensions + without.unsettled - part.dimensions)
     return dataclasses.replace(part, unsettled=unsettled, loosest=max(jacobian.mismatches))
 
 
@@ -293,8 +295,8 @@ class Jacobian:
     gradients : list of ndarray
         The gradients at the point.
     mismatches : list of float
-        How far each of them is from the shared one, relative to its size, where
-        `rounding` is given.
+        How far each of them is from the shared one, or from the bounds that a known
+        defence leaves, relative to its size, where `rounding` is given.
     is_unmatched : bool
         Whether one of them is further off than a right answer's, and not by rounding.
     size : int
@@ -332,9 +334,15 @@ class Jacobian:
                 scale * (rounding / np.maximum(rounding, scale * hidden))
                 for scale, hidden in zip(scales, _hidden(objective), strict=True)
             ]
+            differences = [
+                np.asarray(g - shared) for g, shared in zip(gradients, objective.shared_gradients, strict=True)
+            ]
+            if (bounds := objective.differences_within) is not None:
+                # What a known defence hides of a gradient is no mismatch.
+                differences = [each - np.clip(each, *within) for each, within in zip(differences, bounds, strict=True)]
             self.mismatches = [
-                scale * float(np.linalg.norm(gradient - shared)) / math.sqrt(gradient.size)
-                for scale, gradient, shared in zip(scales, gradients, objective.shared_gradients, strict=True)
+                scale * float(np.linalg.norm(difference)) / math.sqrt(difference.size)
+                for scale, difference in zip(scales, differences, strict=True)
             ]
             pairs = zip(self.mismatches, scales)
             self.is_unmatched = any(off > max(_UNMATCHED, scale * least) for off, scale in pairs)
