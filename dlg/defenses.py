@@ -445,6 +445,14 @@ def _sign(gradients: Gradients, rng: np.random.Generator) -> Gradients:
     return {name: np.sign(gradient) for name, gradient in gradients.items()}
 
 
+# The noise of a parameter with this many entries or more hardly ever comes to less than this share of its standard
+# deviation: that of ten entries, if Gaussian, once in 50,000 cases.
+_LEAST_ENTRIES = 10
+_LEAST_NOISE = 0.25
+# By how much of a gradient's largest entry it may be outside of its bounds, as float32 rounds it.
+_ROUNDING = 1e-5
+
+
 @functools.cache
 def _own_kind(spec: str, file: str) -> Kind:
     """The row of a defence of one's own, spelt ``FILE.py:NAME``. The file is run once in a process."""
@@ -487,11 +495,40 @@ def _own_kind(spec: str, file: str) -> Kind:
                 f"the defense {spec!r} returned {quoted(found)}, expected real numbers of these names and shapes:"
                 f" {quoted(expected)}; change the values alone"
             )
+        _refuse_untrue_knowledge(spec, knowledge, gradients, changed)
         return changed
 
     if knowledge.bounds is not None:
         knowledge = dataclasses.replace(knowledge, bounds=_checked_bounds(spec, knowledge.bounds))
     return Kind(spec, change, OWN, knowledge=lambda: knowledge)
+
+
+def _refuse_untrue_knowledge(spec: str, knowledge: DefenseKnowledge, gradients: Gradients, changed: Gradients) -> None:
+    """Raise InputError where what is known of a defence is not so: an attack that is told it finds less than leaks."""
+    true = {name: gradient.astype(np.float64) for name, gradient in gradients.items()}
+    shared = {name: np.asarray(changed[name], np.float64) for name in true}
+    if not all(np.isfinite(each).all() for each in shared.values()):
+        return  # refused elsewhere
+    if knowledge.is_scaled:
+        squares = sum(float(np.sum(each**2)) for each in true.values())
+        factor = sum(float(np.sum(shared[name] * true[name])) for name in true) / (squares or 1.0)
+        true = {name: factor * each for name, each in true.items()}
+    for name, gradient in true.items():
+        added = float(np.sqrt(np.mean((shared[name] - gradient) ** 2)))
+        if gradient.size >= _LEAST_ENTRIES and added < _LEAST_NOISE * knowledge.noise:
+            raise InputError(
+                f"the knowledge of the defense {spec!r} says that noise of {knowledge.noise:g} is added to every entry,"
+                f" but {name!r} changed by {added:.2g} only; mend the defense, or its knowledge"
+            )
+        if knowledge.bounds is None or knowledge.noise or knowledge.is_scaled:
+            continue
+        lowest, highest = knowledge.bounds(np.asarray(changed[name], gradients[name].dtype))
+        slack = _ROUNDING * float(np.abs(gradient).max(initial=0))
+        if not ((lowest - slack <= gradient) & (gradient <= highest + slack)).all():
+            raise InputError(
+                f"the knowledge of the defense {spec!r} gives bounds that the true gradient of {name!r} is not within;"
+                " mend them"
+            )
 
 
 def _checked_bounds(spec: str, bounds: Callable[[np.ndarray], Bounds]) -> Callable[[np.ndarray], Bounds]:

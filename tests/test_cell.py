@@ -10,6 +10,7 @@ import pytest
 
 from dlg.audit.attacks import ATTACKS
 from dlg.audit.cell import DELTA, check_training, run_cell
+from dlg.audit.findings import leak_of
 from dlg.audit.grid import Cell
 from dlg import defenses
 from dlg.audit.samples import Samples, load
@@ -130,3 +131,28 @@ def test_a_cell_is_the_same_whatever_cells_its_programs_served_before():
         assert what_counts(in_order[cell]) == what_counts(backwards[cell])
         assert in_order[cell].scores.psnr == pytest.approx(backwards[cell].scores.psnr, abs=0.5)
         assert in_order[cell].scores.relative_error == backwards[cell].scores.relative_error
+
+
+HALF = """
+import paddle
+from paddle import nn
+
+
+def half(feature, label):
+    hidden = nn.functional.sigmoid(nn.Conv2D(1, 8, 3, stride=2, dilation=2, padding=2)(feature))
+    prediction = nn.Linear(8 * 196, 10)(paddle.flatten(hidden, 1))
+    return prediction, nn.functional.cross_entropy(prediction, label)
+"""
+
+
+def test_a_picture_of_which_every_second_pixel_came_back_is_not_called_hidden(tmp_path):
+    """The network reads every second pixel of every second row. The others are open, and hide it in the mean."""
+    (tmp_path / "half.py").write_text(HALF)
+    subject = Subject("half", "half.py", folder=str(tmp_path))
+    result = run_cell(Cell("half", 1, "int8", 1), batch_of(1, seed=1), 100, subject=subject).result
+    scores = result.scores
+    assert (scores.verdict, scores.rank) == ("undetermined", 196)
+    assert scores.best_psnr < 15
+    assert scores.best_ssim < 0.2
+    assert scores.seen_psnr > 30
+    assert leak_of([result]).kind == "partly"

@@ -41,7 +41,7 @@ def test_the_columns_are_the_cell_then_its_scores_then_how_it_ended():
         *("psnr", "ssim", "true_labels", "recovered_labels", "loss"),
         *("attacks", "attacks_images_recovered", "attacks_mean_psnr", "attacks_labels_right", "attacks_loss"),
         *("oracle_attack", "oracle_images_recovered", "oracle_mean_psnr", "oracle_best_psnr", "oracle_best_ssim"),
-        *("relative_error", "cosine", "epsilon", "failed_attacks", "bound_psnr", "seconds", "error"),
+        *("relative_error", "cosine", "epsilon", "failed_attacks", "bound_psnr", "seen_psnr", "seconds", "error"),
     ) == COLUMNS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 
@@ -456,6 +457,34 @@ def shorter(gradients):
 
 shorter.knowledge = DefenseKnowledge(lambda shared: Bounds(shared[:1], shared[:1]), pull=0.3)
 
+def silent(gradients):
+    return gradients
+
+silent.knowledge = DefenseKnowledge(noise=0.1)
+
+def first_alone(gradients):
+    first = next(iter(gradients))
+    noise = np.random.default_rng(0).normal(0, 0.1, gradients[first].shape)
+    return gradients | {first: gradients[first] + noise}
+
+first_alone.knowledge = DefenseKnowledge(noise=0.1)
+
+def scaled(gradients):
+    noise = np.random.default_rng(0)
+    return {name: 5 * each + noise.normal(0, 0.1, each.shape) for name, each in gradients.items()}
+
+scaled.knowledge = DefenseKnowledge(noise=0.1, is_scaled=True)
+
+def only_scaled(gradients):
+    return {name: 5 * each for name, each in gradients.items()}
+
+only_scaled.knowledge = DefenseKnowledge(noise=0.1, is_scaled=True)
+
+def narrow(gradients):
+    return {name: np.rint(gradient) for name, gradient in gradients.items()}
+
+narrow.knowledge = DefenseKnowledge(lambda shared: Bounds(shared - 0.1, shared + 0.1), pull=0.3)
+
 def renamed(gradients):
     return {"other": gradient for gradient in gradients.values()}
 
@@ -553,6 +582,26 @@ def test_bounds_that_no_gradient_lies_within_are_refused(name, reason, own):
         parse(f"{own}:{name}").knowledge.bounds_of(np.ones(2, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("silent", "noise of 0.1 is added to every entry, but 'w' changed by 0 only"),
+        ("first_alone", "noise of 0.1 is added to every entry, but 'b' changed by 0 only"),
+        ("only_scaled", "noise of 0.1 is added to every entry, but 'w' changed by"),
+        ("narrow", "gives bounds that the true gradient of 'w' is not within"),
+        ("rounded", None),
+        ("scaled", None),
+    ],
+)
+def test_knowledge_that_is_not_so_is_refused(name, reason, own):
+    """An attack that is told of noise where there is none recovers less than leaks."""
+    rng = np.random.default_rng(1)
+    gradients = {name: rng.standard_normal(40).astype(np.float32) for name in ("w", "b")}
+    defense = parse(f"{own}:{name}")
+    with contextlib.nullcontext() if reason is None else pytest.raises(InputError, match=reason):
+        defense(gradients, rng)
+
+
 def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
     gradients = {"w": np.ones(3, np.float32)}
     parse(f"{own}:careless")(gradients, np.random.default_rng(0))
@@ -574,7 +623,7 @@ def test_a_defence_of_ones_own_cannot_change_the_true_gradients(own):
         ("ends", r"ends in SystemExit at line \d+: it ends Python"),
         ("broken", "own.py:broken' ends in KeyError at line 6: 'nowhere'; it is given a dict"),
         ("two", r"own.py:two' ends in TypeError: two\(\) missing 1 required positional argument: 'rng'; it is"),
-        ("far", "own.py:far' ends in FileNotFoundError at line 61: "),
+        ("far", "own.py:far' ends in FileNotFoundError at line 89: "),
     ],
 )
 def test_a_defence_of_ones_own_that_is_none_is_refused(name, reason, own):

@@ -62,6 +62,8 @@ def dark(network="mlp", defense="none", **changed):
         ([dark(verdict="explained")], "unknown", "another batch, which the attack took for the true one"),
         ([dark(best_ssim=None, mean_ssim=None)], "not_recovered", "PSNR and SSIM"),
         ([dark(verdict="failed")], "unknown", "the attack's verdict"),
+        ([dark(seen_psnr=16.0)], "partly", "PSNR of the pixels that a gradient depends on"),
+        ([dark(seen_psnr=12.0)], "not_recovered", "PSNR and SSIM"),
         ([failed_result()], "not_run", "an error"),
         ([failed_result(), cell_result(seed=1, best=31.0)], "leaks", "PSNR"),
     ],

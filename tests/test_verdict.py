@@ -377,3 +377,38 @@ def test_small_numbers_that_a_defence_hides_are_not_called_determined(spec, smal
     # int8 has a scale of its own in each parameter, and so keeps numbers that are all small.
     assert (result.verdict == "explained") == (error < determination.VISIBLE)
     assert error < determination.VISIBLE or result.rank < 20
+
+
+@pytest.mark.parametrize("spec", ["none", "int8"])
+def test_an_answer_that_matches_but_for_the_small_gradients_of_the_first_layer_is_not_explained(spec, tmp_path):
+    """The last layer's weights are small, and so are the gradients before it: the loss hardly shows them."""
+
+    def network(feature, label):
+        small = paddle.ParamAttr(initializer=nn.initializer.Normal(std=1e-5))
+        prediction = nn.Linear(32, 5, weight_attr=small)(paddle.tanh(nn.Linear(64, 32)(feature)))
+        return prediction, F.mse_loss(prediction, label)
+
+    rng = np.random.default_rng(0)
+    rows, labels = rng.random((2, 64), np.float32), rng.standard_normal((2, 5)).astype(np.float32)
+    trained = participant(network, rows, labels)
+    result = run(trained, defenses.parse(spec)(trained.step(), rng), tmp_path, optimizer="auto", knows=spec)
+    assert result.mismatch < 2e-4
+    assert max(score.psnr for score in metrics.compare(rows, result.feature)) < 20
+    assert (result.verdict, result.rank) == ("undetermined", None)
+    assert "of its own size only" in result.reason
+
+
+@pytest.mark.parametrize(("error", "kind"), [(0.003, "explained"), (0.05, "undetermined")])
+def test_an_answer_that_is_far_from_the_batch_that_explains_the_gradients_is_not_explained(error, kind):
+    images, labels = digits(1)
+    trained = participant(networks.softmax, images, labels)
+    step = trained.shared_step()
+    options = AttackOptions.from_keywords(batch_size=1, optimizer="sgd", labels="infer")
+    strategy = choose(step, options)
+    near = images + error * np.random.default_rng(0).standard_normal(images.shape)
+    answer = evaluate(strategy.objective, [near.astype(np.float32)])
+    verdict = judge(step, strategy, answer, options, "converged")
+    assert verdict.mismatch > 1e-4
+    assert "dB away" in verdict.reason
+    assert verdict.kind == kind
+    assert ("this is not it" in verdict.reason) == (kind == "undetermined")

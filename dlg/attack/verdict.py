@@ -395,9 +395,12 @@ def _polished_verdict(
     verdict = _matched(step, reached, part, polished, objective.label_kind, strategy.gradient_scale, options)
     error = float(np.mean(((polished.values[0] - answer.values[0]) / width) ** 2))
     reason = (
-        f"the gradients match to {mismatch:.1%} of their size, and a few steps of least squares lead from here to a"
+        f"the gradients match to {mismatch:.1g} of their size, and a few steps of least squares lead from here to a"
         f" batch {-10 * np.log10(max(error, _LEAST_ERROR)):.0f} dB away, where {verdict.reason}"
     )
+    if verdict.kind == EXPLAINED and error > VISIBLE**2:
+        # The gradients are explained, and the answer is not what explains them.
+        verdict, reason = Verdict(UNDETERMINED, "", mismatch), f"{reason}; so the batch leaks, but this is not it"
     return dataclasses.replace(verdict, reason=reason, mismatch=mismatch)
 
 
@@ -450,6 +453,7 @@ def _matched(
         return Verdict(EXPLAINED, f"{match}, and those of no batch near it do", mismatch, part.rank)
     if part.dimensions == 0:
         unsettled = f"whether they determine about {part.unsettled} of the batch's {part.size} numbers was not shown"
+        unsettled += _loosest_in_words(part)
         return Verdict(UNDETERMINED, f"{match}; {unsettled}", mismatch)
     causes = []
     if part.unseen:
@@ -457,7 +461,7 @@ def _matched(
     if _are_alike(answer, kind, options):
         causes.append("some samples of one label are alike, and may differ in the batch")
     if part.unsettled:
-        causes.append(f"whether they determine about {part.unsettled} more was not shown")
+        causes.append(f"whether they determine about {part.unsettled} more was not shown{_loosest_in_words(part)}")
     why = f" ({'; '.join(causes)})" if causes else ""
     rank = "" if part.rank is None else f", at a rank of about {part.rank}"
     return Verdict(
@@ -466,6 +470,11 @@ def _matched(
         mismatch,
         part.rank,
     )
+
+
+def _loosest_in_words(part: OpenPart) -> str:
+    """What is said of a parameter whose gradient is small and matches less closely than the others."""
+    return f", for one parameter's gradient matches to {part.loosest:.1%} of its own size only" if part.loosest else ""
 
 
 def _match_in_words(step: SharedStep, mismatch: float, scale: float, options: AttackOptions) -> str:

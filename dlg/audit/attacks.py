@@ -14,6 +14,7 @@ import numpy as np
 
 from dlg.attack.attempts import Attempts
 from dlg.attack.deadline import Deadline
+from dlg.attack.determination import seen_numbers
 from dlg.attack.dummies import recovered_label
 from dlg.attack.objective import Objective, build_objective, build_precise_objective
 from dlg.attack.optimizers import DummyBatch
@@ -289,6 +290,21 @@ def believed(step: SharedStep, found: Sequence[Answer]) -> Answer:
         return found[0]
     yardstick = _yardstick(step, found)
     return min(found, key=lambda answer: answer.mismatch_by(yardstick))
+
+
+def seen_by_gradients(step: SharedStep, answer: Answer) -> np.ndarray | None:
+    """Which numbers of an answer, (B, ...), some gradient depends on; None where that is not known.
+
+    Parameters
+    ----------
+    step : SharedStep
+        What was shared, as an attacker sees it who is told the defence.
+    answer : Answer
+    """
+    objective = _yardstick(step, [answer]).with_labels(answer.label)
+    if not objective.is_precise or step.knowledge.has_signs_only:
+        return None
+    return seen_numbers(objective, answer.batch.values[0].astype(np.float64))
 
 
 def _yardstick(step: SharedStep, found: Sequence[Answer]) -> Objective:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dlg import defenses, random_streams
 from dlg.attack.shared_step import Preparations, SharedStep
 from dlg.attack.verdict import UNDETERMINED
-from dlg.audit.attacks import Answer, answers, believed
+from dlg.audit.attacks import Answer, answers, believed, seen_by_gradients
 from dlg.audit.bound import bound_of, shade
 from dlg.audit.cell_result import CellResult, Outcome, Scores, finite_or_none
 from dlg.audit.grid import Cell
@@ -229,6 +229,9 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
     oracle = tuple(score.psnr for score in compared[chosen])
     oracle_ssim = [each for score in compared[chosen] if (each := finite_or_none(score.ssim)) is not None]
     verdict, labels = best.verdict, _labels_of(best)
+    seen = None
+    if batch.kind is SampleKind.PICTURE and verdict.kind == UNDETERMINED and max(psnr) < metrics.RECOVERED:
+        seen = seen_by_gradients(step, best)
     return {
         "sample_kind": batch.kind.value,
         "attack": best.attack,
@@ -263,6 +266,7 @@ def _scores(batch: Batch, step: SharedStep, found: list[Answer]) -> tuple[dict[s
         "oracle_mean_psnr": _mean(oracle),
         "oracle_best_psnr": max(oracle),
         "oracle_best_ssim": max(oracle_ssim, default=None),
+        "seen_psnr": None if seen is None or seen.all() else batch.best_psnr_of(best.feature, seen),
     }, batch.shown(best.shown[order])
 
 

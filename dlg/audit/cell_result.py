@@ -92,6 +92,10 @@ class Scores:
     bound_psnr : tuple of float or None
         For each image, the PSNR that no unbiased attack exceeds on average, in
         dB; see `dlg.attack.bound`. None where it was not computed.
+    seen_psnr : float or None
+        The best PSNR of an image over those of its pixels that a gradient depends
+        on, in dB, 150 at most. None where all pixels are such, and where the
+        verdict is not ``"undetermined"``.
     """
 
     sample_kind: str
@@ -130,6 +134,7 @@ class Scores:
     epsilon: float | None
     failed_attacks: str | None
     bound_psnr: tuple[float, ...] | None = None
+    seen_psnr: float | None = None
 
     @property
     def images(self) -> int:

@@ -32,6 +32,9 @@ _HIDDEN_RANK = 0.5
 # The attack, a key of `dlg.audit.attacks.ATTACKS`, without which nothing is said to be hidden.
 STRONGEST = "auto"
 
+# What decided where the pixels that a gradient depends on came back, and the others are open.
+SEEN_PIXELS = "PSNR of the pixels that a gradient depends on"
+
 # What may have leaked, and how the report says it, the worst for the participant first. Only the last two say that the
 # attack worked and that the pictures stayed hidden. After an attack that failed, nothing is known.
 LEAKS = {
@@ -62,7 +65,7 @@ class Leak:
         A key of `LEAKS`.
     decided_by : str
         What decided so: "PSNR", "SSIM", "the attack's verdict", "another batch"
-        with a reason, "an error", or "PSNR and SSIM". "oracle's" before it says
+        with a reason, "an error", `SEEN_PIXELS`, or "PSNR and SSIM". "oracle's" before it says
         that the attacker took another answer, and that only the oracle's shows it.
     """
 
@@ -97,6 +100,9 @@ def leak_of(rows: Iterable[CellResult]) -> Leak:
         return Leak("partly", "SSIM")
     if any(each.oracle_best_ssim is not None and each.oracle_best_ssim >= VISIBLE_SSIM for each in scores):
         return Leak("partly", "oracle's SSIM")
+    if any(each.seen_psnr is not None and each.seen_psnr >= VISIBLE_PSNR for each in scores):
+        # Every second pixel of a picture shows it, though the mean over all pixels does not.
+        return Leak("partly", SEEN_PIXELS)
     if not all(each.is_explained for each in scores):
         return Leak("unknown", "the attack's verdict")
     if any(STRONGEST not in each.attacks for each in scores):

@@ -22,6 +22,7 @@ from dlg.audit.comparison import TABLE, comparisons
 from dlg.audit.findings import (
     LEAKS,
     LEAST_SEEDS,
+    SEEN_PIXELS,
     VISIBLE_PSNR,
     VISIBLE_SSIM,
     Finding,
@@ -320,6 +321,8 @@ def _ground(context: jinja2.runtime.Context, leak: Leak, best_psnr: float | None
         return Markup("by the oracle’s choice of the attack")
     if leak.decided_by == "SSIM":
         return Markup("{} {}").format(context["similarity"], _number(best_ssim, ".2f"))
+    if leak.decided_by == SEEN_PIXELS:
+        return Markup("{}").format(leak.decided_by)
     if best_psnr is None:
         return Markup("")
     if math.isinf(best_psnr):

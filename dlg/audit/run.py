@@ -17,7 +17,7 @@ from dlg.audit import PROGRAM, page
 from dlg.audit.bound import refuse_needless_bound
 from dlg.audit.cell import DELTA, check_training, run_cell
 from dlg.audit.cell_result import CellResult, Outcome, Scores
-from dlg.audit.findings import LEAKS, leak_of
+from dlg.audit.findings import LEAKS, SEEN_PIXELS, leak_of
 from dlg.audit.folder import CELLS_FOLDER, SETTINGS_FILE, CellFolder, as_json, audit_settings, refuse_another_audit
 from dlg.audit.gate import NOT_PASSED, worst_cell
 from dlg.audit.grid import Cell, Grid
@@ -250,6 +250,8 @@ def _ground(decided_by: str, scores: Scores) -> str:
         return f" by {similarity} {scores.oracle_best_ssim:.2f} ({scores.oracle_attack})"
     if decided_by == "oracle's PSNR":
         return f" by {scores.oracle_best_psnr:.1f} dB ({scores.oracle_attack})"
+    if decided_by == SEEN_PIXELS:
+        return f" by {scores.seen_psnr:.1f} dB of the pixels that a gradient depends on"
     return ""
 
 

@@ -25,6 +25,8 @@ _MOST_OF_A_BYTE = 255
 _WIDTH_IN_DEVIATIONS = 4.0
 # A number of a table is right to this share of its column's width: 30 dB.
 _RIGHT = 10 ** (-metrics.RECOVERED / 20)
+# The least error of pixels that is told from none, so that a PSNR is finite.
+_LEAST_ERROR = 1e-15
 # At most this many samples outside of a batch tell how often a guess is right.
 _MOST_OTHERS = 1000
 
@@ -169,6 +171,20 @@ class Batch:
             shown = np.minimum(true, found.sum(axis=0)).sum(axis=1) / true.sum(axis=1)
             wrong = np.minimum(wrong, 1 - shown[:, None])
         return [dataclasses.replace(score, ssim=1 - score.mse) for score in _matched(wrong)]
+
+    def best_psnr_of(self, recovered: np.ndarray, seen: np.ndarray) -> float | None:
+        """The best PSNR of a recovered picture over its pixels that a gradient depends on, (B, ...), 150 dB at most.
+
+        None where no gradient depends on any.
+        """
+        true, found = self.shown(self.features), np.clip(self.shown(recovered), 0, 1)
+        errors = [
+            float(np.mean((image[mask] - picture[mask]) ** 2, dtype=np.float64))
+            for picture, mask in zip(found, seen, strict=True)
+            for image in true
+            if mask.any()
+        ]
+        return -10 * math.log10(max(min(errors), _LEAST_ERROR)) if errors else None
 
     def _right_by_chance(self, recovered: np.ndarray) -> float:
         """The share of a recovered sample's numbers that other samples have too; 0 where there are no others."""
