@@ -10,7 +10,7 @@ from attacking import digits
 from benchmarks.participant import fresh_scope, participant
 from paddle import nn
 
-from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, search_images
+from dlg.attack.analytic.convolution_chain import ChainMatching, KnownChain, linearised, search_images
 from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolutions import features_of_one
 from dlg.attack.analytic.reading import Reading
@@ -40,7 +40,7 @@ def chain(activation, *, first_pooling=2, **options):
 def test_the_gradient_is_that_of_the_cost(activation):
     layers, features, gradient, image = chain(activation, padding=1)
     rng = np.random.default_rng(0)
-    matching = ChainMatching(layers, features, gradient, PIXELS)
+    matching = ChainMatching(KnownChain(layers, features, gradient), PIXELS)
     images, direction = rng.random(image.shape), rng.standard_normal(image.shape)
     matching.set_temperature(images, 0.3)
     _, found = matching.cost(images, 0.1, 0.5)
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_the_cost(activation):
 
 def test_the_right_image_costs_nothing_at_a_low_temperature():
     layers, features, gradient, image = chain(F.relu)
-    matching = ChainMatching(layers, features, gradient, PIXELS)
+    matching = ChainMatching(KnownChain(layers, features, gradient), PIXELS)
     matching.set_temperature(image, 1e-6)
     assert matching.cost(image, 0.0)[0] < 1e-10
     assert matching.cost(1 - image, 0.0)[0] > 0.1
@@ -60,17 +60,16 @@ def test_the_right_image_costs_nothing_at_a_low_temperature():
 def test_what_is_not_seen_of_the_outputs_makes_no_difference():
     layers, features, gradient, image = chain(F.relu)
     seen = np.arange(features.size)[None] != int(features.argmax())
-    matching = ChainMatching(layers, np.where(seen, features, 7.0), gradient, PIXELS, seen)
+    matching = ChainMatching(KnownChain(layers, np.where(seen, features, 7.0), gradient, seen), PIXELS)
     matching.set_temperature(image, 1e-6)
-    other = ChainMatching(layers, np.where(seen, features, 9.0), gradient, PIXELS, seen)
+    other = ChainMatching(KnownChain(layers, np.where(seen, features, 9.0), gradient, seen), PIXELS)
     other.set_temperature(image, 1e-6)
     assert matching.cost(image, 0.0)[0] == other.cost(image, 0.0)[0]
 
 
 def test_a_search_finds_an_image_that_matches():
-    layers, features, gradient, image = chain(F.relu, first_pooling=1, stride=2)
-    matching = ChainMatching(layers, features, gradient, PIXELS)
-    found = search_images(matching, image.shape, PIXELS, np.random.default_rng(0))
+    layers, features, gradient, _ = chain(F.relu, first_pooling=1, stride=2)
+    found = search_images(KnownChain(layers, features, gradient), PIXELS, np.random.default_rng(0))
     assert found.cost < 1e-6
     assert found.values.min() >= 0
     assert found.values.max() <= 1

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ from scipy.special import softmax
 
 from dlg.attack.analytic.convolution_equations import Bounds, Equations
 from dlg.attack.analytic.convolution_layer import KINKED, ConvolutionLayer, KnownOutputs, neighbour_differences
-from dlg.attack.analytic.window_splitting import WindowSplitting
+from dlg.attack.analytic.window_splitting import WindowSplitting, can_be_split_by_windows
 from dlg.attack.deadline import check_deadline
 from dlg.attack.stages import begin_stage
 from dlg.errors import TimeLimitReachedError
@@ -197,38 +198,68 @@ def _smooth_step(t: np.ndarray) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
+@dataclasses.dataclass(frozen=True)
+class KnownChain:
+    """A chain of convolutions, and what is known of it.
+
+    Attributes
+    ----------
+    layers : sequence of ConvolutionLayer
+        First to last, each with its gradients.
+    features, upstream : ndarray, shape (B, d), float64
+        The last layer's outputs, and the loss's gradients there.
+    seen : ndarray, shape (B, d), bool, optional
+        Which outputs are known, all by default.
+    trusts : sequence of ndarray, each (out, M), optional
+        From 0 to 1, by how much each entry of the filters' gradients counts, of
+        each layer; all by 1 by default.
+    """
+
+    layers: Sequence[ConvolutionLayer]
+    features: np.ndarray
+    upstream: np.ndarray
+    seen: np.ndarray | None = None
+    trusts: Sequence[np.ndarray] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B, and how many numbers an image has."""
+        return len(self.features), self.layers[0].size
+
+    def trust(self, place: int) -> np.ndarray:
+        """By how much each entry of a layer's gradient counts, shape (out, M)."""
+        return np.ones(self.layers[place].filters.shape) if self.trusts is None else self.trusts[place]
+
+    @functools.cached_property
+    def outputs(self) -> list[KnownOutputs]:
+        """What is known of the last pre-activations, of each image."""
+        seen = np.ones(self.features.shape, bool) if self.seen is None else self.seen
+        return [KnownOutputs.of(self.layers[-1], *each) for each in zip(self.features, self.upstream, seen)]
+
+
 class ChainMatching:
     """How far a chain's outputs and gradients at some images are from known ones, smoothed.
 
     Parameters
     ----------
-    layers : sequence of ConvolutionLayer
-        First to last.
-    features, upstream : ndarray, shape (B, d), float64
-        The last layer's outputs, and the loss's gradients there.
+    known : KnownChain
     bounds : Bounds
         Of the images, finite.
-    seen : ndarray, shape (B, d), bool, optional
-        Which outputs are known, all by default.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[ConvolutionLayer],
-        features: np.ndarray,
-        upstream: np.ndarray,
-        bounds: Bounds,
-        seen: np.ndarray | None = None,
-    ) -> None:
-        last = layers[-1]
-        seen = np.ones(features.shape, bool) if seen is None else seen
-        self._seen = seen.reshape(len(features), len(last.weight), -1)
-        self._features = features.reshape(self._seen.shape)
-        known = [KnownOutputs.of(last, *each) for each in zip(features, upstream, seen)]
+    def __init__(self, known: KnownChain, bounds: Bounds) -> None:
+        seen = np.ones(known.features.shape, bool) if known.seen is None else known.seen
+        self._seen = seen.reshape(len(seen), len(known.layers[-1].weight), -1)
+        self._features = known.features.reshape(self._seen.shape)
         # The gradients at the last pre-activations, where those let them through.
-        self._upstream = np.stack([each.upstream for each in known])
-        self._layers = [_SmoothLayer(layer) for layer in layers]
-        self._differences = neighbour_differences(layers[0].input_shape)
+        self._upstream = np.stack([each.upstream for each in known.outputs])
+        self._layers = [_SmoothLayer(layer) for layer in known.layers]
+        self._trusts = [known.trust(place) for place in range(len(known.layers))]
+        self._norms = [
+            _norm(trust * layer.weight_gradient.reshape(trust.shape))
+            for trust, layer in zip(self._trusts, known.layers)
+        ]
+        self._differences = neighbour_differences(known.layers[0].input_shape)
         self._bounds = bounds
 
     def set_temperature(self, images: np.ndarray, temperature: float) -> None:
@@ -311,7 +342,7 @@ class ChainMatching:
             slope = np.ones_like(done.largest) if is_last else smooth.slope(done.largest)
             upstream = upstream.reshape(done.largest.shape)
             spread = smooth.spread(done.shares * (upstream * slope)[..., None])
-            residuals.insert(0, self._residual(smooth.layer, spread, done.patches, guesses))
+            residuals.insert(0, self._residual(number, spread, done.patches, guesses))
             spreads.insert(0, spread)
             slopes.insert(0, slope)
             upstreams.insert(0, upstream)
@@ -319,12 +350,11 @@ class ChainMatching:
                 upstream = smooth.to_input(smooth.layer.filters.T @ spread)
         return residuals, spreads, slopes, upstreams
 
-    @staticmethod
-    def _residual(layer: ConvolutionLayer, spread: np.ndarray, patches: np.ndarray, guesses: int) -> np.ndarray:
+    def _residual(self, number: int, spread: np.ndarray, patches: np.ndarray, guesses: int) -> np.ndarray:
         by_image = spread @ patches.transpose(0, 2, 1)
         found = by_image.reshape(guesses, -1, *by_image.shape[1:]).sum(axis=1)
-        shared = layer.weight_gradient.reshape(found.shape[1:])
-        return (found - shared) / _norm(shared)
+        shared = self._layers[number].layer.weight_gradient.reshape(found.shape[1:])
+        return self._trusts[number] * (found - shared) / self._norms[number]
 
     def _adjoint(
         self,
@@ -337,8 +367,8 @@ class ChainMatching:
     ) -> np.ndarray:
         """The cost's gradient: first back through the backpropagation, first layer to last, then through the layers."""
         at_gradients = [
-            np.repeat(2 * residual / _norm(smooth.layer.weight_gradient), len(self._features), axis=0)
-            for smooth, residual in zip(self._layers, residuals)
+            np.repeat(2 * trust * residual / norm, len(self._features), axis=0)
+            for trust, norm, residual in zip(self._trusts, self._norms, residuals)
         ]
         at_shares, at_largest = [], []
         at_upstream: np.ndarray | None = None
@@ -433,34 +463,24 @@ class Images:
     cost: float
 
 
-def search_images(
-    matching: ChainMatching,
-    shape: tuple[int, int],
-    bounds: Bounds,
-    rng: np.random.Generator,
-    splitting: WindowSplitting | None = None,
-) -> Images:
+def search_images(known: KnownChain, bounds: Bounds, rng: np.random.Generator) -> Images:
     """Search for the images behind a chain of convolutions.
 
     One random start is enough where much is known. Where it does not arrive,
     several guesses fall together, each drawn to their mean (replicas, as in
     Baldassi et al. 2016): what the gradients say is the same in all of them,
     and what each has wrong is its own. They are then disturbed around what
-    they have in common and fall again, in turn with the splitting, which takes
-    the position of each maximum that most of them have.
+    they have in common and fall again. Two convolutions with pooling are split in
+    between (`dlg.attack.analytic.window_splitting`), for the position of each
+    maximum that most guesses have.
 
     Parameters
     ----------
-    matching : ChainMatching
-        What is known of them.
-    shape : tuple of int
-        B and n.
+    known : KnownChain
     bounds : Bounds
         Of the images, finite.
     rng : numpy.random.Generator
         Of the starts, uniform within the bounds, and of the disturbances.
-    splitting : WindowSplitting, optional
-        The same knowledge of two convolutions with pooling.
 
     Returns
     -------
@@ -473,35 +493,35 @@ def search_images(
         Where the time of the deadline in force is over before the first start has ended.
     """
     begin_stage("searching for the images through all convolutions")
-    start = rng.uniform(bounds.low, bounds.high, (1, *shape))
+    matching = ChainMatching(known, bounds)
+    start = rng.uniform(bounds.low, bounds.high, (1, *known.shape))
     found = _ended(matching, _annealed(matching, start, bounds, _ALONE)[0])
     with contextlib.suppress(TimeLimitReachedError):
         if found.cost < _MATCHED:
             exact = _refined(matching, found.values, bounds)
             if exact.cost < _RECOVERED:
                 return exact
-        for nearer in _searched_together(matching, shape, bounds, rng, splitting):
+        for nearer in _searched_together(known, matching, bounds, rng):
             found = nearer
     return found
 
 
 def _searched_together(
-    matching: ChainMatching,
-    shape: tuple[int, int],
-    bounds: Bounds,
-    rng: np.random.Generator,
-    splitting: WindowSplitting | None,
+    known: KnownChain, matching: ChainMatching, bounds: Bounds, rng: np.random.Generator
 ) -> Iterator[Images]:
     """What several guesses have in common, nearer and nearer, and exact at last where that is in reach."""
     begin_stage(f"searching for the images through all convolutions: {_GUESSES} guesses together")
-    guesses = _annealed(matching, rng.uniform(bounds.low, bounds.high, (_GUESSES, *shape)), bounds, _TOGETHER)
+    splitting, shape = None, (_GUESSES, *known.shape)
+    if can_be_split_by_windows(known.layers):
+        splitting = WindowSplitting(known.layers, known.outputs, bounds, known.trust(1))
+    guesses = _annealed(matching, rng.uniform(bounds.low, bounds.high, shape), bounds, _TOGETHER)
     best = _ended(matching, guesses.mean(axis=0))
     yield best
     disturbance, falling = _FIRST_DISTURBANCE, best.cost
     for number in range(1, _MOST_ROUNDS + 1):
         begin_stage(f"searching for the images through all convolutions: round {number} of {_MOST_ROUNDS} at most")
         images = _split(splitting, guesses, _ROUND_ITERATIONS)
-        disturbed = images + disturbance * (bounds.high - bounds.low) * rng.standard_normal((_GUESSES, *shape))
+        disturbed = images + disturbance * (bounds.high - bounds.low) * rng.standard_normal(shape)
         guesses = _annealed(matching, bounds.clip(disturbed), bounds, _Annealing.around(disturbance))
         disturbance = max(_DISTURBANCE_DECAY * disturbance, _LEAST_DISTURBANCE)
         found = _ended(matching, guesses.mean(axis=0))

@@ -27,7 +27,7 @@ from scipy.sparse.linalg import lsmr
 from dlg import random_streams
 from dlg.attack.analytic import softmax_regression
 from dlg.attack.analytic.classifier_head import first_inputs
-from dlg.attack.analytic.convolution_chain import ChainMatching, linearised, search_images
+from dlg.attack.analytic.convolution_chain import KnownChain, linearised, search_images
 from dlg.attack.analytic.convolution_completion import MOST_PIXELS, smoothest_image
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
@@ -48,7 +48,6 @@ from dlg.attack.analytic.reading import Leakage, Reading
 from dlg.attack.analytic.roughness import Roughness
 from dlg.attack.analytic.window_positions import with_matched_positions
 from dlg.attack.analytic.window_search import search
-from dlg.attack.analytic.window_splitting import WindowSplitting, can_be_split_by_windows
 from dlg.attack.determination import OpenPart
 from dlg.attack.objective import FEATURES, Objective
 from dlg.attack.stages import begin_stage
@@ -366,13 +365,6 @@ class _Remaining:
         """Whether gradients jump with a pattern of active units or of maxima."""
         return any(layer.has_pattern for layer in self.layers)
 
-    def splitting(self, bounds: Bounds) -> WindowSplitting | None:
-        """The batch behind two convolutions with pooling; None behind others."""
-        if not can_be_split_by_windows(self.layers):
-            return None
-        by_image = zip(self.features, self.gradients, self.seen)
-        return WindowSplitting(self.layers, [KnownOutputs.of(self.layers[-1], *each) for each in by_image], bounds)
-
     @property
     def can_be_split(self) -> bool:
         """Whether this is one image behind two convolutions that `split_image` can take."""
@@ -387,9 +379,8 @@ def _searched(
         if remaining.can_be_split:
             yield from _split(remaining, bounds, rng, ranks)
             return
-        matching = ChainMatching(remaining.layers, remaining.features, remaining.gradients, bounds, remaining.seen)
-        shape = len(remaining.features), remaining.layers[0].size
-        found = search_images(matching, shape, bounds, rng, remaining.splitting(bounds))
+        known = KnownChain(remaining.layers, remaining.features, remaining.gradients, remaining.seen)
+        found = search_images(known, bounds, rng)
         yield ImageSearch(found.values, list(ranks), is_whole=False)
 
 

@@ -1,4 +1,4 @@
-"""The image behind a convolutional network's gradients that a defence has changed, layer by layer, for a batch of one.
+"""The image behind a convolutional network's gradients that a defence has changed, layer by layer.
 
 The way back is that of `dlg.attack.analytic.convolutions`, with equations that
 hold up to a known error instead of float32's rounding:
@@ -36,6 +36,7 @@ from scipy import sparse
 from scipy.linalg import eigh, solve
 from scipy.special import log_ndtr
 
+from dlg.attack.analytic.convolution_chain import KnownChain, search_images
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
     Bounds,
@@ -69,6 +70,8 @@ _WELL_KNOWN = 1e-3
 _UPSTREAM_ERROR = 1e-2
 # A residual explains a layer up to this many times that of the errors.
 _RESIDUAL_MARGIN = 1.2
+# Outputs of several samples below this many times the size of the negative ones, which are noise, are taken for zeros.
+_INACTIVE = 2.0
 # An output is known where its error is below this share of the largest.
 _MOST_OUTPUT_ERROR = 0.05
 # The output of an active unit is at least this share of the largest, so that `KnownOutputs` does not take it for zero.
@@ -139,14 +142,56 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
     if reading.batch_size > 1 or reading.value_range is None or reading.convolutional_network is None:
         return None
     layers, first = reading.convolutional_network, reading.layers[0]
-    has_patterns = any(layer.has_kink or layer.windows.shape[1] > 1 for layer in layers)
     is_large = any(layer.size > _MOST_INPUTS for layer in layers)
-    if first is None or not np.any(first.bias_gradient) or not is_plain_chain(layers) or not has_patterns or is_large:
+    if (
+        first is None
+        or not np.any(first.bias_gradient)
+        or not is_plain_chain(layers)
+        or not _has_patterns(layers)
+        or is_large
+    ):
         return None
     found: np.ndarray | None = None
     with contextlib.suppress(TimeLimitReachedError):
         found = _recovered(reading, layers, first, labels, Bounds(*reading.value_range))
     return None if found is None else _nearest(reading.probe.with_labels(labels), found, Bounds(*reading.value_range))
+
+
+def rough_images(reading: Reading, features: np.ndarray, upstream: np.ndarray) -> np.ndarray | None:
+    """The images that explain the convolutions' gradients and outputs up to what the defence changed.
+
+    Parameters
+    ----------
+    reading : Reading
+        Of several samples.
+    features, upstream : ndarray, shape (B, d), float64
+        The last convolution's outputs, and the loss's gradients there, nearly.
+
+    Returns
+    -------
+    ndarray, shape (B, ...), or None
+        None for another network than a chain of convolutions with kinks or max
+        pooling, where the pixels have no range, and where the time limit was
+        reached too early.
+    """
+    layers = reading.convolutional_network
+    if not layers or reading.value_range is None or not _has_patterns(layers) or not is_plain_chain(layers):
+        return None
+    if layers[-1].clips_below:
+        negative = features[features < 0]
+        least = _INACTIVE * np.sqrt(np.mean(negative**2)) if len(negative) else 0.0
+        features = np.where(features > least, features, 0.0)
+    trusts = [trust(layer, entry_errors(layer.weight_gradient, reading.step.knowledge)) for layer in layers]
+    known = KnownChain(layers, features, upstream, trusts=trusts)
+    with contextlib.suppress(TimeLimitReachedError):
+        found = search_images(known, Bounds(*reading.value_range), reading.random_stream())
+        return found.values.reshape(reading.probe.dummies[0].shape)
+    return None
+
+
+def _has_patterns(layers: Sequence[ConvolutionLayer]) -> bool:
+    """Whether some layer has a kink or takes maxima."""
+    return any(layer.has_pattern for layer in layers)
 
 
 def _recovered(

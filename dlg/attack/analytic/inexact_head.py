@@ -131,9 +131,10 @@ def _passed(layers: Sequence[Layer], features: np.ndarray, label: int, multiple:
     """Forward and back through the layers, where each activation's slope counts as constant."""
     hidden, by_hidden, slopes = [features], [np.eye(len(features))], []
     for layer in layers[:-1]:
-        activation, outputs = layer.known_activation, hidden[-1] @ layer.weight + layer.bias
-        slope = np.ones_like(outputs) if activation is None else activation.derivative(outputs)
-        hidden.append(outputs if activation is None else activation.function(outputs))
+        activation, outputs = layer.applied_activation, hidden[-1] @ layer.weight + layer.bias
+        assert activation is not None, "Reading.convolutional_network has only known activations"
+        slope = activation.derivative(outputs)
+        hidden.append(activation.function(outputs))
         by_hidden.append(slope[:, None] * (layer.weight.T.astype(np.float64) @ by_hidden[-1]))
         slopes.append(slope)
     last = layers[-1]

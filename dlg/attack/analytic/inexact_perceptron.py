@@ -34,6 +34,7 @@ from scipy.optimize import least_squares
 from dlg import random_streams
 from dlg.attack.analytic.convolution_layer import KINKED
 from dlg.attack.analytic.gradient_span import GradientSpan
+from dlg.attack.analytic.inexact_convolutions import rough_images
 from dlg.attack.analytic.labels import is_mostly_hidden, scale_of_classes
 from dlg.attack.analytic.labels_within_bounds import labels_within_bounds
 from dlg.attack.analytic.layers import Layer, backpropagated, errors_at_logits
@@ -84,7 +85,8 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
     -------
     inputs : ndarray, shape (B, ...), float64, or None
         None for another network than fully connected layers whose activations
-        have an inverse.
+        have an inverse, and than convolutions before such layers, see
+        `inexact_convolutions.rough_images`.
     labels : ndarray, shape (B,), int64
         Theirs, by the last layer.
 
@@ -104,14 +106,19 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
         hidden = is_mostly_hidden(last.bias_gradient, reading.step)
         return None if hidden else (None, likely_labels(completed, reading.batch_size))
     features, labels = found
-    layers = reading.perceptron
-    if layers is None or not reading.reads_dummy_data or any(not _is_invertible(layer) for layer in layers[:-1]):
+    layers, convolutions = [layer for layer in reading.layers if layer is not None], reading.convolutional_network
+    is_perceptron = reading.perceptron is not None and reading.reads_dummy_data
+    if not (is_perceptron or convolutions) or any(not _is_invertible(layer) for layer in layers[:-1]):
         return None, labels
     scale *= reading.loss_multiple or 1.0
     before = [_completed(layer, reading.batch_size, knowledge) for layer in layers[:-1]]
     whole = [*(layer.divided_by(scale) for layer in before), completed]
-    inputs = _inputs(whole, features, labels, reading.value_range, reading.random_stream())
-    return inputs.reshape(reading.probe.dummies[0].shape), labels
+    value_range = reading.value_range if is_perceptron else None
+    inputs = _inputs(whole, features, labels, value_range, reading.random_stream())
+    if is_perceptron:
+        return inputs.reshape(reading.probe.dummies[0].shape), labels
+    first, upstream = layers[0], backpropagated(whole, inputs, labels)[0][1]
+    return rough_images(reading, inputs, scale * upstream @ first.weight.T.astype(np.float64)), labels
 
 
 def _completed(layer: Layer, rank: int, knowledge: DefenseKnowledge, *, sums_to_zero: bool = False) -> Layer:
@@ -194,7 +201,7 @@ def rough_features(layer: Layer, batch_size: int, rng: np.random.Generator) -> t
 
 
 def _is_invertible(layer: Layer) -> bool:
-    return layer.known_activation is not None and layer.known_activation.inverse is not None
+    return layer.applied_activation is not None and layer.applied_activation.inverse is not None
 
 
 def _inputs(
@@ -233,7 +240,7 @@ def _square(misfits: Sequence[np.ndarray]) -> float:
 
 def _slopes(layer: Layer, outputs: np.ndarray) -> np.ndarray:
     """The activation's derivatives where it gave these outputs, which noise has moved."""
-    activation = layer.known_activation
+    activation = layer.applied_activation
     assert activation is not None
     assert activation.inverse is not None
     if layer.activation in KINKED and not KINKED[layer.activation]:

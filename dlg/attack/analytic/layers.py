@@ -81,6 +81,11 @@ class Layer:
         """The function f and its derivative. None where there is no f, or it is not known."""
         return None if self.activation is None else ACTIVATIONS.get(self.activation)
 
+    @property
+    def applied_activation(self) -> Activation | None:
+        """The function f and its derivative, the identity where there is no f. None where it is not known."""
+        return IDENTITY if self.activation is None else self.known_activation
+
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
@@ -112,6 +117,7 @@ def _identity(z: np.ndarray) -> np.ndarray:
     return z
 
 
+IDENTITY = Activation(_identity, np.ones_like, _identity)
 # By the names of PaddlePaddle's ops.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype), _identity),
@@ -165,14 +171,14 @@ def backpropagated(
     Parameters
     ----------
     layers : sequence of Layer
-        A perceptron's, first to last. All activations but the last one's are known.
+        First to last. All activations but the last one's are known, or there are none.
     inputs : ndarray, shape (B, in)
     labels : ndarray, shape (B,), int64
     """
     hidden, slopes = [inputs], []
     for layer in layers[:-1]:
-        activation = layer.known_activation
-        assert activation is not None, "Reading.perceptron has only known activations"
+        activation = layer.applied_activation
+        assert activation is not None, "the layers before the last one have known activations"
         outputs = hidden[-1] @ layer.weight + layer.bias
         hidden.append(activation.function(outputs))
         slopes.append(activation.derivative(outputs))

@@ -243,15 +243,15 @@ class Reading:
         probe, layers = self.probe, [layer for layer in self.layers if layer is not None]
         if probe.features is None or not self.convolutions or len(layers) < len(self.layers):
             return None
-        if any(layer.activation is not None and layer.known_activation is None for layer in layers):
+        activations = [known for layer in layers[:-1] if (known := layer.applied_activation) is not None]
+        if len(activations) < len(layers) - 1:
             return None
         data, features = at_random_batch(probe, [probe.dummies[0], probe.features])
         hidden = np.stack([forward(self.convolutions, image) for image in data]).reshape(len(data), -1)
         if hidden.shape[1] != len(layers[0].weight):
             return None
-        for layer in layers[:-1]:
-            hidden = hidden @ layer.weight + layer.bias
-            hidden = hidden if layer.known_activation is None else layer.known_activation.function(hidden)
+        for layer, activation in zip(layers, activations):
+            hidden = activation.function(hidden @ layer.weight + layer.bias)
         return self.convolutions if _agree(hidden, features) else None
 
     @functools.cached_property

@@ -68,6 +68,8 @@ class WindowSplitting:
         What is known of the second one's outputs, of each image.
     bounds : Bounds
         Of the pixels, finite.
+    trust : ndarray, shape (out, M)
+        From 0 to 1, by how much each entry of the second one's gradient counts.
 
     Attributes
     ----------
@@ -75,10 +77,12 @@ class WindowSplitting:
         How many positions each of the second layer's windows has.
     """
 
-    def __init__(self, layers: Sequence[ConvolutionLayer], known: Sequence[KnownOutputs], bounds: Bounds) -> None:
+    def __init__(
+        self, layers: Sequence[ConvolutionLayer], known: Sequence[KnownOutputs], bounds: Bounds, trust: np.ndarray
+    ) -> None:
         self._first, self._second = layers
         self._batch = self._second.for_batch(len(known))
-        self._bounds = bounds
+        self._bounds, self._trust = bounds, trust.ravel()
         self.places = self._second.windows.shape[1]
         self._active, self._largest, self._bound, self._upstream = (
             np.stack([getattr(each, name) for each in known]) for name in ("active", "largest", "bound", "upstream")
@@ -141,9 +145,10 @@ class WindowSplitting:
         second, spread = self._second, np.zeros((len(choice), len(self._second.weight), self._second.taps.shape[1]))
         np.put_along_axis(spread, self._positions(choice), self._upstream, axis=2)
         equations = self._batch.gradient_matrix(self._batch.by_filter(spread.reshape(len(choice), -1)))
+        equations = sparse.diags(self._trust) @ equations
         share = len(choice) * second.matrix.power(2).sum() / max(float(equations.power(2).sum()), np.finfo(float).tiny)
         scale = np.sqrt(weight * share)
-        return (scale * equations).tocsr(), scale * second.weight_gradient.ravel()
+        return (scale * equations).tocsr(), scale * self._trust * second.weight_gradient.ravel()
 
     def _positions(self, choice: np.ndarray) -> np.ndarray:
         """The chosen positions among all of the second layer's, shape (B, out, Q)."""
