@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -85,3 +87,33 @@ def test_the_linearised_chain_sees_every_pixel_that_something_depends_on():
     unseen[0, ~equations.seen] += 1e-3
     assert 0 < np.sum(~equations.seen) < image.size
     assert equations.residual(unseen[0]) == 0
+
+
+def test_several_guesses_cost_what_each_costs_by_itself():
+    layers, features, gradient, image = chain(F.relu, padding=1)
+    known = KnownChain(layers, np.tile(features, (2, 1)), np.tile(gradient, (2, 1)) / 2)
+    matching, guesses = ChainMatching(known, PIXELS), np.random.default_rng(0).random((3, 2, image.size))
+    matching.set_temperature(guesses[0], 0.1)
+    costs, gradients = matching.cost(guesses, 0.1, 0.5)
+    for guess, cost, found in zip(guesses, costs, gradients):
+        alone, expected = matching.cost(guess, 0.1, 0.5)
+        assert cost == pytest.approx(alone, rel=1e-12)
+        assert np.allclose(found, expected, rtol=1e-10, atol=1e-12 * np.abs(expected).max())
+
+
+def test_what_is_not_trusted_of_a_gradient_makes_no_difference():
+    layers, features, gradient, image = chain(F.relu)
+    trusts = [np.where(np.arange(layer.filters.size) % 2, 1.0, 0.0).reshape(layer.filters.shape) for layer in layers]
+    changed = [
+        dataclasses.replace(
+            layer, weight_gradient=layer.weight_gradient + 7 * (1 - trust.reshape(layer.weight_gradient.shape))
+        )
+        for layer, trust in zip(layers, trusts)
+    ]
+    costs = []
+    for some in (layers, changed):
+        matching = ChainMatching(KnownChain(some, features, gradient, trusts=trusts), PIXELS)
+        matching.set_temperature(image, 0.1)
+        costs.append(matching.cost(1 - image, 0.0)[0])
+    assert costs[0] == costs[1]
+    assert costs[0] > 0.01

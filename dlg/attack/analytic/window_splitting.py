@@ -16,7 +16,7 @@ These are not, but each concerns one pixel or one window alone:
     z is the known maximum at the chosen position, and not above it at the others of its window
 
 Numbers that meet both kinds are looked for by the Douglas-Rachford iteration,
-which is the difference map of Elser et al. (2007, equation 1) with β = 1: both
+which is the difference map of Elser et al. (2007) with β = 1: both
 kinds have a projection, and what is left between the two is added up. Near the
 images it finds which of the first layer's positions are the largest, which
 descent does not: where one in seven of them was wrong behind LeNet, four digits came from
