@@ -36,7 +36,7 @@ from scipy import sparse
 from scipy.linalg import eigh, solve
 from scipy.special import log_ndtr
 
-from dlg.attack.analytic.convolution_chain import KnownChain, search_images
+from dlg.attack.analytic.convolution_chain import MOST_WORK, KnownChain, search_images
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
     Bounds,
@@ -171,8 +171,8 @@ def rough_images(reading: Reading, features: np.ndarray, upstream: np.ndarray) -
     -------
     ndarray, shape (B, ...), or None
         None for another network than a chain of convolutions with kinks or max
-        pooling, where the pixels have no range, and where the time limit was
-        reached too early.
+        pooling, where the pixels have no range, where the convolutions are large,
+        and where the time limit was reached too early.
     """
     layers = reading.convolutional_network
     if not layers or reading.value_range is None or not _has_patterns(layers) or not is_plain_chain(layers):
@@ -183,6 +183,8 @@ def rough_images(reading: Reading, features: np.ndarray, upstream: np.ndarray) -
         features = np.where(features > least, features, 0.0)
     trusts = [trust(layer, entry_errors(layer.weight_gradient, reading.step.knowledge)) for layer in layers]
     known = KnownChain(layers, features, upstream, trusts=trusts)
+    if known.work > MOST_WORK:
+        return None
     with contextlib.suppress(TimeLimitReachedError):
         found = search_images(known, Bounds(*reading.value_range), reading.random_stream())
         return found.values.reshape(reading.probe.dummies[0].shape)
