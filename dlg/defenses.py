@@ -445,9 +445,9 @@ def _sign(gradients: Gradients, rng: np.random.Generator) -> Gradients:
     return {name: np.sign(gradient) for name, gradient in gradients.items()}
 
 
-# The noise of a parameter with this many entries or more hardly ever comes to less than this share of its standard
-# deviation: that of ten entries, if Gaussian, once in 50,000 cases.
-_LEAST_ENTRIES = 10
+# Noise in this many entries or more hardly ever has a root mean square below this share of its standard deviation. Of
+# Laplacian noise in 10 entries it had in 566 of a million draws, in 16 entries in 14, and in 20 in none.
+_LEAST_ENTRIES = 20
 _LEAST_NOISE = 0.25
 # By how much of a gradient's largest entry it may be outside of its bounds, as float32 rounds it.
 _ROUNDING = 1e-5

@@ -42,7 +42,8 @@ def chain(activation, *, first_pooling=2, **options):
 def test_the_gradient_is_that_of_the_cost(activation):
     layers, features, gradient, image = chain(activation, padding=1)
     rng = np.random.default_rng(0)
-    matching = ChainMatching(KnownChain(layers, features, gradient), PIXELS)
+    trusts = [rng.random(layer.filters.shape) for layer in layers]
+    matching = ChainMatching(KnownChain(layers, features, gradient, trusts=trusts), PIXELS)
     images, direction = rng.random(image.shape), rng.standard_normal(image.shape)
     matching.set_temperature(images, 0.3)
     _, found = matching.cost(images, 0.1, 0.5)

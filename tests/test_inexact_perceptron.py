@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import paddle
+import paddle.nn.functional as F
 import pytest
 from attacking import defended_step, digits, shallow_perceptron
 from benchmarks.participant import participant
+from paddle import nn
 
 from dlg.attack.analytic import inexact_perceptron
 from dlg.attack.analytic.inexact_perceptron import rough_batch
@@ -70,3 +73,22 @@ def test_the_batch_is_not_settled_further_where_the_time_is_over(monkeypatch):
 
 def test_labels_are_not_read_off_a_bias_that_is_mostly_pruned():
     assert recovered(networks.softmax, 10, "prune:0.9")[-1] is None
+
+
+@pytest.mark.slow
+def test_a_batch_behind_convolutions_comes_back():
+    images, labels = digits(2)
+    images = np.ascontiguousarray(images[:, :, 4:24:2, 4:24:2])
+
+    def network(feature, label):
+        hidden = F.max_pool2d(F.relu(nn.Conv2D(1, 6, 3, padding=1)(feature)), 2)
+        hidden = paddle.flatten(F.relu(nn.Conv2D(6, 12, 3, padding=1)(hidden)), 1)
+        return (prediction := nn.Linear(12 * 5 * 5, 10)(hidden)), F.cross_entropy(prediction, label)
+
+    step = defended_step(participant(network, images, labels), "fp16")
+    inputs, found = rough_batch(Reading.of(step, 0, nonnegative=False, value_range=(0.0, 1.0)))
+    assert sorted(found) == sorted(labels[:, 0])
+    # They came to 40 and 41 dB.
+    assert min(score.psnr for score in metrics.compare(images, inputs.astype(np.float32))) > 30
+    # Without a range of the pixels there is nothing to search within.
+    assert rough_batch(Reading.of(step, 0, nonnegative=False))[0] is None

@@ -107,6 +107,6 @@ def test_guesses_that_fall_together_find_what_one_start_does_not(monkeypatch):
     found = search_images(known, PIXELS, np.random.default_rng(0))
     monkeypatch.setattr("dlg.attack.analytic.convolution_chain._searched_together", lambda *_: iter(()))
     alone = search_images(known, PIXELS, np.random.default_rng(0))
-    # One start by itself came to 9 to 11 dB, and six together to 18, 37 and 27 dB.
-    errors = [np.mean((each.values - images) ** 2, axis=1) for each in (found, alone)]
-    assert np.all(errors[0] < errors[1] / 4)
+    # The best of three starts by themselves came to 9 to 11 dB, and six together to 18, 37 and 27 dB.
+    errors = [np.mean((each.values - images) ** 2) for each in (found, alone)]
+    assert errors[0] < errors[1] / 4

@@ -168,7 +168,9 @@ def open_part(
         return part
     # Gradients that are not matched closely may be those of another batch, so what they alone see is not settled.
     without = _open_part(objective, jacobian.without_mismatched(rounding), rounding)
-    unsettled = max(part.unsettled, without.dimensions + without.unsettled - part.dimensions)
+    unsettled = without.dimensions + without.unsettled - part.dimensions
+    if unsettled <= part.unsettled:
+        return part
     return dataclasses.replace(part, unsettled=unsettled, loosest=max(jacobian.mismatches))
 
 

@@ -357,7 +357,7 @@ def _from_leakage(
         optimizer = DescentThenLeastSquares(descent, LevenbergMarquardt(objective, knowledge, with_prior=True))
     else:
         optimizer = entry.build(objective, options.learning_rate, knowledge)
-    if isinstance(optimizer, LevenbergMarquardt) and _may_ignore_defense(step, knowledge):
+    if isinstance(optimizer, LevenbergMarquardt) and _may_ignore_defense(step, objective, knowledge):
         optimizer = _beside_ignorant(optimizer, objective, knowledge)
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name = optimizer.description
@@ -368,22 +368,23 @@ def _from_leakage(
     if scale != 1:
         notes.append(f"gradients: {scale:.6g} times those of the network's loss, as the last layers' samples show")
     # Nothing is random where every sample is known. Where gradients jump with a pattern, a start from noise may come to
-    # a lower loss than images that were searched for layer by layer, and be further away: four digits behind LeNet came
-    # to 20 to 33 dB, and another start with half the loss to 14 to 15 dB.
+    # a lower loss than images that were searched for through all layers, and be further away: four digits behind LeNet
+    # came to 20 to 33 dB, and another start with half the loss to 14 to 15 dB.
     is_only_start = found == step.batch_size or (descends and knowledge.start is not None)
     restarts = 1 if is_only_start else entry.default_restarts
     open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
     return Strategy(name, objective, optimizer, notes, restarts, scale, open_part, findings=findings)
 
 
-def _may_ignore_defense(step: SharedStep, knowledge: BatchKnowledge) -> bool:
+def _may_ignore_defense(step: SharedStep, objective: Objective, knowledge: BatchKnowledge) -> bool:
     """Whether a search that does not know the defence may help: it needs sizes and no unknown factor.
 
-    From a whole batch that was found near its bounds it does not. Of two batches
+    From a perceptron's batch that was found near its bounds it does not. Of two batches
     of four digits behind a perceptron, under prune:0.5 and int8, on which the
     search that knows got stuck, it won nothing in 2 and 10 s of the processor.
     """
     is_near = step.knowledge.bounds is not None and step.batch_size > 1 and knowledge.start is not None
+    is_near = is_near and not objective.blocks
     is_open = step.knowledge != NOTHING and knowledge.inputs is None and not is_near
     return is_open and not step.knowledge.has_signs_only and not step.knowledge.is_scaled
 

@@ -94,8 +94,9 @@ class Scores:
         dB; see `dlg.attack.bound`. None where it was not computed.
     seen_psnr : float or None
         The best PSNR of an image over those of its pixels that a gradient depends
-        on, in dB, 150 at most. None where all pixels are such, and where the
-        verdict is not ``"undetermined"``.
+        on, in dB, 150 at most. None where all pixels are such or less than one in
+        16, where the samples are no pictures, where an image came back, where
+        signs were shared, and where the verdict is not ``"undetermined"``.
     """
 
     sample_kind: str

@@ -19,7 +19,7 @@ are not smoothed, so that at a temperature of zero the images are exact.
 
 That the whole image is solved for, through every layer, with the patterns
 annealed, is this project's own. The equations are those of R-GAP (Zhu and
-Blaschko 2021, section 3); signs of gradients in Adam and total variation are
+Blaschko 2021, section 3); steps along the signs of gradients and total variation are
 from Geiping et al. (2020, section 4).
 """
 
@@ -49,31 +49,32 @@ _FINAL_ITERATIONS = 150
 _EXACT = 1e-12
 # The temperature at which what steps found is compared.
 _END_TEMPERATURE = 3e-3
-# A start has arrived where the cost is below this: right ones came to 1e-3 and less. Of four digits in LeNet wrong ones
-# came to 3e-3 and more, of other networks to 3e-2,
+# A start below this cost is refined. Right ones came to 1e-3 and less. Wrong ones came to 3e-2 and more, but to 3e-3
+# and more for four digits behind LeNet, so the refined cost decides.
 _MATCHED = 8e-3
-# and after least squares right ones came below this.
+# A refined start is right below this cost.
 _RECOVERED = 1e-5
-# How many starts there are by themselves. Of 18 with strides of 2, 13 arrived.
+# The most single starts. Of 18 single starts behind strides of 2, 13 arrived.
 _STARTS = 3
-# How many guesses fall together. With 8 in the place of 6 they came no nearer.
+# The number of guesses that fall together. Eight came no nearer than six.
 _GUESSES = 6
-# How often they are disturbed and fall again, at most.
+# The most rounds in which they are disturbed and fall again.
 _MOST_ROUNDS = 16
-# The most products of the convolutions for which they are: four digits in LeNet take 1.1 million, and 10 s a round.
+# There are no rounds where the convolutions of the batch take more products than this. Four digits behind LeNet take
+# 1.1 million, and 10 s a round.
 MOST_WORK = 2_000_000
-# They are not any more where in so many rounds the cost does not fall to this share.
+# The rounds end where this many of them leave more than this share of the cost.
 _ROUNDS_TO_FALL = 3
 _LEAST_FALL = 0.8
-# The standard deviation of the first disturbance, as a share of the range,
+# The standard deviation of the first disturbance, as a share of the range.
 _FIRST_DISTURBANCE = 0.1
-# by what it falls each time,
+# The factor by which it shrinks in each round.
 _DISTURBANCE_DECAY = 0.85
-# and the least one.
+# The least disturbance.
 _LEAST_DISTURBANCE = 0.02
-# The iterations of the splitting in each round,
+# The iterations of the splitting in each round.
 _ROUND_ITERATIONS = 80
-# and behind the last one.
+# The same after the last round.
 _LAST_ITERATIONS = 300
 # After so many steps the temperature changes.
 _STEPS_PER_TEMPERATURE = 10
@@ -100,7 +101,7 @@ _DIFFERENCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class _Pass:
-    """What one layer did with its input.
+    """What one layer did with its input; B counts the images of all guesses.
 
     Attributes
     ----------
@@ -229,11 +230,6 @@ class KnownChain:
         """B, and how many numbers an image has."""
         return len(self.features), self.layers[0].size
 
-    @property
-    def work(self) -> int:
-        """How many products the convolutions of all images take."""
-        return len(self.features) * sum(len(layer.weight) * layer.taps.size for layer in self.layers)
-
     def trust(self, place: int) -> np.ndarray:
         """By how much each entry of a layer's gradient counts, shape (out, M)."""
         return np.ones(self.layers[place].filters.shape) if self.trusts is None else self.trusts[place]
@@ -243,6 +239,11 @@ class KnownChain:
         """What is known of the last pre-activations, of each image."""
         seen = np.ones(self.features.shape, bool) if self.seen is None else self.seen
         return [KnownOutputs.of(self.layers[-1], *each) for each in zip(self.features, self.upstream, seen)]
+
+
+def work_of(layers: Sequence[ConvolutionLayer], batch_size: int) -> int:
+    """How many products the convolutions of a batch take."""
+    return batch_size * sum(len(layer.weight) * layer.taps.size for layer in layers)
 
 
 class ChainMatching:
@@ -478,9 +479,9 @@ def search_images(known: KnownChain, bounds: Bounds, rng: np.random.Generator) -
     several guesses fall together, each drawn to their mean (replicas, as in
     Baldassi et al. 2016): what the gradients say is the same in all of them,
     and what each has wrong is its own. They are then disturbed around what
-    they have in common and fall again. Two convolutions with pooling are split in
-    between (`dlg.attack.analytic.window_splitting`), for the position of each
-    maximum that most guesses have.
+    they have in common and fall again. Between these rounds, two convolutions with
+    pooling are solved by `dlg.attack.analytic.window_splitting`. Each maximum of
+    the second one is put at the position that the most guesses have.
 
     Parameters
     ----------
@@ -522,7 +523,7 @@ def search_images(known: KnownChain, bounds: Bounds, rng: np.random.Generator) -
 def _searched_together(
     known: KnownChain, matching: ChainMatching, bounds: Bounds, rng: np.random.Generator, best: Images
 ) -> Iterator[Images]:
-    """Better than the best so far, what several guesses have in common; exact at last where that is in reach."""
+    """Each better answer that several guesses have in common, and last the refined one."""
     begin_stage(f"searching for the images through all convolutions: {_GUESSES} guesses together")
     splitting, shape = None, (_GUESSES, *known.shape)
     if can_be_split_by_windows(known.layers):
@@ -531,7 +532,8 @@ def _searched_together(
     best = min(best, _ended(matching, guesses.mean(axis=0)), key=_cost)
     yield best
     disturbance, falling = _FIRST_DISTURBANCE, best.cost
-    for number in range(1, _MOST_ROUNDS + 1 if known.work <= MOST_WORK else 1):
+    rounds = _MOST_ROUNDS if work_of(known.layers, len(known.features)) <= MOST_WORK else 0
+    for number in range(1, rounds + 1):
         begin_stage(f"searching for the images through all convolutions: round {number} of {_MOST_ROUNDS} at most")
         images = _split(splitting, guesses, _ROUND_ITERATIONS)
         disturbed = images + disturbance * (bounds.high - bounds.low) * rng.standard_normal(shape)
@@ -546,8 +548,10 @@ def _searched_together(
                 break
             falling = best.cost
     begin_stage("making the images exact")
+    exact = _refined(matching, best.values, bounds)
+    yield exact
     split = _split(splitting, guesses, _LAST_ITERATIONS)
-    yield min((_refined(matching, images, bounds) for images in (best.values, split)), key=_cost)
+    yield min(exact, _refined(matching, split, bounds), key=_cost)
 
 
 def _cost(images: Images) -> float:
@@ -565,7 +569,7 @@ def _split(splitting: WindowSplitting | None, guesses: np.ndarray, iterations: i
 
 @dataclasses.dataclass(frozen=True)
 class _Annealing:
-    """Steps along the signs of the cost's gradient. What has two numbers goes from the first to the last of them.
+    """Steps along the signs of the cost's gradient. A pair is a first and a last value; it moves geometrically.
 
     Attributes
     ----------

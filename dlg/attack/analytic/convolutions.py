@@ -245,15 +245,17 @@ def recover_images(
         remaining = _Remaining(layers[: place + 1], output, upstream, seen)
         known = remaining.known_outputs
         is_short = layer.weight.size + int(known.active.sum()) < batch_size * layer.size
-        is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or layer.windows.shape[1] > 1)
-        if is_large or (is_short and layer.windows.shape[1] > 1):
+        pools = layer.windows.shape[1] > 1
+        is_large = layer.size > _MUCH_LARGER * layers[0].size and (is_short or pools)
+        is_searched = is_large or (is_short and pools)
+        if is_searched:
             yield from _searched(remaining, bounds, rng, ranks)
-            if is_short and remaining.has_patterns:
+            if is_short and remaining.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
                 return
         range_ = _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED)
         found = recover_input(layer.for_batch(batch_size), known, range_)
-        if found.residual >= EXPLAINED and layer.windows.shape[1] > 1:
-            if not is_large:
+        if found.residual >= EXPLAINED and pools:
+            if not is_searched:
                 yield from _searched(remaining, bounds, rng, ranks)
             return
         rank = estimated_rank(found.equations)

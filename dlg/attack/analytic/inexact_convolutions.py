@@ -36,7 +36,7 @@ from scipy import sparse
 from scipy.linalg import eigh, solve
 from scipy.special import log_ndtr
 
-from dlg.attack.analytic.convolution_chain import MOST_WORK, KnownChain, search_images
+from dlg.attack.analytic.convolution_chain import MOST_WORK, KnownChain, search_images, work_of
 from dlg.attack.analytic.convolution_equations import (
     EXPLAINED,
     Bounds,
@@ -157,34 +157,38 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
     return None if found is None else _nearest(reading.probe.with_labels(labels), found, Bounds(*reading.value_range))
 
 
+def can_search(reading: Reading) -> bool:
+    """Whether `rough_images` can be used: small convolutions in a chain with kinks or max pooling, and a range."""
+    layers = reading.convolutional_network
+    if not layers or reading.value_range is None or not _has_patterns(layers) or not is_plain_chain(layers):
+        return False
+    return work_of(layers, reading.batch_size) <= MOST_WORK
+
+
 def rough_images(reading: Reading, features: np.ndarray, upstream: np.ndarray) -> np.ndarray | None:
     """The images that explain the convolutions' gradients and outputs up to what the defence changed.
 
     Parameters
     ----------
     reading : Reading
-        Of several samples.
+        Of several samples; see `can_search`.
     features, upstream : ndarray, shape (B, d), float64
         The last convolution's outputs, and the loss's gradients there, nearly.
 
     Returns
     -------
     ndarray, shape (B, ...), or None
-        None for another network than a chain of convolutions with kinks or max
-        pooling, where the pixels have no range, where the convolutions are large,
-        and where the time limit was reached too early.
+        None where the time limit was reached too early.
     """
     layers = reading.convolutional_network
-    if not layers or reading.value_range is None or not _has_patterns(layers) or not is_plain_chain(layers):
-        return None
+    assert layers is not None
+    assert reading.value_range is not None
     if layers[-1].clips_below:
         negative = features[features < 0]
         least = _INACTIVE * np.sqrt(np.mean(negative**2)) if len(negative) else 0.0
         features = np.where(features > least, features, 0.0)
     trusts = [trust(layer, entry_errors(layer.weight_gradient, reading.step.knowledge)) for layer in layers]
     known = KnownChain(layers, features, upstream, trusts=trusts)
-    if known.work > MOST_WORK:
-        return None
     with contextlib.suppress(TimeLimitReachedError):
         found = search_images(known, Bounds(*reading.value_range), reading.random_stream())
         return found.values.reshape(reading.probe.dummies[0].shape)

@@ -34,7 +34,7 @@ from scipy.optimize import least_squares
 from dlg import random_streams
 from dlg.attack.analytic.convolution_layer import KINKED
 from dlg.attack.analytic.gradient_span import GradientSpan
-from dlg.attack.analytic.inexact_convolutions import rough_images
+from dlg.attack.analytic.inexact_convolutions import can_search, rough_images
 from dlg.attack.analytic.labels import is_mostly_hidden, scale_of_classes
 from dlg.attack.analytic.labels_within_bounds import labels_within_bounds
 from dlg.attack.analytic.layers import Layer, backpropagated, errors_at_logits
@@ -84,9 +84,9 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
     Returns
     -------
     inputs : ndarray, shape (B, ...), float64, or None
-        None for another network than fully connected layers whose activations
-        have an inverse, and than convolutions before such layers, see
-        `inexact_convolutions.rough_images`.
+        None unless the network is fully connected layers whose activations have
+        an inverse, or convolutions before such layers that
+        `inexact_convolutions.rough_images` can search.
     labels : ndarray, shape (B,), int64
         Theirs, by the last layer.
 
@@ -106,9 +106,9 @@ def rough_batch(reading: Reading) -> tuple[np.ndarray | None, np.ndarray] | None
         hidden = is_mostly_hidden(last.bias_gradient, reading.step)
         return None if hidden else (None, likely_labels(completed, reading.batch_size))
     features, labels = found
-    layers, convolutions = [layer for layer in reading.layers if layer is not None], reading.convolutional_network
+    layers = [layer for layer in reading.layers if layer is not None]
     is_perceptron = reading.perceptron is not None and reading.reads_dummy_data
-    if not (is_perceptron or convolutions) or any(not _is_invertible(layer) for layer in layers[:-1]):
+    if not (is_perceptron or can_search(reading)) or any(not _is_invertible(layer) for layer in layers[:-1]):
         return None, labels
     scale *= reading.loss_multiple or 1.0
     before = [_completed(layer, reading.batch_size, knowledge) for layer in layers[:-1]]

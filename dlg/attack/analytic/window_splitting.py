@@ -15,12 +15,11 @@ These are not, but each concerns one pixel or one window alone:
     h = max(0, the largest a of its window)
     z is the known maximum at the chosen position, and not above it at the others of its window
 
-Numbers that meet both kinds are looked for by the Douglas-Rachford iteration,
-which is the difference map of Elser et al. (2007) with β = 1: both
-kinds have a projection, and what is left between the two is added up. Near the
-images it finds which of the first layer's positions are the largest, which
-descent does not: where one in seven of them was wrong behind LeNet, four digits came from
-23 to 33 dB to 46 to 67 dB. The splitting by windows is this project's own.
+The Douglas-Rachford iteration finds numbers that meet both kinds, by the
+projection on each. It is the difference map of Elser et al. (2007) with β = 1.
+Near the images it finds the positions of the first layer's maxima, which descent
+does not: where one in seven was wrong behind LeNet, four digits came from 23 to
+33 dB to 46 to 67 dB. The splitting by windows is this project's own.
 """
 
 from __future__ import annotations
@@ -35,12 +34,13 @@ from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs
 from dlg.attack.deadline import check_deadline
 
-# The most numbers of one image, and of the first layer's outputs: two matrices have the square of that.
-_MOST_NUMBERS = 3000
-# How much a pixel counts, as its range is one,
+# The most numbers of one image, and of the second layer's input for one image: three dense matrices have the square of
+# that, 94 MiB each. A colour image of 32 by 32 pixels has 3072.
+_MOST_NUMBERS = 3500
+# The weight of a pixel, beside 1 for a number of the first layer. Each is relative to the square of the number's size.
 _PIXEL_WEIGHT = 0.3
-# and what an output of the second layer and the equations of its gradient count, all relative to their size. With 1 in
-# the place of 20, the iteration took five times as long for the same digits.
+# The same of the second layer's outputs, and of the equations of its gradient. With 1 in the place of 20, the iteration
+# took five times as long for the same digits.
 _OUTPUT_WEIGHT = 20.0
 # The size of a pixel, as a share of the range.
 _PIXEL_SIZE = 0.3
@@ -174,7 +174,7 @@ class WindowSplitting:
     def _with_maxima(
         self, sums: np.ndarray, hidden: np.ndarray, sum_: float, output: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest outputs and sums of the first layer of which the ones are the maxima of the others.
+        """The nearest outputs of the first layer behind and before its pooling, those before it second.
 
         A window is silent, with an output of zero and no sum above, or its
         output is the largest sum. Then it is the weighted mean of the output and
