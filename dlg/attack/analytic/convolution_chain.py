@@ -234,11 +234,16 @@ class KnownChain:
         """By how much each entry of a layer's gradient counts, shape (out, M)."""
         return np.ones(self.layers[place].filters.shape) if self.trusts is None else self.trusts[place]
 
+    @property
+    def seen_features(self) -> np.ndarray:
+        """Which outputs are known, shape (B, d), bool."""
+        return np.ones(self.features.shape, bool) if self.seen is None else self.seen
+
     @functools.cached_property
     def outputs(self) -> list[KnownOutputs]:
         """What is known of the last pre-activations, of each image."""
-        seen = np.ones(self.features.shape, bool) if self.seen is None else self.seen
-        return [KnownOutputs.of(self.layers[-1], *each) for each in zip(self.features, self.upstream, seen)]
+        by_image = zip(self.features, self.upstream, self.seen_features)
+        return [KnownOutputs.of(self.layers[-1], *each) for each in by_image]
 
 
 def work_of(layers: Sequence[ConvolutionLayer], batch_size: int) -> int:
@@ -257,8 +262,7 @@ class ChainMatching:
     """
 
     def __init__(self, known: KnownChain, bounds: Bounds) -> None:
-        seen = np.ones(known.features.shape, bool) if known.seen is None else known.seen
-        self._seen = seen.reshape(len(seen), len(known.layers[-1].weight), -1)
+        self._seen = known.seen_features.reshape(len(known.features), len(known.layers[-1].weight), -1)
         self._features = known.features.reshape(self._seen.shape)
         # The gradients at the last pre-activations, where those let them through.
         self._upstream = np.stack([each.upstream for each in known.outputs])

@@ -284,6 +284,11 @@ def forward(layers: Sequence[ConvolutionLayer], image: np.ndarray) -> np.ndarray
     return outputs[-1]
 
 
+def has_patterns(layers: Sequence[ConvolutionLayer]) -> bool:
+    """Whether gradients jump with a pattern of active units or of maxima in some layer."""
+    return any(layer.has_pattern for layer in layers)
+
+
 def is_plain_chain(layers: Sequence[ConvolutionLayer]) -> bool:
     """Whether each layer reads the one before it and nothing else, and none takes means."""
     return all(

@@ -39,7 +39,7 @@ from dlg.attack.analytic.convolution_equations import (
     fit_pattern,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, is_plain_chain
+from dlg.attack.analytic.convolution_layer import ConvolutionLayer, KnownOutputs, has_patterns, is_plain_chain
 from dlg.attack.analytic.convolution_network import KnownNetwork
 from dlg.attack.analytic.convolution_splitting import can_be_split, split_image
 from dlg.attack.analytic.layers import Layer, errors_at_logits
@@ -234,7 +234,7 @@ def recover_images(
             yield from _network_images(layers, features[0], gradients[0], bounds, rng)
         return
     output, upstream, batch_size = features, gradients, len(features)
-    if not any(layer.has_pattern for layer in layers) and _are_for_the_whole_network(layers, features):
+    if not has_patterns(layers) and _are_for_the_whole_network(layers, features):
         return
     ranks: list[LayerRank] = []
     open_inputs: list[tuple[_Remaining, list[LayerRank]]] = []
@@ -250,7 +250,7 @@ def recover_images(
         is_searched = is_large or (is_short and pools)
         if is_searched:
             yield from _searched(remaining, bounds, rng, ranks)
-            if is_short and remaining.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
+            if is_short and has_patterns(remaining.layers) and np.isfinite([bounds.low, bounds.high]).all():
                 return
         range_ = _OUTPUT_RANGES.get(layers[place - 1].activation or "", _UNBOUNDED)
         found = recover_input(layer.for_batch(batch_size), known, range_)
@@ -363,11 +363,6 @@ class _Remaining:
         return KnownOutputs.of(last.for_batch(len(self.features)), output, gradient, seen)
 
     @property
-    def has_patterns(self) -> bool:
-        """Whether gradients jump with a pattern of active units or of maxima."""
-        return any(layer.has_pattern for layer in self.layers)
-
-    @property
     def can_be_split(self) -> bool:
         """Whether this is one image behind two convolutions that `split_image` can take."""
         return len(self.features) == 1 and can_be_split(self.layers)
@@ -377,7 +372,7 @@ def _searched(
     remaining: _Remaining, bounds: Bounds, rng: np.random.Generator, ranks: Sequence[LayerRank]
 ) -> Iterator[ImageSearch]:
     """Images that are searched for through all of the layers that are left; none where least squares can do it."""
-    if remaining.has_patterns and np.isfinite([bounds.low, bounds.high]).all():
+    if has_patterns(remaining.layers) and np.isfinite([bounds.low, bounds.high]).all():
         if remaining.can_be_split:
             yield from _split(remaining, bounds, rng, ranks)
             return

@@ -44,7 +44,13 @@ from dlg.attack.analytic.convolution_equations import (
     LayerInput,
     recover_input,
 )
-from dlg.attack.analytic.convolution_layer import MOST_DEVIATIONS, ConvolutionLayer, KnownOutputs, is_plain_chain
+from dlg.attack.analytic.convolution_layer import (
+    MOST_DEVIATIONS,
+    ConvolutionLayer,
+    KnownOutputs,
+    has_patterns,
+    is_plain_chain,
+)
 from dlg.attack.analytic.inexact_head import fit_head
 from dlg.attack.analytic.layers import Layer
 from dlg.attack.analytic.reading import Reading
@@ -147,7 +153,7 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
         first is None
         or not np.any(first.bias_gradient)
         or not is_plain_chain(layers)
-        or not _has_patterns(layers)
+        or not has_patterns(layers)
         or is_large
     ):
         return None
@@ -160,7 +166,7 @@ def rough_image(reading: Reading, labels: np.ndarray) -> np.ndarray | None:
 def can_search(reading: Reading) -> bool:
     """Whether `rough_images` can be used: small convolutions in a chain with kinks or max pooling, and a range."""
     layers = reading.convolutional_network
-    if not layers or reading.value_range is None or not _has_patterns(layers) or not is_plain_chain(layers):
+    if not layers or reading.value_range is None or not has_patterns(layers) or not is_plain_chain(layers):
         return False
     return work_of(layers, reading.batch_size) <= MOST_WORK
 
@@ -193,11 +199,6 @@ def rough_images(reading: Reading, features: np.ndarray, upstream: np.ndarray) -
         found = search_images(known, Bounds(*reading.value_range), reading.random_stream())
         return found.values.reshape(reading.probe.dummies[0].shape)
     return None
-
-
-def _has_patterns(layers: Sequence[ConvolutionLayer]) -> bool:
-    """Whether some layer has a kink or takes maxima."""
-    return any(layer.has_pattern for layer in layers)
 
 
 def _recovered(
