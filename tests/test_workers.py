@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -67,20 +68,23 @@ def test_a_killed_process_costs_no_other_cell(tmp_path, death):
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1:1"])
 def test_an_address_without_a_dask_scheduler_is_refused(address, monkeypatch):
-    pytest.importorskip("distributed", reason="Dask is not installed")
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
     monkeypatch.setattr("dlg.audit.workers.SCHEDULER_TIMEOUT", 0.5)
     with pytest.raises(InputError, match=r"tcp://HOST:PORT") as refusal:
         connect(address)
     assert "\n" not in str(refusal.value)
+    # A client that is open is closed when it is collected. Where another one starts at that moment, neither ends.
+    clients = [each for each in gc.get_objects() if isinstance(each, distributed.Client)]
+    assert [each.status for each in clients if each.status not in ("closed", "newly-created")] == []
 
 
 def test_a_machine_too_busy_for_dasks_thread_is_one_line(monkeypatch):
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    pytest.importorskip("distributed", reason="Dask is not installed")
 
-    def too_late(*args, **options):
-        raise AssertionError  # as LoopRunner does
+    def too_late(runner):
+        raise AssertionError  # as where its thread is not there in time
 
-    monkeypatch.setattr(distributed, "Client", too_late)
+    monkeypatch.setattr("distributed.utils.LoopRunner._start_unlocked", too_late)
     with pytest.raises(InputError, match=r"thread did not start within ten seconds.*tcp://HOST:PORT") as refusal:
         connect("tcp://127.0.0.1:8786")
     assert "\n" not in str(refusal.value)

@@ -183,9 +183,28 @@ def connect(address: str) -> Any:
         import distributed
     except ImportError:
         raise InputError("--dask needs Dask on this machine and on its workers: pip install 'distributed'") from None
+
+    class Client(distributed.Client):
+        """One that closes where it cannot connect.
+
+        Dask leaves that to the garbage collector. Where it collects one client
+        while the next one starts, both wait for the same lock without end.
+        """
+
+        def __init__(self) -> None:
+            try:
+                super().__init__(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
+            except BaseException:
+                self.__del__()
+                raise
+
     try:
-        client = distributed.Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
-        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
+        client = Client()
+        try:
+            client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
+        except BaseException:
+            client.close()
+            raise
     except (AssertionError, OSError, ValueError, TypeError, ImportError) as error:
         raise InputError(
             f"--dask {address}: cannot work with a Dask scheduler there ({_reason(error)}); expected tcp://HOST:PORT,"
