@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
+from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize
 from scipy.special import softmax
 
@@ -76,6 +77,15 @@ _LEAST_DISTURBANCE = 0.02
 _ROUND_ITERATIONS = 80
 # The same after the last round.
 _LAST_ITERATIONS = 300
+# How often the splitting and least squares take turns after the last round, at most.
+_MOST_TURNS = 4
+# The splitting's first images are preferred up to this many times the cost of what the guesses have in common: of
+# three batches its images were nearer by 1 to 9 dB, though one cost 1.6 times as much.
+_PREFERENCE = 3
+# The standard deviation in pixels of the Gaussian with which images are smoothed before the splitting. Where it began
+# at the images themselves, it kept what was wrong in a place of 6 by 4 pixels: four digits ended at 22 to 34 dB, and
+# from smoothed ones at 40 to 52 dB.
+_SMOOTHING = 1.0
 # After so many steps the temperature changes.
 _STEPS_PER_TEMPERATURE = 10
 # The weight of the gradients of the layers before the last one in the steps. They jump with the most patterns: with
@@ -539,7 +549,9 @@ def _searched_together(
     rounds = _MOST_ROUNDS if work_of(known.layers, len(known.features)) <= MOST_WORK else 0
     for number in range(1, rounds + 1):
         begin_stage(f"searching for the images through all convolutions: round {number} of {_MOST_ROUNDS} at most")
-        images = _split(splitting, guesses, _ROUND_ITERATIONS)
+        images = guesses.mean(axis=0)
+        if splitting is not None:
+            images = splitting.solve(_smoothed(images, known), _majority(splitting, guesses), _ROUND_ITERATIONS)
         disturbed = images + disturbance * (bounds.high - bounds.low) * rng.standard_normal(shape)
         guesses = _annealed(matching, bounds.clip(disturbed), bounds, _Annealing.around(disturbance))
         disturbance = max(_DISTURBANCE_DECAY * disturbance, _LEAST_DISTURBANCE)
@@ -552,23 +564,37 @@ def _searched_together(
                 break
             falling = best.cost
     begin_stage("making the images exact")
-    exact = _refined(matching, best.values, bounds)
-    yield exact
-    split = _split(splitting, guesses, _LAST_ITERATIONS)
-    yield min(exact, _refined(matching, split, bounds), key=_cost)
+    best = _refined(matching, best.values, bounds)
+    yield best
+    if splitting is None:
+        return
+    images, choice, most = guesses.mean(axis=0), _majority(splitting, guesses), _PREFERENCE * best.cost
+    for _ in range(_MOST_TURNS):
+        split = splitting.solve(_smoothed(images, known), choice, _LAST_ITERATIONS)
+        found = _refined(matching, split, bounds)
+        if found.cost >= most:
+            break
+        yield found
+        if found.cost < _EXACT:
+            break
+        images, choice, most = found.values, splitting.choice(found.values), found.cost
 
 
 def _cost(images: Images) -> float:
     return images.cost
 
 
-def _split(splitting: WindowSplitting | None, guesses: np.ndarray, iterations: int) -> np.ndarray:
-    """The mean of guesses, or what the splitting makes of it with the maxima's positions that most of them have."""
-    images = guesses.mean(axis=0)
-    if splitting is None:
-        return images
+def _majority(splitting: WindowSplitting, guesses: np.ndarray) -> np.ndarray:
+    """The position that the most guesses have for each maximum of the second layer, (B, out, Q)."""
     votes = np.mean([np.eye(splitting.places)[splitting.choice(guess)] for guess in guesses], axis=0)
-    return splitting.solve(images, votes.argmax(axis=3), iterations)
+    return votes.argmax(axis=3)
+
+
+def _smoothed(images: np.ndarray, known: KnownChain) -> np.ndarray:
+    """Images, (B, n), through a Gaussian."""
+    shape = known.layers[0].input_shape
+    widths = [0, 0, *[_SMOOTHING] * (len(shape) - 1)]
+    return gaussian_filter(images.reshape(-1, *shape), widths).reshape(images.shape)
 
 
 @dataclasses.dataclass(frozen=True)
