@@ -260,12 +260,38 @@ def test_large_networks_are_descended_on_with_the_features_that_are_known(monkey
     assert strategy.objective.constants[FEATURES].any()
 
 
+def defended_strategy(network, spec, batch_size):
+    """What auto chooses for gradients under a defence that it is told of."""
+    trained, defense = participant(network, *digits(batch_size)), parse(spec)
+    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
+    options = AttackOptions.from_keywords(batch_size=batch_size, optimizer="auto", knows=defense.spec)
+    return choose(dataclasses.replace(step, knowledge=defense.knowledge), options)
+
+
 @pytest.mark.parametrize(("network", "has_start"), [(shallow_perceptron, True), (networks.lenet, False)])
 def test_no_search_that_ignores_the_bounds_runs_beside_one_from_a_batch_near_them(network, has_start):
-    images, labels = digits(2)
-    trained = participant(network, images, labels)
-    defense = parse("prune:0.5")
-    step = trained.shared_step(defense(trained.step(), np.random.default_rng(0)))
-    options = AttackOptions.from_keywords(batch_size=2, optimizer="auto", knows=defense.spec)
-    strategy = choose(dataclasses.replace(step, knowledge=defense.knowledge), options)
+    strategy = defended_strategy(network, "prune:0.5", 2)
     assert isinstance(strategy.optimizer, LevenbergMarquardt if has_start else BesideIgnorant)
+
+
+def wide_strides(feature, label):
+    """A convolution whose image can be searched for within a second."""
+    hidden = F.relu(paddle.nn.Conv2D(1, 4, 8, stride=4)(feature))
+    prediction = paddle.nn.Linear(144, 10)(paddle.flatten(hidden, 1))
+    return prediction, F.cross_entropy(prediction, label)
+
+
+@pytest.mark.parametrize(
+    ("network", "spec", "descends"),
+    [
+        (wide_strides, "gaussian:1e-1", True),
+        (wide_strides, "sign", False),
+        (networks.mlp, "gaussian:1e-1", False),
+        (networks.lenet, "gaussian:1e-1", False),
+    ],
+)
+def test_behind_a_defence_auto_descends_first_where_convolutions_have_kinks(network, spec, descends):
+    strategy = defended_strategy(network, spec, 1)
+    assert isinstance(strategy.optimizer, DescentThenLeastSquares) is descends
+    if descends:
+        assert strategy.restarts == 3
