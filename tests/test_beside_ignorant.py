@@ -7,6 +7,7 @@ import pytest
 
 from dlg.attack.optimizers import DummyBatch
 from dlg.attack.optimizers.beside_ignorant import BesideIgnorant
+from dlg.attack.optimizers.signed_adam import SignedAdam
 
 EXPLAINED = 0.1
 
@@ -87,6 +88,22 @@ def test_an_answer_that_is_far_from_the_shared_gradients_is_no_start():
     knowing = Scripted([5.0, 2.0], [1.0])
     assert [loss for _, loss in run(knowing, Scripted([4.5]))] == [5.0, 2.0, 2.0]
     assert knowing.began == [9.0]
+
+
+class Descent(Scripted, SignedAdam):
+    """A scripted descent, which has a start of its own and may not take more iterations than its schedule has."""
+
+    iterations = 2
+
+    def start(self, seed, restart):
+        return batch(20.0)
+
+
+def test_from_a_descent_the_search_that_knows_always_goes_on():
+    knowing, descent = Scripted([5.0, 4.0], [1.0]), Descent([15.0, 12.0, 11.0])
+    assert [loss for _, loss in run(knowing, descent)] == [5.0, 4.0, 4.0, 4.0, 1.0]
+    assert descent.began == [20.0]
+    assert knowing.began == [9.0, 12.0]
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])

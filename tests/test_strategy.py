@@ -285,13 +285,19 @@ def wide_strides(feature, label):
     ("network", "spec", "descends"),
     [
         (wide_strides, "gaussian:1e-1", True),
+        (wide_strides, "clip:1:1e-3", False),
         (wide_strides, "sign", False),
         (networks.mlp, "gaussian:1e-1", False),
         (networks.lenet, "gaussian:1e-1", False),
     ],
 )
-def test_behind_a_defence_auto_descends_first_where_convolutions_have_kinks(network, spec, descends):
+def test_behind_a_defence_a_descent_is_tried_where_there_are_convolutions_and_kinks(
+    network, spec, descends, monkeypatch
+):
+    descents, short_descent = [], strategy_module._short_descent
+    monkeypatch.setattr(
+        strategy_module, "_short_descent", lambda *given: descents.append(short_descent(*given)) or descents[0]
+    )
     strategy = defended_strategy(network, spec, 1)
-    assert isinstance(strategy.optimizer, DescentThenLeastSquares) is descends
-    if descends:
-        assert strategy.restarts == 3
+    assert [type(each) for each in descents] == [SignedAdam] * descends
+    assert isinstance(strategy.optimizer, BesideIgnorant) or not descends

@@ -258,22 +258,42 @@ def _descends_first(step: SharedStep, objective: Objective) -> bool:
     """Whether descent with a prior should lead least squares.
 
     So it should for pictures behind kinks, and for those that the gradients
-    leave open. Under a defence it should behind convolutions with kinks alone, and
-    not where only signs are known: five digits each behind a perceptron under four
-    defences came back no better, and batches of four under noise of 0.1 were 1.5 dB
-    further away. Samples in one row are no pictures here: a table's neighbouring
-    columns need not be alike.
+    leave open. Behind a defence that is known it does not lead, see
+    `_descends_beside`.
+    """
+    if step.knowledge != NOTHING or not _can_descend(step, objective):
+        return False
+    return _has_kinks(objective) or objective.most_determined < math.prod(objective.dummies[0].shape)
+
+
+def _descends_beside(step: SharedStep, objective: Objective, knowledge: BatchKnowledge) -> bool:
+    """Whether behind a defence a descent with a prior is worth a try where least squares does not arrive.
+
+    So it is in networks with convolutions and kinks. Behind perceptrons five
+    digits came no nearer by it under each of four defences, and under noise of
+    0.1 batches of four ended 1.5 dB further away. Nor is it where a batch was
+    searched for through all layers: a start from noise may come to a lower loss
+    than that batch, and be further away.
+    """
+    is_searched = knowledge.start is not None and step.batch_size > 1
+    # The weights of convolutions in a plane have four axes.
+    has_convolutions = any(gradient.ndim >= 4 for gradient in step.gradients.values())
+    return has_convolutions and not is_searched and _can_descend(step, objective) and _has_kinks(objective)
+
+
+def _can_descend(step: SharedStep, objective: Objective) -> bool:
+    """Whether the samples are pictures, which a prior is for.
+
+    Samples in one row are no pictures here: a table's neighbouring columns need
+    not be alike.
     """
     shape = objective.dummies[0].shape[1:]
     is_picture = objective.layout.is_single and len(shape) > 1 and picture_shape(shape) is not None
-    if not is_picture or min(shape[-2:]) < 2 or step.local_steps is not None or step.knowledge.has_signs_only:
-        return False
-    # The weights of convolutions have four axes.
-    if step.knowledge != NOTHING and all(gradient.ndim < 4 for gradient in step.gradients.values()):
-        return False
-    if any(_has_kink(op) for op in ops_behind(list(objective.dummy_gradients.values()))):
-        return True
-    return step.knowledge == NOTHING and objective.most_determined < math.prod(objective.dummies[0].shape)
+    return is_picture and min(shape[-2:]) >= 2 and step.local_steps is None
+
+
+def _has_kinks(objective: Objective) -> bool:
+    return any(_has_kink(op) for op in ops_behind(list(objective.dummy_gradients.values())))
 
 
 def _has_kink(op: Operation) -> bool:
@@ -358,13 +378,18 @@ def _from_leakage(
     optimizer: Optimizer
     descends = descends and knowledge.inputs is None and _descends_first(step, objective)
     if descends:
-        matched = _descent_objective(step, inferred.labels, _certain_features(leakage))
-        descent = SignedAdam(matched, SIGNED_ADAM_STEP, options.range, min(_DESCENT_ITERATIONS, options.iterations))
+        descent = _short_descent(step, options, inferred.labels, leakage)
         optimizer = DescentThenLeastSquares(descent, LevenbergMarquardt(objective, knowledge, with_prior=True))
     else:
         optimizer = entry.build(objective, options.learning_rate, knowledge)
     if isinstance(optimizer, LevenbergMarquardt) and _may_ignore_defense(step, objective, knowledge):
-        optimizer = _beside_ignorant(optimizer, objective, knowledge)
+        ignorant: LevenbergMarquardt | SignedAdam
+        if entry is LM_ENTRY and options.optimizer == AUTO and _descends_beside(step, objective, knowledge):
+            ignorant = _short_descent(step, options, inferred.labels, leakage)
+        else:
+            unknown = dataclasses.replace(objective, knowledge=NOTHING)
+            ignorant = LevenbergMarquardt(unknown, knowledge, is_defended=True)
+        optimizer = BesideIgnorant(optimizer, ignorant, _noise_loss(objective))
     found = 0 if knowledge.inputs is None else len(knowledge.inputs)
     name = optimizer.description
     if leakage is not None and found:
@@ -374,11 +399,9 @@ def _from_leakage(
     if scale != 1:
         notes.append(f"gradients: {scale:.6g} times those of the network's loss, as the last layers' samples show")
     # Nothing is random where every sample is known. Where gradients jump with a pattern, a start from noise may come to
-    # a lower loss than a batch that was searched for through all layers, and be further away: four digits behind LeNet
-    # came to 20 to 33 dB, and another start with half the loss to 14 to 15 dB. For one sample behind a defence it is
-    # the other way round: from descents six digits under prune:0.9 came to 10.8 to 21.9 dB, and to 8.1 to 15.2 without.
-    is_searched = descends and knowledge.start is not None and (step.knowledge == NOTHING or step.batch_size > 1)
-    is_only_start = found == step.batch_size or is_searched
+    # a lower loss than images that were searched for through all layers, and be further away: four digits behind LeNet
+    # came to 20 to 33 dB, and another start with half the loss to 14 to 15 dB.
+    is_only_start = found == step.batch_size or (descends and knowledge.start is not None)
     restarts = 1 if is_only_start else entry.default_restarts
     open_part = None if leakage is None or not leakage.is_exact else leakage.open_part
     return Strategy(name, objective, optimizer, notes, restarts, scale, open_part, findings=findings)
@@ -424,12 +447,16 @@ def _known_by_signs(
     return Strategy(_recovery_name(leakage, len(inputs), step.batch_size, optimizer), objective, optimizer, notes, 1)
 
 
-def _beside_ignorant(knowing: LevenbergMarquardt, objective: Objective, knowledge: BatchKnowledge) -> BesideIgnorant:
-    """Least squares that knows the defence, and the same that does not."""
-    ignorant = LevenbergMarquardt(dataclasses.replace(objective, knowledge=NOTHING), knowledge, is_defended=True)
+def _short_descent(step: SharedStep, options: AttackOptions, labels: np.ndarray, leakage: Leakage | None) -> SignedAdam:
+    """A descent with a prior, for least squares to go on from where it ends. It does not know the defence."""
+    matched = _descent_objective(step, labels, _certain_features(leakage))
+    return SignedAdam(matched, SIGNED_ADAM_STEP, options.range, min(_DESCENT_ITERATIONS, options.iterations))
+
+
+def _noise_loss(objective: Objective) -> float:
+    """The loss that the defence's noise leaves the right batch."""
     batch_size = objective.label_probability.shape[0]
-    expected = batch_size**2 * objective.knowledge.noise**2 * len(objective.dummy_gradients)
-    return BesideIgnorant(knowing, ignorant, expected)
+    return batch_size**2 * objective.knowledge.noise**2 * len(objective.dummy_gradients)
 
 
 def _known_batch(
