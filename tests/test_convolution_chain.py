@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -12,7 +13,16 @@ from attacking import digits
 from benchmarks.participant import fresh_scope, participant
 from paddle import nn
 
-from dlg.attack.analytic.convolution_chain import ChainMatching, KnownChain, linearised, search_images
+from dlg.attack.analytic import convolution_chain as chain_module
+from dlg.attack.analytic.convolution_chain import (
+    ChainMatching,
+    Images,
+    KnownChain,
+    _in_turns,
+    _smoothed,
+    linearised,
+    search_images,
+)
 from dlg.attack.analytic.convolution_equations import Bounds
 from dlg.attack.analytic.convolutions import features_of_one
 from dlg.attack.analytic.reading import Reading
@@ -118,3 +128,39 @@ def test_what_is_not_trusted_of_a_gradient_makes_no_difference():
         costs.append(matching.cost(1 - image, 0.0)[0])
     assert costs[0] == costs[1]
     assert costs[0] > 0.01
+
+
+def known_pixels(trusts=None):
+    """Two colour images of 8x8 pixels, of whose chain nothing else is asked."""
+    return KnownChain([SimpleNamespace(input_shape=(3, 8, 8))], np.zeros((2, 1)), np.zeros((2, 1)), trusts=trusts)
+
+
+def test_smoothing_mixes_neither_images_nor_colours():
+    level = np.repeat(np.arange(6.0), 64).reshape(2, -1)
+    assert np.allclose(_smoothed(level, known_pixels()), level)
+    point = np.zeros((2, 192))
+    point[0, 27] = 1
+    smoothed = _smoothed(point, known_pixels())
+    assert smoothed[0, :64].sum() == pytest.approx(1)
+    assert smoothed.max() < 0.2
+    assert not smoothed[0, 64:].any()
+    assert not smoothed[1].any()
+
+
+@pytest.mark.parametrize(
+    ("best", "trusts", "reached", "taken"),
+    [
+        (1.0, None, [2.0, 1.5, 1.6], [2.0, 1.5]),  # the first may cost three times as much, and no other may
+        (1.0, None, [3.5], []),
+        (1.0, [np.ones((1, 1))], [2.0], []),  # not behind a defence
+        (1.0, None, [0.5, 1e-13], [0.5, 1e-13]),  # exact
+        (1.0, None, [0.9, 0.8, 0.7, 0.6, 0.5], [0.9, 0.8, 0.7, 0.6]),  # four turns at most
+    ],
+)
+def test_splitting_and_least_squares_take_turns_while_the_cost_falls(best, trusts, reached, taken, monkeypatch):
+    left = list(reached)
+    monkeypatch.setattr(chain_module, "_refined", lambda matching, images, bounds: Images(images, left.pop(0)))
+    splitting = SimpleNamespace(places=2, choice=lambda _: np.zeros((2, 1, 1), int), solve=lambda images, *_: images)
+    guesses = np.zeros((6, 2, 192))
+    turns = _in_turns(known_pixels(trusts), None, splitting, PIXELS, guesses, Images(guesses[0], best))
+    assert [each.cost for each in turns] == taken

@@ -53,7 +53,7 @@ def results(tmp_path_factory):
     (site / "sitecustomize.py").write_text(SITE)
     environment = os.environ | {"PYTHONPATH": str(site), "ADDRESSES": str(folder / "addresses")}
     command = [sys.executable, "-m", "examples.flower", "--result_dir", str(folder)]
-    shown = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600)
+    shown = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500)
     log = folder / "flower.log"
     assert shown.returncode == 0, shown.stderr + (log.read_text()[-5000:] if log.exists() else "")
     (folder / "shown").write_text(shown.stdout)

@@ -73,16 +73,29 @@ def test_an_address_without_a_dask_scheduler_is_refused(address, monkeypatch):
     with pytest.raises(InputError, match=r"tcp://HOST:PORT") as refusal:
         connect(address)
     assert "\n" not in str(refusal.value)
-    # A client that is open is closed when it is collected. Where another one starts at that moment, neither ends.
-    clients = [each for each in gc.get_objects() if isinstance(each, distributed.Client)]
+    # An open client would be closed by the garbage collector, which hangs where another client is starting.
+    clients = [each for each in gc.get_objects() if issubclass(type(each), distributed.Client)]
     assert [each.status for each in clients if each.status not in ("closed", "newly-created")] == []
+
+
+def test_a_cluster_without_workers_is_refused_and_its_client_closed(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.setattr("dlg.audit.workers.WORKERS_TIMEOUT", 0.2)
+    closed, close = [], distributed.Client.close
+    monkeypatch.setattr(
+        distributed.Client, "close", lambda client, *given: closed.append(client) or close(client, *given)
+    )
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as cluster:
+        with pytest.raises(InputError, match="it has no workers"):
+            connect(cluster.scheduler_address)
+        assert {client.status for client in closed} == {"closed"}
 
 
 def test_a_machine_too_busy_for_dasks_thread_is_one_line(monkeypatch):
     pytest.importorskip("distributed", reason="Dask is not installed")
 
     def too_late(runner):
-        raise AssertionError  # as where its thread is not there in time
+        raise AssertionError  # what Dask raises where its thread does not start in time
 
     monkeypatch.setattr("distributed.utils.LoopRunner._start_unlocked", too_late)
     with pytest.raises(InputError, match=r"thread did not start within ten seconds.*tcp://HOST:PORT") as refusal:

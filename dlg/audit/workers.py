@@ -180,30 +180,16 @@ def connect(address: str) -> Any:
         workers.
     """
     try:
-        import distributed
+        import distributed  # noqa: F401
     except ImportError:
         raise InputError("--dask needs Dask on this machine and on its workers: pip install 'distributed'") from None
-
-    class Client(distributed.Client):
-        """One that closes where it cannot connect.
-
-        Dask leaves that to the garbage collector. Where it collects one client
-        while the next one starts, both wait for the same lock without end.
-        """
-
-        def __init__(self) -> None:
-            try:
-                super().__init__(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
-            except BaseException:
-                self.__del__()
-                raise
-
     try:
-        client = Client()
+        client = _client(address)
         try:
             client.wait_for_workers(1, timeout=WORKERS_TIMEOUT)
         except BaseException:
-            client.close()
+            with contextlib.suppress(Exception):
+                client.close()
             raise
     except (AssertionError, OSError, ValueError, TypeError, ImportError) as error:
         raise InputError(
@@ -211,6 +197,29 @@ def connect(address: str) -> Any:
             " with `dask scheduler` running there and a `dask worker` connected to it"
         ) from None
     return client
+
+
+def _client(address: str) -> Any:
+    """A client of the scheduler at this address."""
+    import distributed
+
+    class ClosedOnFailure(distributed.Client):
+        """A client that is closed at once where it cannot connect.
+
+        Otherwise the garbage collector closes it. Where that happens while another
+        client starts, it waits for a lock that its own thread holds.
+        """
+
+        def __init__(self) -> None:
+            try:
+                super().__init__(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
+            except BaseException:
+                # Unlike close, it does nothing where Dask's loop was never started.
+                with contextlib.suppress(Exception):
+                    self.__del__()
+                raise
+
+    return ClosedOnFailure()
 
 
 def _reason(error: Exception) -> str:
