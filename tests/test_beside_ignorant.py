@@ -42,9 +42,9 @@ class Scripted:
                 return
 
 
-def run(knowing, ignorant, expected_loss=0.0, restart=0, stop_at=None):
+def run(knowing, *others, expected_loss=0.0, restart=0, stop_at=None):
     """The iterations and losses that the observer sees."""
-    both, seen = BesideIgnorant(knowing, ignorant, expected_loss), []
+    both, seen = BesideIgnorant(knowing, others, expected_loss), []
     first = both.start(0, 0)
     start = both.start(0, restart) if restart else first
 
@@ -106,6 +106,15 @@ def test_from_a_descent_the_search_that_knows_always_goes_on():
     assert knowing.began == [9.0, 12.0]
 
 
+def test_the_next_search_has_its_turn_where_the_one_before_did_not_arrive():
+    knowing, descent = Scripted([5.0], [3.0], [0.05]), Descent([15.0])
+    assert [loss for _, loss in run(knowing, Scripted([4.0]), descent)] == [5.0, 4.0, 3.0, 3.0, 0.05]
+    assert knowing.began == [9.0, 4.0, 15.0]
+    knowing, descent = Scripted([5.0], [0.05]), Descent([15.0])
+    assert run(knowing, Scripted([4.0]), descent)[-1] == (3, 0.05)
+    assert descent.began == []
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_the_observer_ends_it_in_any_of_the_searches(stop_at):
     seen = run(Scripted([5.0], [1.0, 0.5]), Scripted([2.0]), stop_at=stop_at)
@@ -118,9 +127,9 @@ def test_later_starts_are_for_the_search_that_knows():
     assert ignorant.began == []
 
 
-def test_both_searches_count():
-    both = BesideIgnorant(Scripted(), Scripted(), 0.0)
-    assert both.evaluations == 6
+def test_all_searches_count():
+    both = BesideIgnorant(Scripted(), [Scripted(), Scripted()], 0.0)
+    assert both.evaluations == 9
     assert both.description == "least squares"
     assert both.findings == ["a finding"]
 

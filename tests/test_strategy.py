@@ -233,6 +233,14 @@ def test_auto_descends_before_least_squares_where_there_are_kinks():
     assert seen == sorted(seen, reverse=True)
 
 
+def test_descent_leaves_a_half_of_few_iterations_to_least_squares(monkeypatch):
+    given = []
+    monkeypatch.setattr(LevenbergMarquardt, "run", lambda self, start, iterations, *others: given.append(iterations))
+    strategy = colour_strategy(2, convolution_with_kinks, iterations=5)
+    strategy.optimizer.run(strategy.optimizer.start(0, 0), 5, 10, lambda *observed: False)
+    assert given == [2]
+
+
 def test_auto_descends_where_counting_shows_that_the_batch_is_open():
     strategy = colour_strategy(9)
     assert strategy.objective.most_determined < 9 * 3 * 16 * 16
