@@ -53,8 +53,8 @@ _PRIOR_WEIGHT = 1e-2
 _FEATURE_WEIGHT = 1.0
 # How many iterations descent has before least squares, and at most which share of all. Of the 60 that the audit gives it
 # would take all, and it is least squares that arrives.
-_DESCENT_SHARE = 0.5
 _DESCENT_ITERATIONS = 1500
+_DESCENT_SHARE = 0.5
 # Ops whose derivative jumps. A step of least squares takes it for constant, and so does not see where it leads.
 _KINKED_ACTIVATIONS = """
     relu relu6 leaky_relu prelu rrelu thresholded_relu selu maxout abs clip hardtanh hardsigmoid hardswish softshrink
