@@ -51,8 +51,8 @@ _PRIOR_WEIGHT = 1e-2
 # The weight of the last layer's features in that descent. One colour picture came out of a ConvNet at 12.4 dB with it,
 # and at 9.9 dB with 10.
 _FEATURE_WEIGHT = 1.0
-# How many iterations descent has before least squares, and at most which share of all. Of the 60 that the audit gives it
-# would take all, and it is least squares that arrives.
+# How many iterations descent has before least squares, and at most which share of all. It would take all of the 60 that
+# the audit gives, and it is least squares that arrives.
 _DESCENT_ITERATIONS = 1500
 _DESCENT_SHARE = 0.5
 # Ops whose derivative jumps. A step of least squares takes it for constant, and so does not see where it leads.
