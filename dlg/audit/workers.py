@@ -19,7 +19,7 @@ from dlg.errors import InputError, one_line, quoted
 # Loky replaces a worker whose memory has grown. That costs next to nothing, so the user need not know.
 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
 
-# The most processes that are started unless the user says otherwise: each takes up to 1 GiB.
+# The most processes that are started unless the user says otherwise: each takes up to 1.2 GiB.
 _MOST_DEFAULT_JOBS = 4
 # Seconds until a Dask scheduler that does not answer is given up: on a local network it answers within one.
 SCHEDULER_TIMEOUT = 10
