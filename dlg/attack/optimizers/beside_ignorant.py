@@ -51,7 +51,7 @@ class BesideIgnorant:
     ) -> None:
         self._knowing, self._others, self._expected_loss = knowing, others, expected_loss
         self._first: DummyBatch | None = None
-        self._starts: list[DummyBatch] = []
+        self._seed = 0
         self.findings = knowing.findings
 
     @property
@@ -68,7 +68,7 @@ class BesideIgnorant:
         """As the search that knows starts."""
         start = self._knowing.start(seed, restart)
         if not restart:
-            self._first, self._starts = start, [other.start(seed, restart) for other in self._others]
+            self._first, self._seed = start, seed
         return start
 
     def run(self, start: DummyBatch, iterations: int, report_every: int, observe: Observer) -> None:
@@ -84,11 +84,11 @@ class BesideIgnorant:
         answer = shown.latest
         run = BestShown(shown.of_next(), answer, lambda loss, best: max(loss, self._expected_loss) < best)
         run.is_over = shown.is_over
-        for other, first in zip(self._others, self._starts):
+        for other in self._others:
             if run.is_over or self._is_arrived(run.best.loss):
                 return
             count = min(other.iterations, iterations) if isinstance(other, SignedAdam) else iterations
-            other.run(first, count, report_every, self._as_knowing_sees_it(run.of_next()))
+            other.run(other.start(self._seed, 0), count, report_every, self._as_knowing_sees_it(run.of_next()))
             # From where the first search ended, or began, there is nothing new.
             is_new = all(not np.array_equal(run.latest.values[0], each.values[0]) for each in (start, answer))
             is_near = isinstance(other, SignedAdam) or run.latest.loss <= _WORTH_A_SEARCH * run.best.loss
